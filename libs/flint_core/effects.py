@@ -1,0 +1,94 @@
+"""What the machine asks of the world: effects.
+
+The machine has no I/O. It emits effects; whoever drives it (a worker, a test kit) carries them out and feeds the outcome
+back as an event with the same `effect_id`. Effects are never stored: they are derived again from the state
+(`Machine.pending()`) after a restore.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+__all__ = ["Call", "CancelEffect", "Deferred", "Effect", "Evaluate", "Timer", "TimerKind"]
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """An expression inside a call's arguments that names `$secrets`.
+
+    Only the executor's side may evaluate it, with the secrets it needs: the result never enters the machine's state.
+    `source` is a jq expression when `template` is false, else a string with `${ … }` parts to interpolate.
+    """
+
+    source: str
+    template: bool
+    input: Any
+    variables: dict[str, Any]
+    secrets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Evaluate a jq expression that is outside the fast path. Answer with `Evaluated` or `EvaluateFailed`.
+
+    Pure: repeated on replay, and a success is not recorded in the journal.
+    """
+
+    effect_id: int
+    source: str
+    input: Any
+    variables: dict[str, Any]
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Execute a function with a side effect. Answer with `CallSucceeded` or `CallFailed`.
+
+    `idempotency_key` is made of run, reset generation, step pointer and iteration, never of attempt or leg (promise 3).
+    `arguments` is JSON, except that any value in it may be a `Deferred`.
+    """
+
+    effect_id: int
+    step: str  # JSON pointer, such as /do/0/fetchOrder
+    name: str  # last segment of the pointer
+    iteration: str  # "" or indexes of enclosing iterations and branches, such as "3.0"
+    attempt: int
+    function: str  # "http", "sql", "email", "noop"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    idempotency_key: str = ""
+
+
+class TimerKind(StrEnum):
+    """Why a timer was set."""
+
+    WAIT = "wait"
+    RETRY = "retry"
+    DEADLINE = "deadline"
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """Tell the machine when a moment has come. Answer with `TimerFired` at or after `until_ms` (Unix epoch, ms).
+
+    When only timers are pending the run may leave its worker: the leg blocks until the earliest one.
+    """
+
+    effect_id: int
+    until_ms: int
+    kind: TimerKind
+
+
+@dataclass(frozen=True, slots=True)
+class CancelEffect:
+    """Stop an effect that is no longer wanted (a sibling failed, a deadline passed, the run was cancelled).
+
+    No answer is needed; one that comes all the same is ignored by the machine.
+    """
+
+    effect_id: int
+
+
+Effect = Call | Evaluate | Timer | CancelEffect
