@@ -30,7 +30,9 @@ def generate(out: Path) -> None:
     protos = sorted(str(p.relative_to(ROOT / "proto")) for p in (ROOT / "proto").rglob("*.proto"))
     includes = [f"-I{ROOT / 'proto'}", f"-I{googleapis()}", f"-I{files('grpc_tools') / '_proto'}"]
     targets = [f"--{kind}_out={out}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
-    if protoc.main(["protoc", *includes, *targets, *protos]) != 0:
+    tools = Path(sys.executable).parent
+    plugins = [f"--plugin=protoc-gen-{kind}={tools / f'protoc-gen-{kind}'}" for kind in ("mypy", "mypy_grpc")]
+    if protoc.main(["protoc", *includes, *plugins, *targets, *protos]) != 0:
         raise SystemExit("protoc failed")
     for path in sorted(out.rglob("*_pb2_grpc.py*")):
         proto = (ROOT / "proto" / path.relative_to(out)).with_name(re.sub(r"_pb2_grpc\.pyi?$", ".proto", path.name))
