@@ -1,0 +1,75 @@
+"""Executors: one file per function, each carries out the side effect of a call step.
+
+An executor never sees the run's state, the journal or the machine. What it returns is JSON (the leg runner enforces the
+limit on its size); what it raises is `ExecutionFailed` with a typed problem. Any other exception is a defect and is
+recorded as a runtime problem without its text, which might hold a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from flint_core.problems import Problem
+from flint_ops.config import Settings
+
+__all__ = ["ExecutionFailed", "Executor", "ExecutorFactory", "ResolvedCall", "build_executors"]
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedCall:
+    """A call with every argument evaluated, those that name secrets included: never log or record `arguments`.
+
+    `deadline_s` is the time from now after which the outcome is no longer wanted; None when there is no such limit.
+    """
+
+    function: str
+    arguments: dict[str, Any]
+    idempotency_key: str
+    step: str
+    run_id: str
+    trace_id: str
+    deadline_s: float | None = None
+
+
+class ExecutionFailed(Exception):
+    """The function failed in a way the definition may catch and retry.
+
+    `retry_after_ms` is the other side's own wish, if it had one. Neither may hold a secret.
+    """
+
+    def __init__(self, problem: Problem, retry_after_ms: int | None = None) -> None:
+        super().__init__(problem.title)
+        self.problem = problem
+        self.retry_after_ms = retry_after_ms
+
+
+class Executor(Protocol):
+    """Carries out one function. One object serves many calls at once.
+
+    A cancelled `execute` stops as soon as it can and lets CancelledError pass.
+    """
+
+    async def execute(self, call: ResolvedCall) -> Any:
+        """The call's JSON result. Raises `ExecutionFailed`."""
+        ...
+
+    async def close(self) -> None:
+        """Gives back pools and connections. No call is running any more."""
+        ...
+
+
+ExecutorFactory = Callable[[Settings], Executor]
+
+
+def _factories() -> Mapping[str, ExecutorFactory]:
+    from flint_worker.executors.noop import NoopExecutor  # noqa: PLC0415  (executors import this module)
+
+    factories: dict[str, ExecutorFactory] = {"noop": lambda settings: NoopExecutor()}
+    return factories
+
+
+def build_executors(settings: Settings) -> dict[str, Executor]:
+    """One executor per function name. Call it within a running event loop; `close` each at the end."""
+    return {name: factory(settings) for name, factory in _factories().items()}
