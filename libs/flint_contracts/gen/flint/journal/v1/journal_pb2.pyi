@@ -39,6 +39,7 @@ class JournalEntry(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    SEAL_SESSION_FIELD_NUMBER: _builtins.int
     run_id: _builtins.bytes
     """The run, 16 bytes."""
     leg_nonce: _builtins.bytes
@@ -55,6 +56,8 @@ class JournalEntry(_message.Message):
     """The core's events since the entry before, in the core's encoding; replaying them on the snapshot before gives the state."""
     snapshot: _builtins.bytes
     """The core's state after the entry; set when the leg blocks, yields, or every so often in a long leg."""
+    seal_session: _builtins.bytes
+    """For a SEAL: the owner session that appended it, 16 bytes. Only that session takes it as its barrier."""
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[_runs_pb2.StepRecord]:
         """What is shown of the steps it records."""
@@ -76,10 +79,11 @@ class JournalEntry(_message.Message):
         events: _builtins.bytes = ...,
         snapshot: _builtins.bytes = ...,
         end: Global___LegEnd | None = ...,
+        seal_session: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimant", b"claimant", "end", b"end", "events", b"events", "index", b"index", "leg", b"leg", "leg_nonce", b"leg_nonce", "run_id", b"run_id", "seal", b"seal", "snapshot", b"snapshot", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimant", b"claimant", "end", b"end", "events", b"events", "index", b"index", "leg", b"leg", "leg_nonce", b"leg_nonce", "run_id", b"run_id", "seal", b"seal", "seal_session", b"seal_session", "snapshot", b"snapshot", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
