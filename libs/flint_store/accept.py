@@ -1,0 +1,148 @@
+"""Accepting runs: one statement for all the starts of a moment (R0, R2).
+
+A start is answered after this statement has committed. Starts that the owner of their shard accepts are fenced by its
+session and may open their first leg in the same commit; starts accepted by any other replica carry the `adopt` flag and
+are found by the owner's sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from flint_store.fence import FENCE, OwnerSession
+
+__all__ = ["Accepted", "NewRun", "accept_runs"]
+
+
+@dataclass(slots=True)
+class NewRun:
+    """One start, ready to be stored."""
+
+    run_id: bytes
+    namespace: str
+    definition_id: int
+    group: int
+    level: int
+    request_id: str
+    request_hash: bytes
+    trace_id: bytes
+    input: bytes
+    leg_nonce: bytes | None = None  # set when its first leg opens with the start
+    claimant: str | None = None
+    generation: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class Accepted:
+    """What one start became. `same_request` is False when the request id was used for other content."""
+
+    run_id: bytes
+    created: bool
+    same_request: bool
+    created_at: datetime
+    state: int
+
+
+_COLUMNS = """
+    SELECT u.run_id, u.namespace_id, u.definition_id, u.group_id,
+           CASE WHEN u.leg_nonce IS NULL THEN 1 ELSE 2 END, u.level, u.request_id, u.request_hash, u.trace_id, u.input,
+           1, 0, 0, CASE WHEN u.leg_nonce IS NULL THEN 0 ELSE 1 END, u.leg_nonce, u.claimant, u.leg_generation,
+           0, false, {adopt}, clock_timestamp(), CASE WHEN u.leg_nonce IS NULL THEN NULL ELSE clock_timestamp() END
+    FROM {source} unnest(
+        CAST(:run_ids AS uuid[]), CAST(:namespaces AS text[]), CAST(:definitions AS bigint[]), CAST(:groups AS int[]),
+        CAST(:levels AS int[]), CAST(:request_ids AS text[]), CAST(:request_hashes AS bytea[]),
+        CAST(:trace_ids AS bytea[]), CAST(:inputs AS bytea[]), CAST(:nonces AS uuid[]), CAST(:claimants AS text[]),
+        CAST(:generations AS bigint[])
+    ) AS u(run_id, namespace_id, definition_id, group_id, level, request_id, request_hash, trace_id, input, leg_nonce,
+           claimant, leg_generation)
+"""
+
+_INSERT = """
+    INSERT INTO run (run_id, namespace_id, definition_id, group_id, state, level, request_id, request_hash, trace_id,
+                     input, change, position, snapshot_position, leg, leg_nonce, claimant, leg_generation, losses,
+                     cancel_requested, adopt, created_at, started_at)
+    {select}
+    ON CONFLICT (namespace_id, request_id) WHERE request_id IS NOT NULL DO NOTHING
+    RETURNING run_id, created_at, state
+"""
+
+# Insert fenced by the owner's session: no row at all when the session has ended.
+ACCEPT_OWNED = text(f"""
+WITH fence AS MATERIALIZED ({FENCE}),
+inserted AS ({_INSERT.format(select=_COLUMNS.format(adopt="false", source="fence,"))})
+SELECT NULL::uuid AS run_id, clock_timestamp() AS created_at, (SELECT count(*) FROM fence) AS state
+UNION ALL SELECT run_id, created_at, state FROM inserted
+""")
+
+# Insert by a replica that does not own the shards: needs no fence, the run waits for its owner.
+ACCEPT_FOREIGN = text(_INSERT.format(select=_COLUMNS.format(adopt="true", source="")))
+
+# What earlier starts with the same request ids became; unique index (namespace_id, request_id).
+FIND_REQUESTS = text("""
+SELECT r.namespace_id, r.request_id, r.run_id, r.request_hash, r.created_at, r.state
+FROM unnest(CAST(:namespaces AS text[]), CAST(:request_ids AS text[])) AS u(namespace_id, request_id)
+JOIN run r ON r.namespace_id = u.namespace_id AND r.request_id = u.request_id
+""")
+
+
+def _parameters(runs: Sequence[NewRun]) -> dict[str, object]:
+    return {
+        "run_ids": [UUID(bytes=r.run_id) for r in runs],
+        "namespaces": [r.namespace for r in runs],
+        "definitions": [r.definition_id for r in runs],
+        "groups": [r.group for r in runs],
+        "levels": [r.level for r in runs],
+        "request_ids": [r.request_id or None for r in runs],
+        "request_hashes": [r.request_hash for r in runs],
+        "trace_ids": [r.trace_id for r in runs],
+        "inputs": [r.input for r in runs],
+        "nonces": [UUID(bytes=r.leg_nonce) if r.leg_nonce else None for r in runs],
+        "claimants": [r.claimant for r in runs],
+        "generations": [r.generation for r in runs],
+    }
+
+
+async def accept_runs(
+    connection: AsyncConnection, runs: Sequence[NewRun], session: OwnerSession | None
+) -> list[Accepted] | None:
+    """Store the runs in one commit and tell what each became, in order.
+
+    With a session the insert is fenced; None is answered when the session has ended (nothing was stored then). Without
+    one, the runs are stored for adoption and must not open legs. A run whose request id is in use is not stored again:
+    the earlier one is answered. Safe to repeat with the same runs after a lost answer.
+    """
+    parameters = _parameters(runs)
+    stored: dict[bytes, tuple[datetime, int]] = {}
+    if session is not None:
+        rows = (await connection.execute(ACCEPT_OWNED, parameters | session.parameters())).all()
+        if rows[0].state == 0:
+            return None
+        stored = {r.run_id.bytes: (r.created_at, r.state) for r in rows[1:]}
+    else:
+        rows = (await connection.execute(ACCEPT_FOREIGN, parameters)).all()
+        stored = {r.run_id.bytes: (r.created_at, r.state) for r in rows}
+    missing = [r for r in runs if r.run_id not in stored]
+    earlier: dict[tuple[str, str], tuple[bytes, bytes, datetime, int]] = {}
+    if missing:
+        found = await connection.execute(
+            FIND_REQUESTS,
+            {"namespaces": [r.namespace for r in missing], "request_ids": [r.request_id for r in missing]},
+        )
+        earlier = {
+            (f.namespace_id, f.request_id): (f.run_id.bytes, bytes(f.request_hash), f.created_at, f.state) for f in found
+        }
+    answers = []
+    for run in runs:
+        mine = stored.get(run.run_id)
+        if mine is not None:
+            answers.append(Accepted(run.run_id, True, True, mine[0], mine[1]))
+            continue
+        run_id, request_hash, created_at, state = earlier[run.namespace, run.request_id]
+        answers.append(Accepted(run_id, run_id == run.run_id, request_hash == run.request_hash, created_at, state))
+    return answers

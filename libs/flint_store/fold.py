@@ -1,0 +1,145 @@
+"""Folding the journal into the record: one fenced statement for hundreds of entries (R2, R5).
+
+The owner has judged the entries already (leg number, nonce, claimant, index); the statement checks once more that every
+run's row is the one the judgement was made on (its `change` number) and fails as a whole when one is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from flint_store.fence import FENCE, Fenced, OwnerSession
+
+__all__ = ["EntryRow", "RunFold", "fold_runs"]
+
+
+@dataclass(frozen=True, slots=True)
+class EntryRow:
+    """One accepted journal entry. `steps` is a JournalEntry that holds steps and end only."""
+
+    run_id: bytes
+    index: int
+    leg: int
+    claimant: str
+    steps: bytes
+    events: bytes
+    end_kind: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunFold:
+    """What one commit changes of one run. `change` is its change number after the commit."""
+
+    run_id: bytes
+    change: int
+    position: int
+    state: int
+    leg_closed: bool
+    losses: int
+    cancel_requested: bool = False
+    snapshot: bytes | None = None  # None keeps the one before
+    snapshot_position: int = 0
+    output: bytes | None = None
+    error: bytes | None = None
+    wake_at_ms: int | None = None
+    ended: bool = False
+    clear_inbox: bool = False
+
+
+# Nested loops over primary keys (the lane's connection forbids other plans); watched by a test. Entries are inserted
+# whether or not a run's row matched: the CASE at the end then fails the statement as a whole.
+FOLD = text(f"""
+WITH fence AS MATERIALIZED ({FENCE}),
+folded AS (
+    UPDATE run r SET change = u.change, position = u.position, state = u.state, losses = u.losses,
+           cancel_requested = r.cancel_requested OR u.cancel_requested,
+           leg_nonce = CASE WHEN u.leg_closed THEN NULL ELSE r.leg_nonce END,
+           claimant = CASE WHEN u.leg_closed THEN NULL ELSE r.claimant END,
+           snapshot = CASE WHEN u.ended THEN NULL WHEN u.snapshot IS NULL THEN r.snapshot ELSE u.snapshot END,
+           snapshot_position = CASE WHEN u.snapshot IS NULL THEN r.snapshot_position ELSE u.snapshot_position END,
+           output = u.output, error = u.error, wake_at = u.wake_at, adopt = false,
+           ended_at = CASE WHEN u.ended THEN clock_timestamp() ELSE NULL END
+    FROM fence, unnest(
+        CAST(:run_ids AS uuid[]), CAST(:changes AS bigint[]), CAST(:positions AS bigint[]), CAST(:states AS int[]),
+        CAST(:losses AS int[]), CAST(:cancels AS boolean[]), CAST(:closed AS boolean[]), CAST(:snapshots AS bytea[]),
+        CAST(:snapshot_positions AS bigint[]), CAST(:outputs AS bytea[]), CAST(:errors AS bytea[]),
+        CAST(:wakes AS timestamptz[]), CAST(:ended AS boolean[])
+    ) AS u(run_id, change, position, state, losses, cancel_requested, leg_closed, snapshot, snapshot_position, output,
+           error, wake_at, ended)
+    WHERE r.run_id = u.run_id AND r.change = u.change - 1
+    RETURNING 1),
+entries AS (
+    INSERT INTO run_entry (run_id, index, leg, claimant, steps, events, end_kind, recorded_at)
+    SELECT e.run_id, e.index, e.leg, e.claimant, e.steps, e.events, e.end_kind, clock_timestamp()
+    FROM fence, unnest(
+        CAST(:entry_run_ids AS uuid[]), CAST(:entry_indexes AS bigint[]), CAST(:entry_legs AS int[]),
+        CAST(:entry_claimants AS text[]), CAST(:entry_steps AS bytea[]), CAST(:entry_events AS bytea[]),
+        CAST(:entry_ends AS int[])
+    ) AS e(run_id, index, leg, claimant, steps, events, end_kind)
+    RETURNING 1)
+SELECT (SELECT count(*) FROM fence) AS held, clock_timestamp() AS at, (SELECT count(*) FROM entries) AS entries,
+       CASE WHEN (SELECT count(*) FROM fence) = 1 AND (SELECT count(*) FROM folded) <> :expected
+            THEN 1 / (SELECT count(*) * 0 FROM folded) ELSE 0 END AS unchanged
+""")
+
+# The same, also emptying the inboxes whose rows the fold consumed.
+FOLD_AND_CLEAR = text(
+    FOLD.text.replace(
+        "\nSELECT (SELECT count(*) FROM fence) AS held",
+        """,
+cleared AS (
+    DELETE FROM inbox i USING fence, unnest(CAST(:inbox_run_ids AS uuid[])) AS c(run_id)
+    WHERE i.run_id = c.run_id RETURNING 1)
+SELECT (SELECT count(*) FROM fence) AS held""",
+    )
+)
+
+
+async def fold_runs(
+    connection: AsyncConnection, session: OwnerSession, folds: Sequence[RunFold], entries: Sequence[EntryRow]
+) -> datetime:
+    """Commit the changes and the entries in one statement; answers PostgreSQL's time.
+
+    Raises `Fenced` when the session has ended (nothing was written), and a DataError of SQLAlchemy (nothing was written)
+    when a row had changed or a value cannot be stored: the caller bisects.
+    """
+    cleared = [UUID(bytes=f.run_id) for f in folds if f.clear_inbox]
+    parameters: dict[str, object] = {
+        "run_ids": [UUID(bytes=f.run_id) for f in folds],
+        "changes": [f.change for f in folds],
+        "positions": [f.position for f in folds],
+        "states": [f.state for f in folds],
+        "losses": [f.losses for f in folds],
+        "cancels": [f.cancel_requested for f in folds],
+        "closed": [f.leg_closed for f in folds],
+        "snapshots": [f.snapshot for f in folds],
+        "snapshot_positions": [f.snapshot_position for f in folds],
+        "outputs": [f.output for f in folds],
+        "errors": [f.error for f in folds],
+        "wakes": [
+            datetime.fromtimestamp(f.wake_at_ms / 1000, UTC) if f.wake_at_ms is not None else None for f in folds
+        ],
+        "ended": [f.ended for f in folds],
+        "expected": len(folds),
+        "entry_run_ids": [UUID(bytes=e.run_id) for e in entries],
+        "entry_indexes": [e.index for e in entries],
+        "entry_legs": [e.leg for e in entries],
+        "entry_claimants": [e.claimant for e in entries],
+        "entry_steps": [e.steps for e in entries],
+        "entry_events": [e.events for e in entries],
+        "entry_ends": [e.end_kind for e in entries],
+    }
+    if cleared:
+        parameters["inbox_run_ids"] = cleared
+    statement = FOLD_AND_CLEAR if cleared else FOLD
+    row = (await connection.execute(statement, parameters | session.parameters())).one()
+    if row.held == 0:
+        raise Fenced
+    at: datetime = row.at
+    return at

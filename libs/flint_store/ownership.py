@@ -1,0 +1,167 @@
+"""Owner sessions, terms of shard groups, and the journal's generation (R1, R2, R11).
+
+etcd permits an attempt; what counts is written here. A takeover, in one transaction: lock my own session, end the
+sessions of the groups' former owners (which waits for their commits under way and fences all later ones), raise the terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID, uuid4
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from flint_store.fence import FENCE, Fenced, OwnerSession
+
+__all__ = [
+    "GroupTerm",
+    "begin_session",
+    "end_session",
+    "give_groups",
+    "next_generation",
+    "read_generation",
+    "save_watermarks",
+    "take_groups",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTerm:
+    """One term of one group: what a takeover obtained."""
+
+    group: int
+    term: int
+    watermark: int  # every journal entry of the group up to this stream sequence is folded
+    watermark_generation: int
+
+
+BEGIN_SESSION = text("""
+INSERT INTO owner_session (session_id, nonce, scheduler_id, address, started_at)
+VALUES (:session_id, :session_nonce, :scheduler_id, :address, clock_timestamp())
+""")
+
+# A scheduler id is one process at a time: sessions that its dead predecessor left open end with its successor's start.
+END_FORMER = text("""
+UPDATE owner_session SET ended_at = clock_timestamp()
+WHERE scheduler_id = :scheduler_id AND ended_at IS NULL AND session_id <> :session_id
+""")
+
+END_SESSION = text("""
+WITH ended AS (
+    UPDATE owner_session SET ended_at = clock_timestamp()
+    WHERE session_id = :session_id AND nonce = :session_nonce AND ended_at IS NULL RETURNING 1)
+UPDATE shard_group SET session_id = NULL WHERE session_id = :session_id
+""")
+
+LOCK_SESSION = text(FENCE)
+
+# Waits for every commit of the former owners that is under way: they hold the rows FOR SHARE.
+END_OWNERS = text("""
+UPDATE owner_session SET ended_at = clock_timestamp()
+WHERE ended_at IS NULL AND session_id IN (
+    SELECT session_id FROM shard_group
+    WHERE group_id = ANY(CAST(:groups AS int[])) AND session_id IS NOT NULL AND session_id <> :session_id)
+""")
+
+RAISE_TERMS = text("""
+UPDATE shard_group SET term = term + 1, nonce = :session_nonce, session_id = :session_id
+WHERE group_id = ANY(CAST(:groups AS int[]))
+RETURNING group_id, term, watermark, watermark_generation
+""")
+
+GIVE_GROUPS = text(f"""
+WITH fence AS MATERIALIZED ({FENCE}), given AS (
+    UPDATE shard_group g SET session_id = NULL, watermark = u.watermark, watermark_generation = :generation
+    FROM fence, unnest(CAST(:groups AS int[]), CAST(:watermarks AS bigint[])) AS u(group_id, watermark)
+    WHERE g.group_id = u.group_id AND g.session_id = :session_id RETURNING 1)
+SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM given)
+""")
+
+SAVE_WATERMARKS = text(f"""
+WITH fence AS MATERIALIZED ({FENCE}), saved AS (
+    UPDATE shard_group g SET watermark = u.watermark, watermark_generation = :generation
+    FROM fence, unnest(CAST(:groups AS int[]), CAST(:watermarks AS bigint[])) AS u(group_id, watermark)
+    WHERE g.group_id = u.group_id AND g.session_id = :session_id RETURNING 1)
+SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM saved)
+""")
+
+READ_GENERATION = text("SELECT journal_generation FROM cluster WHERE id = 1")
+
+NEXT_GENERATION = text(f"""
+WITH fence AS MATERIALIZED ({FENCE})
+UPDATE cluster SET journal_generation = journal_generation + 1
+FROM fence WHERE cluster.id = 1 AND journal_generation = :generation RETURNING journal_generation
+""")
+
+
+async def begin_session(engine: AsyncEngine, scheduler_id: str, address: str) -> OwnerSession:
+    """Record a new session for this scheduler; sessions its predecessors left open are ended."""
+    session = OwnerSession(uuid4(), uuid4())
+    async with engine.begin() as connection:
+        await connection.execute(
+            BEGIN_SESSION, session.parameters() | {"scheduler_id": scheduler_id, "address": address}
+        )
+        await connection.execute(END_FORMER, {"scheduler_id": scheduler_id, "session_id": session.session_id})
+    return session
+
+
+async def end_session(engine: AsyncEngine, session: OwnerSession) -> None:
+    """End my own session and leave its groups without an owner. Ending it twice is harmless."""
+    async with engine.begin() as connection:
+        await connection.execute(END_SESSION, session.parameters())
+
+
+async def take_groups(engine: AsyncEngine, session: OwnerSession, groups: Sequence[int]) -> list[GroupTerm]:
+    """Raise the terms of groups that etcd permitted me to own. Raises `Fenced` when my own session has ended."""
+    parameters = session.parameters() | {"groups": list(groups)}
+    async with engine.begin() as connection:
+        if (await connection.execute(LOCK_SESSION, session.parameters())).first() is None:
+            raise Fenced
+        await connection.execute(END_OWNERS, parameters)
+        rows = (await connection.execute(RAISE_TERMS, parameters)).all()
+    return [GroupTerm(r.group_id, r.term, r.watermark, r.watermark_generation) for r in rows]
+
+
+async def give_groups(
+    connection: AsyncConnection, session: OwnerSession, watermarks: dict[int, int], generation: int
+) -> None:
+    """Leave groups without an owner, by a commit of the giver: nothing of it is under way afterwards."""
+    row = (
+        await connection.execute(
+            GIVE_GROUPS,
+            session.parameters()
+            | {"groups": list(watermarks), "watermarks": list(watermarks.values()), "generation": generation},
+        )
+    ).one()
+    if row[0] == 0:
+        raise Fenced
+
+
+async def save_watermarks(
+    connection: AsyncConnection, session: OwnerSession, watermarks: dict[int, int], generation: int
+) -> None:
+    """Record up to where each group's journal is folded: a hint for the next owner's first read, and for the purge."""
+    row = (
+        await connection.execute(
+            SAVE_WATERMARKS,
+            session.parameters()
+            | {"groups": list(watermarks), "watermarks": list(watermarks.values()), "generation": generation},
+        )
+    ).one()
+    if row[0] == 0:
+        raise Fenced
+
+
+async def read_generation(connection: AsyncConnection) -> int:
+    """The journal's current generation; 0 before the first."""
+    return int((await connection.execute(READ_GENERATION)).scalar_one())
+
+
+async def next_generation(connection: AsyncConnection, session: OwnerSession, generation: int) -> int:
+    """Open the generation after `generation`, unless another owner did so already; answers the current one (R11)."""
+    row = (
+        await connection.execute(NEXT_GENERATION, session.parameters() | {"generation": generation})
+    ).first()
+    return int(row[0]) if row is not None else await read_generation(connection)
