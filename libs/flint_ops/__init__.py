@@ -1,0 +1,1 @@
+"""Configuration, logs, metrics, health, the clocks and the life of a service."""
