@@ -1,0 +1,53 @@
+"""The keys below `/<cluster>/`, in one place.
+
+| key | value | lease |
+|---|---|---|
+| `schedulers/<id>` | the scheduler's address | the scheduler's |
+| `groups/<n>` | id of the scheduler that may try to own the group | that scheduler's |
+| `workers/<incarnation>` | `WorkerCard` | the worker's own |
+| `drains/<incarnation>` | empty: the worker is asked to drain | the worker's own |
+| `registry/leader` | id of the registry that leads | that registry's |
+| `store` | a random id of this etcd store, written once by whoever comes first | none |
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "DRAINS",
+    "GROUPS",
+    "REGISTRY_LEADER",
+    "SCHEDULERS",
+    "STORE",
+    "WORKERS",
+    "drain",
+    "group",
+    "scheduler",
+    "worker",
+]
+
+SCHEDULERS = "schedulers/"
+GROUPS = "groups/"
+WORKERS = "workers/"
+DRAINS = "drains/"
+REGISTRY_LEADER = "registry/leader"
+STORE = "store"
+
+
+def scheduler(scheduler_id: str) -> str:
+    """Key of a live scheduler."""
+    return f"{SCHEDULERS}{scheduler_id}"
+
+
+def group(number: int) -> str:
+    """Key of a shard group's permitted owner."""
+    return f"{GROUPS}{number}"
+
+
+def worker(incarnation: str) -> str:
+    """Key of a live worker."""
+    return f"{WORKERS}{incarnation}"
+
+
+def drain(incarnation: str) -> str:
+    """Key that asks a worker to drain."""
+    return f"{DRAINS}{incarnation}"
