@@ -1,0 +1,349 @@
+"""The asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
+from flint_contracts.gen.flint.identity.v1 import identity_pb2
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
+
+from flint_sdk._endpoint import find_endpoint
+from flint_sdk._errors import FlintError, RunCancelled, RunFailed, TimedOut
+from flint_sdk._models import (
+    Applied,
+    CreatedKey,
+    HistoryEntry,
+    Key,
+    Pool,
+    Problem,
+    Role,
+    Run,
+    RunState,
+    StartRequest,
+    WatchEvent,
+    Worker,
+    Workflow,
+    entry_from,
+    finding_from,
+    key_from,
+    role_number,
+    run_from,
+    timestamp,
+    worker_from,
+    workflow_from,
+)
+from flint_sdk._names import key_name, run_name, worker_name, workflow_name
+from flint_sdk._starting import start_batch, start_request
+from flint_sdk._transport import Transport
+from flint_sdk._waiting import Waiting
+from flint_sdk._watching import watch_run
+
+DEFAULT_TIMEOUT_S: Final = 30.0
+DEFAULT_RECONNECT_S: Final = 120.0
+
+
+class AsyncRunHandle:
+    """A started run. `created` is false when the request_id had been used for the same start before."""
+
+    def __init__(self, client: AsyncFlint, run: Run, created: bool) -> None:
+        self._client = client
+        self.name = run.name
+        self.id = run.id
+        self.run = run
+        self.created = created
+
+    def __repr__(self) -> str:
+        return f"<AsyncRunHandle {self.name}>"
+
+    async def result(self, timeout_s: float | None = None) -> Any:
+        """The output once the run has ended. See `AsyncFlint.result`."""
+        return await self._client.result(self.name, timeout_s)
+
+    def watch(self, *, cursor: int | None = None, recorded_only: bool = False) -> AsyncIterator[WatchEvent]:
+        """The run's events until it has ended. See `AsyncFlint.watch`."""
+        return self._client.watch(self.name, cursor=cursor, recorded_only=recorded_only)
+
+    async def cancel(self, reason: str = "") -> Run:
+        """Asks the run to end early. See `AsyncFlint.cancel`."""
+        return await self._client.cancel(self.name, reason)
+
+    async def get(self) -> Run:
+        """The run as it is now."""
+        return await self._client.get_run(self.name)
+
+
+class AsyncFlint:
+    """A client of Flint for asyncio.
+
+    `address`: one gateway `host:port`, or several that are tried in turn; else FLINT_ADDRESS (comma-separated), else
+    the nearest `.flint/flint.toml` upwards. `key`: an API key; else FLINT_KEY, else the local admin key beside that
+    file. `timeout_s`: overall deadline of one call, repeats included. `reconnect_s`: how long a watch or a wait
+    keeps trying while no gateway is reachable.
+
+    Belongs to the event loop in which it is first used; within it, any number of tasks may share it. Close it with
+    `async with` or `close()`. Every method raises FlintError's subclasses.
+    """
+
+    def __init__(
+        self,
+        address: str | Sequence[str] | None = None,
+        key: str | None = None,
+        namespace: str = "default",
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        reconnect_s: float = DEFAULT_RECONNECT_S,
+    ) -> None:
+        self.namespace = namespace
+        self._transport = Transport(find_endpoint(address, key), timeout_s)
+        self._reconnect_s = reconnect_s
+        self._waiting = Waiting(self._transport, reconnect_s)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends waits and watches and closes the connections. May be called again."""
+        await self._waiting.close()
+        await self._transport.close()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The gateways of this client."""
+        return self._transport.endpoint.addresses
+
+    @property
+    def _parent(self) -> str:
+        return f"namespaces/{self.namespace}"
+
+    # Workflows
+
+    async def apply(self, source: str | bytes | Path, *, validate_only: bool = False) -> Applied:
+        """Checks a definition and stores it as a new version. A Path is read; text is the definition itself.
+
+        Applying the same content again answers the stored version (`created` is false). Raises DefinitionInvalid with
+        line and column, VersionExists, OSError for a file that cannot be read.
+        """
+        text = await asyncio.to_thread(source.read_bytes) if isinstance(source, Path) else source
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", errors="replace")
+        request = workflows_pb2.ApplyWorkflowRequest(parent=self._parent, source=text, validate_only=validate_only)
+        answer = await self._transport.call(lambda gateway: gateway.workflows.ApplyWorkflow, request)
+        return Applied(workflow_from(answer.workflow), answer.created, tuple(finding_from(f) for f in answer.findings))
+
+    async def get_workflow(self, workflow: str, version: str | None = None) -> Workflow:
+        """One version with its source; the latest unless told otherwise."""
+        request = workflows_pb2.GetWorkflowRequest(name=workflow_name(self.namespace, workflow, version))
+        answer = await self._transport.call(lambda gateway: gateway.workflows.GetWorkflow, request)
+        return workflow_from(answer.workflow)
+
+    async def list_workflows(self, workflow: str | None = None) -> AsyncIterator[Workflow]:
+        """All workflows (their latest versions), or all versions of one, newest first. Fetches page by page."""
+        parent = self._parent if workflow is None else workflow_name(self.namespace, workflow)
+        request = workflows_pb2.ListWorkflowsRequest(parent=parent)
+        while True:
+            answer = await self._transport.call(lambda gateway: gateway.workflows.ListWorkflows, request)
+            for found in answer.workflows:
+                yield workflow_from(found)
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token
+
+    async def delete_workflow(self, workflow: str, version: str) -> None:
+        """Deletes one version that no unfinished run uses. Raises WorkflowInUse, WorkflowNotFound."""
+        request = workflows_pb2.DeleteWorkflowRequest(name=workflow_name(self.namespace, workflow, version))
+        await self._transport.call(lambda gateway: gateway.workflows.DeleteWorkflow, request)
+
+    # Runs
+
+    async def start(
+        self,
+        workflow: str,
+        input: Any = None,
+        *,
+        request_id: str | None = None,
+        version: str | None = None,
+        level: int | None = None,
+    ) -> AsyncRunHandle:
+        """Starts a run; when this returns, the run is stored durably.
+
+        `input`: any JSON value, None means an empty object. `request_id`: the same id again answers the same run;
+        one is made up when none is given, so that a start is safe to repeat while a gateway is away. `level`: 0 (most
+        urgent) to 9, 5 unless told otherwise.
+        """
+        request = start_request(StartRequest(workflow, input, request_id, version, level), self._parent)
+        answer = await self._transport.call(lambda gateway: gateway.runs.StartRun, request)
+        return AsyncRunHandle(self, run_from(answer.run), answer.created)
+
+    async def start_many(
+        self, starts: Iterable[StartRequest], *, timeout_s: float | None = None
+    ) -> list[AsyncRunHandle | FlintError]:
+        """Starts many runs in few calls. In the order of `starts`: a handle, or the typed error that refused that
+        start.
+
+        Raises only when a whole call could not be made; what was started before that stays started.
+        """
+        requests = [start_request(start, self._parent) for start in starts]
+        results = await start_batch(self._transport, self._parent, requests, timeout_s)
+        return [
+            result if isinstance(result, FlintError) else AsyncRunHandle(self, run_from(result.run), result.created)
+            for result in results
+        ]
+
+    async def get_run(self, run: str) -> Run:
+        """One run, by id or name."""
+        request = runs_pb2.GetRunRequest(name=run_name(self.namespace, run))
+        answer = await self._transport.call(lambda gateway: gateway.runs.GetRun, request)
+        return run_from(answer.run)
+
+    async def wait(self, run: str, timeout_s: float | None = None) -> Run:
+        """The run once it has ended, however it ended. Raises TimedOut after `timeout_s` (None: no limit).
+
+        All waits of one client share one stream.
+        """
+        name = run_name(self.namespace, run)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return run_from(await self._waiting.ended(name))
+        except TimedOut:
+            raise
+        except TimeoutError:
+            raise TimedOut(f"run {name.rpartition('/')[2]} has not ended within {timeout_s:g} s") from None
+
+    async def result(self, run: str, timeout_s: float | None = None) -> Any:
+        """The output once the run has ended. Raises RunFailed, RunCancelled, TimedOut."""
+        ended = await self.wait(run, timeout_s)
+        if ended.state is RunState.FAILED:
+            raise RunFailed(ended, ended.error or Problem("about:blank", 0, "failed without a problem", "", ""))
+        if ended.state is RunState.CANCELLED:
+            raise RunCancelled(ended)
+        return ended.output
+
+    def watch(self, run: str, *, cursor: int | None = None, recorded_only: bool = False) -> AsyncIterator[WatchEvent]:
+        """Events of a run until it has ended: first a RunSnapshot (unless `cursor` is set), then RunChanged and
+        StepBegan.
+
+        Reconnects by itself, to another gateway if need be, and goes on from its cursor: WatchInterrupted and
+        WatchResumed tell about it. `recorded_only` leaves out StepBegan. Raises Unavailable when nothing is
+        reachable for `reconnect_s`.
+        """
+        name = run_name(self.namespace, run)
+        return watch_run(self._transport, name, cursor, recorded_only, self._reconnect_s)
+
+    async def list_runs(
+        self,
+        *,
+        workflow: str | None = None,
+        states: Iterable[RunState | str] = (),
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        page_size: int = 0,
+    ) -> AsyncIterator[Run]:
+        """Runs, newest first, without input and output. Fetches page by page (`page_size` 0: the server's choice)."""
+        request = runs_pb2.ListRunsRequest(
+            parent=self._parent,
+            workflow_id=workflow or "",
+            states=[runs_pb2.Run.State.Value(f"STATE_{RunState(state).value}") for state in states],
+            created_after=timestamp(created_after),
+            created_before=timestamp(created_before),
+            page_size=page_size,
+        )
+        while True:
+            answer = await self._transport.call(lambda gateway: gateway.runs.ListRuns, request)
+            for found in answer.runs:
+                yield run_from(found)
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token
+
+    async def cancel(self, run: str, reason: str = "") -> Run:
+        """Asks a run to end early; returns when the request is stored. Raises RunEnded when it has ended already."""
+        request = runs_pb2.CancelRunRequest(name=run_name(self.namespace, run), reason=reason)
+        answer = await self._transport.call(lambda gateway: gateway.runs.CancelRun, request)
+        return run_from(answer.run)
+
+    async def history(self, run: str) -> AsyncIterator[HistoryEntry]:
+        """The recorded entries of a run's journal, in order. Fetches page by page."""
+        request = runs_pb2.GetRunHistoryRequest(name=run_name(self.namespace, run))
+        while True:
+            answer = await self._transport.call(lambda gateway: gateway.runs.GetRunHistory, request)
+            for found in answer.entries:
+                yield entry_from(found)
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token
+
+    # Fleet
+
+    async def list_workers(self, *, pool: str | None = None, show_ended: bool = False) -> AsyncIterator[Worker]:
+        """Live workers, by pool and id; with `show_ended` also those that ended within the last hour."""
+        request = fleet_pb2.ListWorkersRequest(pool=pool or "", show_ended=show_ended)
+        while True:
+            answer = await self._transport.call(lambda gateway: gateway.fleet.ListWorkers, request)
+            for found in answer.workers:
+                yield worker_from(found)
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token
+
+    async def list_pools(self) -> list[Pool]:
+        """Pools with their capacity and load, by name."""
+        answer = await self._transport.call(lambda gateway: gateway.fleet.ListPools, fleet_pb2.ListPoolsRequest())
+        return [Pool(p.pool, p.region, p.workers, p.slots, p.legs) for p in answer.pools]
+
+    async def drain_worker(self, worker: str) -> Worker:
+        """Asks a worker (by incarnation) to take no more legs, give back what it holds and end."""
+        request = fleet_pb2.DrainWorkerRequest(name=worker_name(worker))
+        answer = await self._transport.call(lambda gateway: gateway.fleet.DrainWorker, request)
+        return worker_from(answer.worker)
+
+    # Keys
+
+    async def create_key(
+        self, display_name: str, role: Role | str, *, expire_time: datetime | None = None, all_namespaces: bool = False
+    ) -> CreatedKey:
+        """Creates an API key. Its secret is in this answer only. Never repeated by itself: a repeat would make a
+        second key.
+        """
+        request = identity_pb2.CreateKeyRequest(
+            parent="namespaces/-" if all_namespaces else self._parent,
+            display_name=display_name,
+            role=role_number(role),
+            expire_time=timestamp(expire_time),
+        )
+        answer = await self._transport.call(lambda gateway: gateway.identity.CreateKey, request, idempotent=False)
+        return CreatedKey(key_from(answer.key), answer.secret)
+
+    async def list_keys(self, *, show_revoked: bool = False, all_namespaces: bool = False) -> AsyncIterator[Key]:
+        """Keys without secrets, newest first."""
+        parent = "namespaces/-" if all_namespaces else self._parent
+        request = identity_pb2.ListKeysRequest(parent=parent, show_revoked=show_revoked)
+        while True:
+            answer = await self._transport.call(lambda gateway: gateway.identity.ListKeys, request)
+            for found in answer.keys:
+                yield key_from(found)
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token
+
+    async def revoke_key(self, key: str) -> Key:
+        """Revokes a key, by id or name. Gateways refuse it a few seconds later at the latest (identity.cache_ttl_s)."""
+        request = identity_pb2.RevokeKeyRequest(name=key_name(self.namespace, key))
+        answer = await self._transport.call(lambda gateway: gateway.identity.RevokeKey, request)
+        return key_from(answer.key)
+
+    async def who_am_i(self) -> Key:
+        """The key that this client shows."""
+        answer = await self._transport.call(lambda gateway: gateway.identity.WhoAmI, identity_pb2.WhoAmIRequest())
+        return key_from(answer.key)

@@ -1,0 +1,304 @@
+"""The blocking client: the asyncio client on an event loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+import weakref
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from flint_sdk._client import DEFAULT_RECONNECT_S, DEFAULT_TIMEOUT_S, AsyncFlint
+from flint_sdk._errors import FlintError
+from flint_sdk._models import (
+    Applied,
+    CreatedKey,
+    HistoryEntry,
+    Key,
+    Pool,
+    Role,
+    Run,
+    RunState,
+    StartRequest,
+    WatchEvent,
+    Worker,
+    Workflow,
+)
+
+T = TypeVar("T")
+
+_CLOSE_S = 10.0
+
+
+class _LoopThread:
+    """One event loop in a daemon thread. Waiting for it may be interrupted; the coroutine is then cancelled."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="flint-client", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            raise FlintError("the blocking client cannot be used inside its own event loop")
+        if self._loop.is_closed():
+            coroutine.close()
+            raise FlintError("this client is closed")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result(timeout_s)
+        except BaseException:
+            future.cancel()
+            raise
+
+    def iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
+        async def step() -> tuple[bool, T | None]:
+            try:
+                return True, await anext(items)
+            except StopAsyncIteration:
+                return False, None
+
+        async def close() -> None:
+            closing = getattr(items, "aclose", None)
+            if closing is not None:
+                await closing()
+
+        try:
+            while True:
+                more, item = self.run(step())
+                if not more:
+                    return
+                yield item  # type: ignore[misc]
+        finally:
+            if not self._loop.is_closed():
+                self.run(close())
+
+    def close(self) -> None:
+        if self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_CLOSE_S)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+
+_clients: weakref.WeakSet[Flint] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_clients() -> None:
+    """Ends the threads before the interpreter takes their world away."""
+    for client in list(_clients):
+        client.close()
+
+
+class RunHandle:
+    """A started run. `created` is false when the request_id had been used for the same start before."""
+
+    def __init__(self, client: Flint, run: Run, created: bool) -> None:
+        self._client = client
+        self.name = run.name
+        self.id = run.id
+        self.run = run
+        self.created = created
+
+    def __repr__(self) -> str:
+        return f"<RunHandle {self.name}>"
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """The output once the run has ended. See `Flint.result`."""
+        return self._client.result(self.name, timeout_s)
+
+    def watch(self, *, cursor: int | None = None, recorded_only: bool = False) -> Iterator[WatchEvent]:
+        """The run's events until it has ended. See `Flint.watch`."""
+        return self._client.watch(self.name, cursor=cursor, recorded_only=recorded_only)
+
+    def cancel(self, reason: str = "") -> Run:
+        """Asks the run to end early. See `Flint.cancel`."""
+        return self._client.cancel(self.name, reason)
+
+    def get(self) -> Run:
+        """The run as it is now."""
+        return self._client.get_run(self.name)
+
+
+class Flint:
+    """A blocking client of Flint, with the surface of `AsyncFlint` (see there for every method's promises).
+
+    Thread-safe: any number of threads may share it. Close it with `with` or `close()`.
+    """
+
+    def __init__(
+        self,
+        address: str | Sequence[str] | None = None,
+        key: str | None = None,
+        namespace: str = "default",
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        reconnect_s: float = DEFAULT_RECONNECT_S,
+    ) -> None:
+        self._client = AsyncFlint(address, key, namespace, timeout_s=timeout_s, reconnect_s=reconnect_s)
+        self._thread = _LoopThread()
+        self._closed = False
+        _clients.add(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends waits and watches, closes the connections and ends the thread. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        _clients.discard(self)
+        try:
+            self._thread.run(self._client.close(), _CLOSE_S)
+        finally:
+            self._thread.close()
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of this client."""
+        return self._client.namespace
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The gateways of this client."""
+        return self._client.addresses
+
+    # Workflows
+
+    def apply(self, source: str | bytes | Path, *, validate_only: bool = False) -> Applied:
+        """Checks a definition and stores it as a new version. A Path is read; text is the definition itself."""
+        return self._thread.run(self._client.apply(source, validate_only=validate_only))
+
+    def get_workflow(self, workflow: str, version: str | None = None) -> Workflow:
+        """One version with its source; the latest unless told otherwise."""
+        return self._thread.run(self._client.get_workflow(workflow, version))
+
+    def list_workflows(self, workflow: str | None = None) -> Iterator[Workflow]:
+        """All workflows (their latest versions), or all versions of one, newest first."""
+        return self._thread.iterate(self._client.list_workflows(workflow))
+
+    def delete_workflow(self, workflow: str, version: str) -> None:
+        """Deletes one version that no unfinished run uses."""
+        self._thread.run(self._client.delete_workflow(workflow, version))
+
+    # Runs
+
+    def start(
+        self,
+        workflow: str,
+        input: Any = None,
+        *,
+        request_id: str | None = None,
+        version: str | None = None,
+        level: int | None = None,
+    ) -> RunHandle:
+        """Starts a run; when this returns, the run is stored durably."""
+        started = self._thread.run(
+            self._client.start(workflow, input, request_id=request_id, version=version, level=level)
+        )
+        return RunHandle(self, started.run, started.created)
+
+    def start_many(
+        self, starts: Iterable[StartRequest], *, timeout_s: float | None = None
+    ) -> list[RunHandle | FlintError]:
+        """Starts many runs in few calls. In the order of `starts`: a handle, or the typed error that refused that
+        start.
+        """
+        results = self._thread.run(self._client.start_many(starts, timeout_s=timeout_s))
+        return [
+            result if isinstance(result, FlintError) else RunHandle(self, result.run, result.created)
+            for result in results
+        ]
+
+    def get_run(self, run: str) -> Run:
+        """One run, by id or name."""
+        return self._thread.run(self._client.get_run(run))
+
+    def wait(self, run: str, timeout_s: float | None = None) -> Run:
+        """The run once it has ended, however it ended. Raises TimedOut after `timeout_s` (None: no limit)."""
+        return self._thread.run(self._client.wait(run, timeout_s))
+
+    def result(self, run: str, timeout_s: float | None = None) -> Any:
+        """The output once the run has ended. Raises RunFailed, RunCancelled, TimedOut."""
+        return self._thread.run(self._client.result(run, timeout_s))
+
+    def watch(self, run: str, *, cursor: int | None = None, recorded_only: bool = False) -> Iterator[WatchEvent]:
+        """Events of a run until it has ended; reconnects by itself."""
+        return self._thread.iterate(self._client.watch(run, cursor=cursor, recorded_only=recorded_only))
+
+    def list_runs(
+        self,
+        *,
+        workflow: str | None = None,
+        states: Iterable[RunState | str] = (),
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        page_size: int = 0,
+    ) -> Iterator[Run]:
+        """Runs, newest first, without input and output."""
+        return self._thread.iterate(
+            self._client.list_runs(
+                workflow=workflow,
+                states=states,
+                created_after=created_after,
+                created_before=created_before,
+                page_size=page_size,
+            )
+        )
+
+    def cancel(self, run: str, reason: str = "") -> Run:
+        """Asks a run to end early; returns when the request is stored. Raises RunEnded when it has ended already."""
+        return self._thread.run(self._client.cancel(run, reason))
+
+    def history(self, run: str) -> Iterator[HistoryEntry]:
+        """The recorded entries of a run's journal, in order."""
+        return self._thread.iterate(self._client.history(run))
+
+    # Fleet
+
+    def list_workers(self, *, pool: str | None = None, show_ended: bool = False) -> Iterator[Worker]:
+        """Live workers, by pool and id; with `show_ended` also those that ended within the last hour."""
+        return self._thread.iterate(self._client.list_workers(pool=pool, show_ended=show_ended))
+
+    def list_pools(self) -> list[Pool]:
+        """Pools with their capacity and load, by name."""
+        return self._thread.run(self._client.list_pools())
+
+    def drain_worker(self, worker: str) -> Worker:
+        """Asks a worker (by incarnation) to take no more legs, give back what it holds and end."""
+        return self._thread.run(self._client.drain_worker(worker))
+
+    # Keys
+
+    def create_key(
+        self, display_name: str, role: Role | str, *, expire_time: datetime | None = None, all_namespaces: bool = False
+    ) -> CreatedKey:
+        """Creates an API key. Its secret is in this answer only."""
+        return self._thread.run(
+            self._client.create_key(display_name, role, expire_time=expire_time, all_namespaces=all_namespaces)
+        )
+
+    def list_keys(self, *, show_revoked: bool = False, all_namespaces: bool = False) -> Iterator[Key]:
+        """Keys without secrets, newest first."""
+        return self._thread.iterate(self._client.list_keys(show_revoked=show_revoked, all_namespaces=all_namespaces))
+
+    def revoke_key(self, key: str) -> Key:
+        """Revokes a key, by id or name."""
+        return self._thread.run(self._client.revoke_key(key))
+
+    def who_am_i(self) -> Key:
+        """The key that this client shows."""
+        return self._thread.run(self._client.who_am_i())
