@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from flint_ops.logging import get_logger
+import structlog
 
 from flint_coord.coord import Coord
 from flint_coord.errors import CoordUnavailable, LeaseEnded
@@ -23,7 +23,7 @@ from flint_coord.watch import Change, ChangeKind
 
 __all__ = ["Election"]
 
-_log = get_logger("flint_coord.election")
+_log = structlog.get_logger(room="flint_coord.election")
 _PAUSE_S = 0.2
 
 

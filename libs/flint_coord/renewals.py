@@ -19,7 +19,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from flint_ops.logging import get_logger
+import structlog
 
 from flint_coord.connection import STREAM_METADATA, Connection, read_stream, translate
 from flint_coord.errors import CoordRefused, CoordUnavailable
@@ -27,7 +27,7 @@ from flint_coord.wire import rpc
 
 __all__ = ["ANSWER_TIMEOUT_S", "Renewals"]
 
-_log = get_logger("flint_coord.renewals")
+_log = structlog.get_logger(room="flint_coord.renewals")
 
 ANSWER_TIMEOUT_S = 1.0
 """How long an answer may take before the stream is given up for one to another member."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from flint_ops.logging import get_logger
+import structlog
 
 from flint_coord.connection import STREAM_METADATA, Connection, read_stream, translate
 from flint_coord.errors import CoordRefused, CoordUnavailable
@@ -30,7 +30,7 @@ from flint_coord.wire import kv, rpc
 
 __all__ = ["Change", "ChangeKind", "Item", "StoreIdentity", "watch_prefix"]
 
-_log = get_logger("flint_coord.watch")
+_log = structlog.get_logger(room="flint_coord.watch")
 _CREATED_TIMEOUT_S = 3.0
 _PAUSE_S = 0.1
 _MAX_PAUSE_S = 1.0
