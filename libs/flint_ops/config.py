@@ -1,8 +1,8 @@
 """Configuration: one TOML file, then environment, then flags; validated once, read from nowhere else.
 
 Precedence: `--set section.key=value` over `FLINT_SECTION__KEY` over the file named by `--config` or `FLINT_CONFIG`
-(else `.flint/flint.toml` below the working folder, if it is there) over the defaults written here. Every value keeps its
-source until validation, so every error names the key and where its value came from. Unknown keys are errors.
+(else `.flint/flint.toml` below the working folder, if it is there) over the defaults written here. Every value keeps
+its source until validation, so every error names the key and where its value came from. Unknown keys are errors.
 """
 
 from __future__ import annotations
@@ -383,7 +383,8 @@ def _source_of(path: tuple[str, ...], sources: Mapping[tuple[str, ...], str], ot
     for length in range(len(path), 0, -1):
         if path[:length] in sources:
             return sources[path[:length]]
-    return otherwise
+    # A whole section that does not exist: whoever set something in it.
+    return next((source for place, source in sources.items() if place[: len(path)] == path), otherwise)
 
 
 def _is_empty(settings: Settings, key: str) -> bool:

@@ -65,8 +65,8 @@ def configure(settings: LogSettings, service: str, instance: str, *, stream: Tex
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:
-    """A logger whose lines carry `logger=name`. Cheap; make one per module."""
-    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(logger=name)
+    """A logger whose lines carry `module=name`. Cheap; make one per module."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(module=name)
     return logger
 
 
