@@ -1,0 +1,84 @@
+"""Names of subjects and streams. All begin with `flint.` or `FLINT_`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = [
+    "DEFINITIONS",
+    "FLEET_BEATS",
+    "JOBS_STREAM",
+    "OWNERS",
+    "control_subject",
+    "definition_subject",
+    "hints_subject",
+    "job_subject",
+    "journal_filter",
+    "journal_stream",
+    "journal_subject",
+    "owner_subject",
+    "run_of_journal_subject",
+    "watcher_subject",
+]
+
+OWNERS: Final = "flint.owners"
+"""Broadcast after a group changed hands: OwnerChanged."""
+
+FLEET_BEATS: Final = "flint.fleet.beats"
+"""Broadcast by the registries: FleetBeats."""
+
+JOBS_STREAM: Final = "FLINT_JOBS"
+"""The stream of assigned legs."""
+
+DEFINITIONS: Final = "flint.definitions.*"
+"""Where schedulers answer DefinitionRequests."""
+
+
+def journal_stream(generation: int) -> str:
+    """Name of the stream of one generation of the journal (R11)."""
+    return f"FLINT_JOURNAL_{generation}"
+
+
+def journal_subject(generation: int, group: int, run_id: bytes) -> str:
+    """Where a run's entries go."""
+    return f"flint.journal.{generation}.{group}.{run_id.hex()}"
+
+
+def journal_filter(generation: int, group: int | None = None) -> str:
+    """All entries of a group, or of the whole generation."""
+    return f"flint.journal.{generation}.>" if group is None else f"flint.journal.{generation}.{group}.*"
+
+
+def run_of_journal_subject(subject: str) -> bytes:
+    """The run's id in a journal subject."""
+    return bytes.fromhex(subject[subject.rindex(".") + 1 :])
+
+
+def job_subject(region: str, pool: str, incarnation: str) -> str:
+    """Where one incarnation's jobs go."""
+    return f"flint.jobs.{region}.{pool}.{incarnation}"
+
+
+def control_subject(incarnation: str) -> str:
+    """Where one incarnation answers ControlRequests."""
+    return f"flint.control.{incarnation}"
+
+
+def owner_subject(group: int) -> str:
+    """Where the owner of a group hears OwnerNudges."""
+    return f"flint.owner.{group}"
+
+
+def hints_subject(run: str) -> str:
+    """Where a worker publishes StepHints. `run`: the run's id as in its resource name."""
+    return f"flint.hints.{run}"
+
+
+def definition_subject(definition_hash: bytes) -> str:
+    """Where a compiled definition is asked for."""
+    return f"flint.definitions.{definition_hash.hex()}"
+
+
+def watcher_subject(token: str) -> str:
+    """Where one gateway hears ChangeBatches."""
+    return f"flint.watchers.{token}"
