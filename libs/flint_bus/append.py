@@ -40,7 +40,8 @@ def append_command(
 def read_ack(data: bytes, headers: bytes | None) -> int:
     """The sequence of an acknowledged append, or the typed error it was refused with.
 
-    A repeated message id within the duplicate window answers the sequence under which it was stored.
+    A repeated message id within the duplicate window answers the sequence under which it was stored, unless an expected
+    sequence came with it: that is looked at first and refused. Then the subject's last message tells (R9).
     """
     if headers is not None and status_of(headers) == 503:
         raise StreamMissing("no stream listens on this subject")

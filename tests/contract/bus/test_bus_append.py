@@ -41,14 +41,26 @@ async def test_append_returns_the_streams_sequence(bus: Bus, generation: int) ->
     assert (last.sequence, last.msg_id, last.data) == (2, "a.2", b"two")
 
 
-async def test_a_repeated_message_id_is_success_with_the_first_sequence(bus: Bus, generation: int) -> None:
+async def test_a_repeated_message_id_is_stored_once(bus: Bus, generation: int) -> None:
     stream, subject = journal_stream(generation), journal_subject(generation, 3, RUN)
-    first = await bus.append(subject, b"one", msg_id="a.1", stream=stream, expected_sequence=0)
-    again = await bus.append(subject, b"one", msg_id="a.1", stream=stream, expected_sequence=0)
-    assert again == first
+    first = await bus.append(subject, b"one", msg_id="a.1", stream=stream)
+    assert await bus.append(subject, b"one", msg_id="a.1", stream=stream) == first
     state = await bus.stream_state(stream)
     assert state is not None
     assert state.messages == 1
+
+
+async def test_a_repeat_with_its_old_expectation_is_a_mismatch_and_the_last_message_tells_that_it_is_stored(
+    bus: Bus, generation: int
+) -> None:
+    """The server looks at the expectation before the message id (R9)."""
+    stream, subject = journal_stream(generation), journal_subject(generation, 3, RUN)
+    first = await bus.append(subject, b"one", msg_id="a.1", stream=stream, expected_sequence=0)
+    with pytest.raises(SequenceMismatch):
+        await bus.append(subject, b"one", msg_id="a.1", stream=stream, expected_sequence=0)
+    last = await bus.last_message(stream, subject)
+    assert last is not None
+    assert (last.msg_id, last.sequence) == ("a.1", first)
 
 
 async def test_a_wrong_expected_sequence_is_refused(bus: Bus, generation: int) -> None:
