@@ -7,7 +7,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["WAVE_EDGE", "WAVE_EXTRAS", "WAVE_REGISTRIES", "WAVE_SCHEDULERS", "WAVE_SERVERS", "WAVE_WORKERS", "ChildSpec"]
+__all__ = [
+    "WAVE_EDGE",
+    "WAVE_EXTRAS",
+    "WAVE_REGISTRIES",
+    "WAVE_SCHEDULERS",
+    "WAVE_SERVERS",
+    "WAVE_WORKERS",
+    "ChildSpec",
+]
 
 # The order of ending is the reverse of these numbers: who takes work ends before who gives it, servers end last.
 WAVE_SERVERS = 0
@@ -23,8 +31,8 @@ class ChildSpec:
     """One process to keep running.
 
     `ready` asks once and raises ProbeFailed until the child can be used; None: ready once started. `before_start` runs
-    before every start, restarts too (what a killed predecessor left is put in order there); `after_ready` once each time
-    the child became ready. `wrapper` stands before the command and must become it by exec (the process id stays).
+    before every start, restarts too (what a killed predecessor left is put in order there); `after_ready` each time the
+    child became ready. `wrapper` stands before the command and must become it by exec (the process id stays).
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Ties a child to its supervisor and becomes the child: `python -I -S exec_child.py SUPERVISOR SIGNAL [--] PROGRAM ...`.
+"""Ties a child to its supervisor and becomes the child: `python -I -S exec_child.py SUPERVISOR SIGNAL PROGRAM ...`.
 
 Run as a script of its own, because the supervisor has threads and may not run Python between fork and exec. Where the
 kernel knows PR_SET_PDEATHSIG, the child gets SIGNAL when the supervisor dies in whatever way; elsewhere nothing is tied

@@ -1,4 +1,4 @@
-"""Logs of children: one file each, appended, set aside at a start once it is large; so two files of bounded age remain."""
+"""Logs of children: one file each, appended, set aside at a start once it is large, so that two remain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TAIL_BYTES = 16_384
 
 
 def open_log(path: Path) -> int:
-    """A descriptor that appends to `path` (0600); the caller closes it. A file beyond 8 MiB becomes `<name>.1` first."""
+    """A descriptor that appends to `path` (0600), which the caller closes. A file beyond 8 MiB becomes `<name>.1`."""
     if path.exists() and path.stat().st_size > ROTATE_BYTES:
         path.replace(path.with_name(path.name + ".1"))
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -1,4 +1,4 @@
-"""Readiness probes: each asks once, with its own deadline, and raises ProbeFailed when the answer is not the wanted one."""
+"""Readiness probes: each asks once, within a deadline, and raises ProbeFailed unless the answer is the wanted one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes of the operating system, told apart safely: a process id alone may have been given to somebody else since."""
+"""Processes of the operating system, told apart safely: a process id alone may belong to somebody else by now."""
 
 from __future__ import annotations
 
@@ -100,9 +100,13 @@ def _signal(identity: ProcessIdentity, number: int, *, group: bool) -> None:
 
 
 async def end_processes(
-    identities: Iterable[ProcessIdentity], *, first: int = signal.SIGTERM, grace_s: float = 3.0, kill_wait_s: float = 5.0
+    identities: Iterable[ProcessIdentity],
+    *,
+    first: int = signal.SIGTERM,
+    grace_s: float = 3.0,
+    kill_wait_s: float = 5.0,
 ) -> list[ProcessIdentity]:
-    """Asks with `first`, waits up to `grace_s`, then kills (with the process group). Returns those that are still there.
+    """Asks with `first`, waits up to `grace_s`, then kills (with the process group). Returns those still there.
 
     Verifies the identity before each signal. SIGCONT goes along, so that a stopped process can act on the request.
     """

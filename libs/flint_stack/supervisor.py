@@ -19,8 +19,9 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from flint_stack.child import ChildSpec
@@ -41,7 +42,7 @@ _EXEC_CHILD = str(Path(__file__).with_name("exec_child.py"))
 
 @dataclass(frozen=True, slots=True)
 class ChildEvent:
-    """Something that happened to a child: `started`, `ready`, `died`, `unready`."""
+    """Something that happened to a child: `started`, `ready`, `unready` (for long), `died`, `killed` (at its end)."""
 
     name: str
     kind: str
@@ -67,7 +68,8 @@ class _Child:
 class Supervisor:
     """Runs children below one data directory; to be used from one event loop in the main thread.
 
-    `die_with_supervisor=False` leaves the children alone when this process dies. The caller holds the directory's lock.
+    `die_with_supervisor=False` leaves the children alone when this process dies; `environ` is what they inherit. The
+    caller holds the directory's lock. `broken` is set when a child cannot be kept any more; `broken_by` says why.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Supervisor:
         *,
         on_event: Callable[[ChildEvent], None] = lambda event: None,
         die_with_supervisor: bool = True,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         identity = identify(os.getpid())
         if identity is None:
@@ -86,7 +89,10 @@ class Supervisor:
         self._state = StackState(identity)
         self._on_event = on_event
         self._die_with_supervisor = die_with_supervisor
+        self._environ = dict(os.environ if environ is None else environ)
         self._children: dict[str, _Child] = {}
+        self.broken = asyncio.Event()
+        self.broken_by: StackError | None = None
 
     async def start(self, specs: Iterable[ChildSpec]) -> None:
         """Starts all in parallel; returns when all are ready. Raises ChildFailed for the first that cannot be.
@@ -99,6 +105,7 @@ class Supervisor:
                 raise StackError(f"A child named {spec.name} runs already.")
             self._children[spec.name] = child = _Child(spec, self._logs / f"{spec.name}.log")
             child.keeper = asyncio.create_task(self._keep(child), name=f"keep {spec.name}")
+            child.keeper.add_done_callback(partial(self._keeper_ended, child))
             fresh.append(child)
         waiters = [asyncio.create_task(self._await_first_ready(child)) for child in fresh]
         try:
@@ -172,9 +179,19 @@ class Supervisor:
     def set_phase(self, phase: str, *, problem: str = "", addresses: dict[str, str] | None = None) -> None:
         """Tells those who read the state file how far the stack is."""
         self._state = replace(
-            self._state, phase=phase, problem=problem, addresses=self._state.addresses if addresses is None else addresses
+            self._state,
+            phase=phase,
+            problem=problem,
+            addresses=self._state.addresses if addresses is None else addresses,
         )
         self._write_state()
+
+    def _keeper_ended(self, child: _Child, keeper: asyncio.Task[None]) -> None:
+        """A keeper that died leaves a child unkept: whoever runs the stack must know."""
+        error = None if keeper.cancelled() else keeper.exception()
+        if error is not None and not self.broken.is_set():
+            self.broken_by = error if isinstance(error, StackError) else StackError(f"{child.spec.name}: {error!r}")
+            self.broken.set()
 
     def _child(self, name: str) -> _Child:
         if name not in self._children:
@@ -199,7 +216,9 @@ class Supervisor:
             if child.keeper.done() and not child.keeper.cancelled():
                 child.keeper.result()  # raises what ended it
             reason = await self._last_probe(child)
-            raise ChildFailed(self._failure_text(child, f"was not ready within {child.spec.ready_deadline_s:g} s{reason}"))
+            raise ChildFailed(
+                self._failure_text(child, f"was not ready within {child.spec.ready_deadline_s:g} s{reason}")
+            )
         finally:
             ready.cancel()
 
@@ -216,26 +235,27 @@ class Supervisor:
         backoff_s, first_tries, was_ready = _BACKOFF_FIRST_S, 0, False
         loop = asyncio.get_running_loop()
         while child.wanted:
-            started = loop.time()
-            if child.spec.before_start is not None:
-                await child.spec.before_start()
-            if not child.wanted:
-                break
-            process = await self._spawn(child)
-            code = await self._attend(child, process)
+            started, code = loop.time(), None
+            try:
+                code = await self._live(child)
+                ending = _exit_text(code)
+            except StackError as error:
+                if not was_ready:
+                    child.wanted, child.state = False, "held"
+                    raise
+                ending = str(error)
             was_ready = was_ready or child.ready.is_set()
             child.ready.clear()
             child.state = "down"
-            self._clear_group(process.pid)
             child.gone.set()
             if not child.wanted:
                 break
-            self._on_event(ChildEvent(child.spec.name, "died", _exit_text(code)))
+            self._on_event(ChildEvent(child.spec.name, "died", ending))
             if not was_ready:
                 first_tries += 1
                 if code in child.spec.fatal_exit_codes or first_tries >= _FIRST_TRIES:
                     child.wanted, child.state = False, "held"
-                    raise ChildFailed(self._failure_text(child, f"ended at its start ({_exit_text(code)})"))
+                    raise ChildFailed(self._failure_text(child, f"ended at its start ({ending})"))
             if loop.time() - started > _SETTLED_S:
                 backoff_s = _BACKOFF_FIRST_S
             with contextlib.suppress(TimeoutError):
@@ -244,19 +264,25 @@ class Supervisor:
             child.restarts += 1
         child.state = "held"
 
-    async def _attend(self, child: _Child, process: asyncio.subprocess.Process) -> int:
-        """Probes until the child is ready, while watching for its end; returns the exit code."""
+    async def _live(self, child: _Child) -> int:
+        """One life of a child, from its preparation to its end; returns the exit code."""
+        if child.spec.before_start is not None:
+            await child.spec.before_start()
+        process = await self._spawn(child)
         ended = asyncio.create_task(process.wait())
         probing = asyncio.create_task(self._probe_until_ready(child))
         try:
             await asyncio.wait({ended, probing}, return_when=asyncio.FIRST_COMPLETED)
-            if probing.done():
-                await probing
+            if probing.done() and probing.exception() is not None:
+                self._clear_group(process.pid)
+                await ended
+                await probing  # raises
             return await ended
         finally:
             for task in (probing, ended):
                 task.cancel()
             await asyncio.gather(probing, ended, return_exceptions=True)
+            self._clear_group(process.pid)
 
     async def _probe_until_ready(self, child: _Child) -> None:
         loop = asyncio.get_running_loop()
@@ -291,7 +317,7 @@ class Supervisor:
                 stdout=log,
                 stderr=log,
                 cwd=spec.cwd,
-                env={**os.environ, **spec.env, STACK_MARK: str(self._data_dir)},
+                env={**self._environ, **spec.env, STACK_MARK: str(self._data_dir)},
                 start_new_session=True,
             )
         except OSError as error:
@@ -310,9 +336,9 @@ class Supervisor:
         if child.keeper is None:
             return
         if not child.keeper.done():
-            if child.process is not None and child.process.returncode is None:
-                child.process.send_signal(child.spec.stop_signal)
-                child.process.send_signal(signal.SIGCONT)
+            for number in (child.spec.stop_signal, signal.SIGCONT):  # a stopped process must be able to act on it
+                if child.process is not None and child.process.returncode is None:
+                    child.process.send_signal(number)
             hurried = asyncio.create_task((hurry or asyncio.Event()).wait())
             try:
                 await asyncio.wait(

@@ -1,4 +1,4 @@
-"""One nats-server with JetStream, and its users: one per role of process, each with the subjects that its work needs."""
+"""One nats-server with JetStream, and its users: one per role, each with the subjects that its work needs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,37 @@ __all__ = ["PERMISSIONS", "NatsServer", "NatsUser"]
 
 _MIB, _GIB = 2**20, 2**30
 
+_INBOX = "_INBOX.>"
+# Answers to flow control and (unused, but harmless) acknowledgements of a role's own consumers.
+_CONSUMING = ["$JS.FC.>", "$JS.ACK.>"]
+
 PERMISSIONS: Mapping[str, Mapping[str, list[str]]] = {
-    "operator": {"publish": ["flint.>", "$JS.>", "_INBOX.>"], "subscribe": ["flint.>", "$JS.>", "_INBOX.>"]},
-    "gateway": {"publish": ["flint.>", "_INBOX.>"], "subscribe": ["flint.>", "_INBOX.>"]},
-    "scheduler": {"publish": ["flint.>", "$JS.>", "_INBOX.>"], "subscribe": ["flint.>", "_INBOX.>"]},
-    "registry": {"publish": ["flint.>", "_INBOX.>"], "subscribe": ["flint.>", "_INBOX.>"]},
-    "worker": {"publish": ["flint.>", "$JS.>", "_INBOX.>"], "subscribe": ["flint.>", "_INBOX.>"]},
+    # Diagnosis and tests.
+    "operator": {"publish": ["flint.>", "$JS.>", _INBOX], "subscribe": ["flint.>", "$JS.>", _INBOX]},
+    # Hears what changed, tells owners what it is interested in; has no business with JetStream.
+    "gateway": {
+        "publish": ["flint.owner.>", _INBOX],
+        "subscribe": ["flint.watchers.>", "flint.hints.>", "flint.owners", "flint.owner.>", _INBOX],
+    },
+    # Owns streams, seals journals, dispatches, answers workers and gateways.
+    "scheduler": {"publish": ["flint.>", "$JS.API.>", *_CONSUMING, _INBOX], "subscribe": ["flint.>", _INBOX]},
+    "registry": {"publish": ["flint.fleet.>", _INBOX], "subscribe": ["flint.fleet.>", _INBOX]},
+    # Appends to journals and reads jobs; cannot make, purge or delete a stream, nor speak as an owner.
+    "worker": {
+        "publish": [
+            "flint.journal.>",
+            "flint.hints.>",
+            "flint.definitions.*",
+            "$JS.API.INFO",
+            "$JS.API.STREAM.INFO.*",
+            "$JS.API.STREAM.MSG.GET.*",
+            "$JS.API.DIRECT.GET.>",
+            "$JS.API.CONSUMER.>",
+            *_CONSUMING,
+            _INBOX,
+        ],
+        "subscribe": ["flint.jobs.>", "flint.control.*", "flint.owners", _INBOX],
+    },
 }
 
 

@@ -221,12 +221,14 @@ class PostgresServer:
 
 
 def _as_other_user() -> tuple[str, ...]:
-    """What lets PostgreSQL run when this process is root, which it refuses: a user namespace that shows another user."""
+    """What lets PostgreSQL run although this process is root: a user namespace that shows another user."""
     if os.geteuid() != 0:
         return ()
     unshare = shutil.which("unshare")
     if unshare is None:
-        raise MissingServer("PostgreSQL refuses to run as root, and `unshare` is not there to help. Start as another user.")
+        raise MissingServer(
+            "PostgreSQL refuses to run as root, and `unshare` is not there to help. Start as another user."
+        )
     users = {entry.pw_name: entry.pw_uid for entry in pwd.getpwall() if entry.pw_uid != 0}
     if not users:
         raise MissingServer("PostgreSQL refuses to run as root, and /etc/passwd names no other user.")
