@@ -112,7 +112,9 @@ async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         raise
 
 
-async def fetch(engine: AsyncEngine, statement: TextClause, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
+async def fetch(
+    engine: AsyncEngine, statement: TextClause, parameters: Mapping[str, Any]
+) -> Sequence[Row[*tuple[Any, ...]]]:
     """Rows of one reading statement. Tried once more when the connection had gone stale (a restart of PostgreSQL).
 
     Raises `StoreUnavailable`. Not for writes: a write that lost its connection may have happened.
@@ -126,7 +128,9 @@ async def fetch(engine: AsyncEngine, statement: TextClause, parameters: Mapping[
     return await write(engine, statement, parameters)
 
 
-async def write(engine: AsyncEngine, statement: TextClause, parameters: Mapping[str, Any]) -> Sequence[Row[Any]]:
+async def write(
+    engine: AsyncEngine, statement: TextClause, parameters: Mapping[str, Any]
+) -> Sequence[Row[*tuple[Any, ...]]]:
     """Rows returned by one statement, executed once. Raises `StoreUnavailable`, after which it may have happened."""
     async with connected(engine) as connection:
         result = await connection.execute(statement, parameters)

@@ -87,14 +87,15 @@ async def check_schema(engine: AsyncEngine, groups: int) -> ClusterFacts:
     """Make sure at a service's start that this build may work on the database.
 
     Raises `SchemaMissing`, `SchemaTooOld`, `SchemaTooNew` or `ShardGroupsDiffer`, each saying what to do. A newer
-    schema is accepted while its migrations have only expanded it: processes of the build before may restart during a deploy.
+    schema is accepted while its migrations have only expanded it: during a deploy, processes of the build before may
+    restart.
     """
     if not (await fetch(engine, HAS_SCHEMA, {}))[0][0]:
         raise SchemaMissing("the database has no schema of Flint's: run python -m flint_store.migrate --config FILE")
     rows = await fetch(engine, READ_FACTS, {})
     if not rows:
         raise SchemaMissing("the database's schema is not complete: run python -m flint_store.migrate --config FILE")
-    version, shard_groups, generation, oldest_code = tuple(rows[0])
+    version, shard_groups, generation, oldest_code = rows[0]
     revision = int(version)
     if revision < CODE_REVISION:
         raise SchemaTooOld(

@@ -56,7 +56,6 @@ TABLES = (
     """
     CREATE INDEX workflow_version_latest
         ON workflow_version (namespace_id, workflow_id, version_sort DESC, version DESC)
-        WHERE deleted_at IS NULL
     """,
     "CREATE INDEX workflow_version_hash ON workflow_version (definition_hash)",
     # namespace_id '-' means all namespaces. role: flint.identity.v1.Role.

@@ -1,0 +1,205 @@
+"""Which definition a start means, answered from memory: `DefinitionCache`.
+
+Accepting a start must not cost a query for its workflow, and yet a version that was applied through any replica must be
+what the next start uses. Three layers, from cheap to exact:
+
+1. An answer is used while its namespace was seen at most `ttl_s` ago (1 s). After that one query of one row
+   (`namespace.definition_epoch`) confirms all answers of the namespace at once; only when the epoch has moved are they
+   read again. So the cost is one small query a second for each namespace that is in use, none for an idle one.
+2. `invalidate(namespace)`: called on this replica when it applied or deleted a version, and on others when they hear of
+   it (a broadcast); the next start confirms first.
+3. `ResolvedDefinition.epoch`: the namespace's epoch under which the answer was true. A commit that compares it with
+   `namespace.definition_epoch` (a row it reads anyway) is exact without waiting for anything: when they differ, call
+   `invalidate` and resolve again.
+
+When PostgreSQL cannot be reached nothing is answered from stale memory: `StoreUnavailable`; starts could not be
+committed either. The cache belongs to one event loop. It has no task of its own, so there is nothing that can die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flint_ops.clock import boottime
+from sqlalchemy import text
+
+from flint_store.engine import fetch
+from flint_store.errors import NamespaceNotFound, WorkflowNotFound
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+__all__ = ["DefinitionCache", "ResolvedDefinition"]
+
+# Primary key of namespace.
+READ_EPOCH = text("SELECT definition_epoch FROM namespace WHERE namespace_id = :namespace")
+
+# The epoch and the answer in one snapshot. Primary key of namespace; workflow_version_name or, for the latest, the
+# first entry of workflow_version_latest.
+RESOLVE_VERSION = text("""
+SELECT n.definition_epoch, d.definition_id, d.version, d.definition_hash
+FROM namespace n
+LEFT JOIN workflow_version d ON d.namespace_id = n.namespace_id AND d.workflow_id = :workflow_id
+    AND d.version = :version AND d.deleted_at IS NULL
+WHERE n.namespace_id = :namespace
+""")
+RESOLVE_LATEST = text("""
+SELECT n.definition_epoch, d.definition_id, d.version, d.definition_hash
+FROM namespace n
+LEFT JOIN LATERAL (
+    SELECT definition_id, version, definition_hash FROM workflow_version
+    WHERE namespace_id = n.namespace_id AND workflow_id = :workflow_id AND deleted_at IS NULL
+    ORDER BY version_sort DESC, version DESC LIMIT 1) d ON true
+WHERE n.namespace_id = :namespace
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedDefinition:
+    """What a start runs. `epoch`: the namespace's definition epoch under which this was the answer."""
+
+    definition_id: int
+    version: str
+    definition_hash: bytes
+    epoch: int
+
+
+@dataclass(slots=True)
+class _Namespace:
+    """What is remembered of a namespace. `generation` grows with each invalidation: reads begun before are void."""
+
+    epoch: int = -1
+    checked_at: float = float("-inf")
+    generation: int = 0
+    answers: OrderedDict[tuple[str, str], ResolvedDefinition | None] = field(default_factory=OrderedDict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class DefinitionCache:
+    """Resolves (namespace, workflow, version or latest). Bounded; also remembers that there is no such workflow.
+
+    `ttl_s`: how long a version applied through another replica may go unnoticed when nobody tells (see the module).
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        ttl_s: float = 1.0,
+        namespaces: int = 1_000,
+        entries_per_namespace: int = 10_000,
+        clock: Callable[[], float] = boottime,
+    ) -> None:
+        self._engine = engine
+        self._ttl_s = ttl_s
+        self._limit = namespaces
+        self._entries = entries_per_namespace
+        self._clock = clock
+        self._namespaces: OrderedDict[str, _Namespace] = OrderedDict()
+
+    def cached(self, namespace: str, workflow_id: str, version: str = "") -> ResolvedDefinition | None:
+        """The answer if it is in memory and fresh, without waiting; None means: call `resolve`."""
+        known = self._namespaces.get(namespace)
+        if known is None or self._clock() - known.checked_at > self._ttl_s:
+            return None
+        return known.answers.get((workflow_id, version))
+
+    async def resolve(self, namespace: str, workflow_id: str, version: str = "") -> ResolvedDefinition:
+        """What a start of this workflow runs now; the latest version when `version` is empty.
+
+        Concurrent callers of one namespace share one query. Raises `NamespaceNotFound`, `WorkflowNotFound`,
+        `StoreUnavailable`.
+        """
+        known = self._remember(namespace)
+        key = (workflow_id, version)
+        if not self._fresh(known) or key not in known.answers:
+            async with known.lock:
+                if not self._fresh(known):
+                    await self._confirm(namespace, known)
+                if key not in known.answers:
+                    return _found(await self._read(namespace, known, key), key)
+        known.answers.move_to_end(key)
+        return _found(known.answers[key], key)
+
+    def invalidate(self, namespace: str, workflow_id: str = "") -> None:
+        """Definitions of the namespace may have changed: confirm before the next answer. Cheap; call it on every hint.
+
+        A `workflow_id` drops that workflow's answers at once, for a caller that knows that it changed.
+        """
+        known = self._namespaces.get(namespace)
+        if known is None:
+            return
+        known.generation += 1
+        known.checked_at = float("-inf")
+        for key in [key for key in known.answers if key[0] == workflow_id]:
+            del known.answers[key]
+
+    def _remember(self, namespace: str) -> _Namespace:
+        known = self._namespaces.get(namespace)
+        if known is None:
+            known = self._namespaces[namespace] = _Namespace()
+            while len(self._namespaces) > self._limit:
+                self._namespaces.popitem(last=False)
+        else:
+            self._namespaces.move_to_end(namespace)
+        return known
+
+    def _fresh(self, known: _Namespace) -> bool:
+        return self._clock() - known.checked_at <= self._ttl_s
+
+    async def _confirm(self, namespace: str, known: _Namespace) -> None:
+        """Compare epochs; forget the answers of an older one."""
+        began, generation = self._clock(), known.generation
+        rows = await fetch(self._engine, READ_EPOCH, {"namespace": namespace})
+        if not rows:
+            self._namespaces.pop(namespace, None)
+            raise NamespaceNotFound(f"there is no namespace {namespace!r}")
+        self._seen(known, int(rows[0][0]), began, generation)
+
+    async def _read(self, namespace: str, known: _Namespace, key: tuple[str, str]) -> ResolvedDefinition | None:
+        """Read one answer; remember it unless something was invalidated meanwhile."""
+        workflow_id, version = key
+        began, generation = self._clock(), known.generation
+        parameters = {"namespace": namespace, "workflow_id": workflow_id}
+        if version:
+            rows = await fetch(self._engine, RESOLVE_VERSION, parameters | {"version": version})
+        else:
+            rows = await fetch(self._engine, RESOLVE_LATEST, parameters)
+        if not rows:
+            self._namespaces.pop(namespace, None)
+            raise NamespaceNotFound(f"there is no namespace {namespace!r}")
+        epoch, definition_id, found_version, definition_hash = rows[0]
+        answer = (
+            ResolvedDefinition(definition_id, found_version, bytes(definition_hash), epoch)
+            if definition_id is not None
+            else None
+        )
+        self._seen(known, epoch, began, generation)
+        if generation == known.generation and epoch == known.epoch:
+            known.answers[key] = answer
+            while len(known.answers) > self._entries:
+                known.answers.popitem(last=False)
+        return answer
+
+    def _seen(self, known: _Namespace, epoch: int, began: float, generation: int) -> None:
+        """The namespace had this epoch at some moment after `began`."""
+        if epoch != known.epoch:  # lower: the record was restored to an earlier state
+            known.answers.clear()
+            known.epoch = epoch
+        if generation == known.generation:
+            known.checked_at = max(known.checked_at, began)
+
+
+def _found(answer: ResolvedDefinition | None, key: tuple[str, str]) -> ResolvedDefinition:
+    if answer is None:
+        workflow_id, version = key
+        raise WorkflowNotFound(
+            f"there is no version {version} of workflow {workflow_id}"
+            if version
+            else f"there is no workflow {workflow_id}"
+        )
+    return answer

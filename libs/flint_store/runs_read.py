@@ -1,0 +1,159 @@
+"""Reading runs: by id, in lists.
+
+Answers are bounded in bytes as well as in rows, because they leave in one message each: what does not fit is named as
+left out and asked for again. Lists go by run id, which is the order of creation (UUIDs of version 7): pages stay right
+while runs are added, and moments become bounds of ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from sqlalchemy import TextClause, text
+
+from flint_store.engine import fetch
+from flint_store.run_messages import LIST_ERROR_BYTES, RUN_COLUMNS, run_message
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+__all__ = ["ReadRuns", "RunFilter", "list_runs", "read_runs"]
+
+ROW_BYTES = 512
+"""What a run takes in a message besides its payloads, at most about."""
+
+# Primary key of run, one probe per id (in index order, so the window needs no sort of its own); primary key of
+# workflow_version. Payload sizes are known without fetching payloads; those that do not fit are never fetched.
+READ_RUNS = text(f"""
+WITH sized AS (
+    SELECT run.*, sum({ROW_BYTES} + CASE WHEN :with_input THEN octet_length(input) ELSE 0 END
+                      + coalesce(octet_length(output), 0) + coalesce(octet_length(error), 0))
+                  OVER (ORDER BY run_id ROWS UNBOUNDED PRECEDING) AS total,
+           row_number() OVER (ORDER BY run_id ROWS UNBOUNDED PRECEDING) AS place
+    FROM run WHERE run_id = ANY(CAST(:run_ids AS uuid[])))
+SELECT {
+    RUN_COLUMNS.format(
+        payloads="CASE WHEN :with_input AND fits THEN r.input END, CASE WHEN fits THEN r.output END,"
+        " CASE WHEN fits THEN r.error END"
+    )
+}, fits
+FROM (SELECT *, total <= :budget OR place = 1 AS fits FROM sized) r JOIN workflow_version d USING (definition_id)
+""")
+
+_LIST_COLUMNS = RUN_COLUMNS.format(
+    payloads=f"NULL, NULL, CASE WHEN octet_length(r.error) <= {LIST_ERROR_BYTES} THEN r.error END"
+)
+_RANGE = "run_id < :below AND run_id >= :lowest"
+
+# Backward range of run_namespace; where states narrow it to what ended badly or has not ended, of run_unsuccessful or
+# run_unfinished. The page is cut before the join.
+_LIST_NAMESPACE = f"""
+SELECT {_LIST_COLUMNS}, r.error IS NOT NULL
+FROM (SELECT * FROM run WHERE namespace_id = :namespace AND {_RANGE} {{states}}
+      ORDER BY run_id DESC LIMIT :limit) r
+JOIN workflow_version d USING (definition_id)
+ORDER BY r.run_id DESC
+"""
+
+# A backward range of run_definition (or of run_unfinished) for each of the workflow's versions, deleted ones too, found
+# by workflow_version_latest; merged.
+_LIST_WORKFLOW = f"""
+SELECT {_LIST_COLUMNS}, r.error IS NOT NULL
+FROM workflow_version d
+CROSS JOIN LATERAL (
+    SELECT * FROM run
+    WHERE namespace_id = :namespace AND definition_id = d.definition_id AND {_RANGE} {{states}}
+    ORDER BY run_id DESC LIMIT :limit) r
+WHERE d.namespace_id = :namespace AND d.workflow_id = :workflow_id
+ORDER BY r.run_id DESC LIMIT :limit
+"""
+
+_HIGHEST = UUID(int=2**128 - 1)
+_LOWEST = UUID(int=0)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRuns:
+    """What was found. `left_out`: runs that exist but did not fit; ask again for them."""
+
+    runs: list[runs_pb2.Run]
+    left_out: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs a list holds. Moments are compared with the ids' milliseconds, which the accepting scheduler set."""
+
+    workflow_id: str = ""
+    states: frozenset[int] = frozenset()
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+async def read_runs(
+    engine: AsyncEngine, run_ids: Sequence[bytes], *, with_input: bool = True, budget_bytes: int
+) -> ReadRuns:
+    """Runs by id, in any order, missing ones left out. At least one is answered if any exists, whatever its size.
+
+    Raises `StoreUnavailable`.
+    """
+    rows = await fetch(
+        engine,
+        READ_RUNS,
+        {"run_ids": [UUID(bytes=run_id) for run_id in run_ids], "with_input": with_input, "budget": budget_bytes},
+    )
+    return ReadRuns(
+        runs=[run_message(row[:-1]) for row in rows if row[-1]],
+        left_out=[row[0].bytes for row in rows if not row[-1]],
+    )
+
+
+async def list_runs(
+    engine: AsyncEngine, namespace: str, filters: RunFilter, *, before_id: bytes = b"", limit: int
+) -> list[runs_pb2.Run]:
+    """A page of runs, newest first, without input and output: those below `before_id` when it is given.
+
+    An error above 4 KiB is replaced by a short one that says so. Raises `StoreUnavailable`.
+    """
+    below, lowest = _bounds(before_id, filters)
+    if below <= lowest:
+        return []
+    parameters = {"namespace": namespace, "below": below, "lowest": lowest, "limit": limit}
+    if filters.workflow_id:
+        parameters["workflow_id"] = filters.workflow_id
+    rows = await fetch(engine, list_statement(bool(filters.workflow_id), filters.states), parameters)
+    runs = []
+    for row in rows:
+        run = run_message(row[:-1])
+        if row[-1] and not run.HasField("error"):
+            run.error.title = "The error is too large for a list; read the run itself."
+        runs.append(run)
+    return runs
+
+
+@lru_cache(maxsize=128)
+def list_statement(of_workflow: bool, states: frozenset[int]) -> TextClause:
+    """The list's statement. States stand in it as literals: only then can the planner use partial indexes on them."""
+    literal = f"AND state IN ({', '.join(str(int(state)) for state in sorted(states))})" if states else ""
+    return text((_LIST_WORKFLOW if of_workflow else _LIST_NAMESPACE).format(states=literal))
+
+
+def _bounds(before_id: bytes, filters: RunFilter) -> tuple[UUID, UUID]:
+    """Exclusive upper and inclusive lower bound of the ids."""
+    below = UUID(bytes=before_id) if before_id else _HIGHEST
+    if filters.created_before is not None:
+        below = min(below, _first_id(filters.created_before))
+    lowest = _first_id(filters.created_after) if filters.created_after is not None else _LOWEST
+    return below, lowest
+
+
+def _first_id(moment: datetime) -> UUID:
+    """The lowest id of the first millisecond that does not lie before the moment."""
+    milliseconds = -(int(-moment.timestamp() * 1_000_000) // 1000)
+    return UUID(int=min(max(milliseconds, 0), 2**48 - 1) << 80)
