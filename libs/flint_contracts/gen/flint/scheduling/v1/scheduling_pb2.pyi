@@ -293,6 +293,7 @@ class ReadRunsResponse(_message.Message):
 
     RUNS_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def runs(self) -> _containers.RepeatedCompositeFieldContainer[_runs_pb2.Run]:
         """Those that exist, in any order. The namespace is in the run's name; the caller checks it."""
@@ -301,15 +302,20 @@ class ReadRunsResponse(_message.Message):
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[_runs_pb2.StepRecord]:
         """The recorded steps, when asked for."""
 
+    @_builtins.property
+    def left_out(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Ids of runs that exist but did not fit into one message; ask again for them. Never all of those that were asked for."""
+
     def __init__(
         self,
         *,
         runs: _abc.Iterable[_runs_pb2.Run] | None = ...,
         steps: _abc.Iterable[_runs_pb2.StepRecord] | None = ...,
+        left_out: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["runs", b"runs", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left_out", b"left_out", "runs", b"runs", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -429,8 +435,11 @@ class ReadHistoryResponse(_message.Message):
 
     NAMESPACE_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """The run's name's namespace, for the caller's check; empty when there is no such run."""
+    more: _builtins.bool
+    """True when entries within the limit did not fit into one message: go on after the last one."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[_runs_pb2.HistoryEntry]:
         """In order."""
@@ -440,10 +449,11 @@ class ReadHistoryResponse(_message.Message):
         *,
         namespace: _builtins.str = ...,
         entries: _abc.Iterable[_runs_pb2.HistoryEntry] | None = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "namespace", b"namespace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "more", b"more", "namespace", b"namespace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
