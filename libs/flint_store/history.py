@@ -82,12 +82,12 @@ async def read_history(
     return History(owner[0][0], entries, more=len(entries) < len(rows))
 
 
-async def read_steps(engine: AsyncEngine, run_id: bytes, *, budget_bytes: int) -> list[runs_pb2.StepRecord]:
-    """The recorded steps of a run in order of recording: the last 10,000, fewer when they are larger than the budget.
+async def read_steps(engine: AsyncEngine, run_id: bytes, *, up_to: int, budget_bytes: int) -> list[runs_pb2.StepRecord]:
+    """The steps that the entries 1 to `up_to` record, in order: the last 10,000, fewer when they exceed the budget.
 
     Raises `StoreUnavailable`.
     """
-    identity, below, size = UUID(bytes=run_id), 2**63 - 1, 0
+    identity, below, size = UUID(bytes=run_id), up_to + 1, 0
     latest_first: list[runs_pb2.StepRecord] = []
     while True:
         rows = await fetch(engine, READ_STEPS, {"run_id": identity, "below": below, "limit": CHUNK_ENTRIES})
