@@ -35,7 +35,8 @@ _RETRY_PAUSE_S = 0.05
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.lb_policy_name", "round_robin"),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Despite its name the time that one attempt to connect may take, handshake included.
+    ("grpc.min_reconnect_backoff_ms", 2000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # etcd refuses pings more often than every five seconds.
     ("grpc.keepalive_time_ms", 6000),

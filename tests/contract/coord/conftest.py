@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import os
 import shutil
 import signal
@@ -61,13 +62,23 @@ class EtcdServer:
                 stdout=log,
                 stderr=log,
             )
+        # Its port answers before it has formed its cluster of one, and one that is killed before that may never come up
+        # again: so a started server is a healthy one.
         deadline = time.monotonic() + 20
-        while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
-                return
+        while not self._healthy():
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise RuntimeError("etcd did not start: " + (self.folder.parent / "etcd.log").read_text()[-2000:])
             time.sleep(0.02)
+
+    def _healthy(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+        try:
+            connection.request("GET", "/health")
+            return b'"true"' in connection.getresponse().read()
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
 
     def kill(self) -> None:
         if self._process is not None:

@@ -45,7 +45,7 @@ async def test_clusters_do_not_see_each_other(coord: Coord, etcd: Any) -> None:
 
 async def test_only_one_of_many_creators_wins(coord: Coord) -> None:
     leases = await asyncio.gather(*(coord.grant(5) for _ in range(8)))
-    won = await asyncio.gather(*(coord.create("groups/7", lease_id.__repr__(), lease_id.id) for lease_id in leases))
+    won = await asyncio.gather(*(coord.create("groups/7", str(lease.id), lease.id) for lease in leases))
     assert sum(won) == 1
     item = await coord.get("groups/7")
     assert item is not None
