@@ -1,8 +1,8 @@
 """jq's values: order, equality, arithmetic, indexing and text, exactly as jq 1.8 has them.
 
 A number that came in as JSON keeps its digits in jq (integers stay exact); a number that was calculated is a double.
-The two differ only where a double's text differs from a literal's: very large, very small, not a number, minus zero. Such
-a result is carried as `Computed` until `settle` turns the final value into plain JSON.
+The two differ only where a double's text differs from a literal's: very large, very small, not a number, minus zero.
+Such a result is carried as `Computed` until `settle` turns the final value into plain JSON.
 """
 
 from __future__ import annotations

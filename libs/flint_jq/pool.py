@@ -1,0 +1,181 @@
+"""The pool of guarded evaluators.
+
+Each lane owns one process and takes one question at a time from a common queue. A lane's states: starting → idle →
+evaluating → idle, and, when an expression goes beyond a limit or its process dies, → killed → starting. Only the caller
+whose expression did it hears of that; the others wait in the queue, or run in other lanes, undisturbed.
+
+When a lane cannot start a process it answers the question it has with EvaluatorsBusy and tries again with the next one.
+When the service dies, its evaluators end: their input closes, and on Linux the kernel kills them at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from flint_jq.errors import EvaluationFailed, EvaluatorsBusy, FailureKind
+from flint_jq.frames import CHECK, EVALUATE, LARGEST
+from flint_jq.process import EvaluatorProcess
+
+__all__ = ["EvaluatorPool"]
+
+_KINDS: Final[dict[int, FailureKind]] = {
+    ord("S"): "syntax",
+    ord("E"): "runtime",
+    ord("M"): "memory",
+    ord("O"): "output",
+}
+
+_GRACE_S: Final = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    head: bytes
+    body: bytes
+    answer: asyncio.Future[bytes]
+
+
+class EvaluatorPool:
+    """Evaluates jq in subprocesses that have limits on time, memory and output, and reach nothing outside.
+
+    `size` processes; `evaluate_ms` of wall time per expression, counted from when its turn comes; `memory_bytes` per
+    process beyond what it needs itself; `output_bytes` of JSON per result; `waiting` questions in the queue at most.
+    For one event loop. `start` before use, `close` at the end.
+    """
+
+    def __init__(
+        self, size: int, evaluate_ms: int, memory_bytes: int, output_bytes: int, *, waiting: int = 10_000
+    ) -> None:
+        self._size = size
+        self._evaluate_s = evaluate_ms / 1000
+        self._memory_bytes = memory_bytes
+        self._output_bytes = min(output_bytes, LARGEST - 1)
+        self._questions: asyncio.Queue[_Question] = asyncio.Queue(waiting)
+        self._processes: dict[int, EvaluatorProcess] = {}
+        self._lanes: list[asyncio.Task[None]] = []
+        self._closed = False
+        self.replaced = 0
+        """How many processes were lost or killed, for metrics."""
+
+    async def start(self) -> None:
+        """Starts the processes; returns when all are ready. Raises EvaluatorsBusy when one does not start."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for lane in range(self._size):
+                    group.create_task(self._ready(lane))
+        except* EvaluatorsBusy:
+            await self.close()
+            raise EvaluatorsBusy("the evaluator processes did not start") from None
+        self._lanes = [asyncio.create_task(self._serve(lane), name=f"jq-{lane}") for lane in range(self._size)]
+
+    async def close(self) -> None:
+        """Ends all processes. Questions that wait or run end with EvaluatorsBusy."""
+        self._closed = True
+        for lane in self._lanes:
+            lane.cancel()
+        await asyncio.gather(*self._lanes, return_exceptions=True)
+        while not self._questions.empty():
+            _settle(self._questions.get_nowait(), EvaluatorsBusy("the evaluators are closed"))
+        for process in list(self._processes.values()):
+            await process.kill()
+        self._processes.clear()
+
+    async def evaluate(self, source: str, input: Any, variables: Mapping[str, Any], now_ms: int) -> Any:
+        """The single result of a jq expression as JSON; null when it has none.
+
+        Raises EvaluationFailed for the expression's own faults and EvaluatorsBusy when it could not be evaluated.
+        """
+        try:
+            body = orjson.dumps([input, dict(variables), now_ms])
+        except TypeError as error:
+            raise EvaluationFailed("runtime", f"the input is not JSON: {error}") from None
+        results = orjson.loads(await self._ask(EVALUATE, source, sorted(variables), body))
+        if len(results) > 1:
+            raise EvaluationFailed("runtime", "the expression has more than one result")
+        return results[0] if results else None
+
+    async def check(self, source: str, variables: frozenset[str]) -> str | None:
+        """Compiles an expression without evaluating it. None when it is well-formed, else what is wrong."""
+        try:
+            await self._ask(CHECK, source, sorted(variables), b"")
+        except EvaluationFailed as failure:
+            return failure.detail if failure.kind == "syntax" else str(failure)
+        return None
+
+    async def _ask(self, operation: str, source: str, names: list[str], body: bytes) -> bytes:
+        if self._closed or not self._lanes:
+            raise EvaluatorsBusy("the evaluators are not running")
+        if "\0" in source:
+            raise EvaluationFailed("syntax", "the expression holds a NUL character")
+        if len(body) > LARGEST:
+            raise EvaluationFailed("memory", f"the input has {len(body)} bytes")
+        question = _Question(orjson.dumps([operation, source, names]), body, asyncio.Future())
+        try:
+            self._questions.put_nowait(question)
+        except asyncio.QueueFull:
+            raise EvaluatorsBusy(f"{self._questions.maxsize} expressions wait already") from None
+        answer = await question.answer
+        if answer[:1] == b"V":
+            return answer[1:]
+        raise EvaluationFailed(_KINDS.get(answer[0], "runtime"), answer[1:].decode("utf-8", "replace"))
+
+    async def _ready(self, lane: int) -> EvaluatorProcess:
+        process = self._processes.get(lane)
+        if process is None:
+            process = await EvaluatorProcess.start(
+                self._memory_bytes, self._output_bytes, max(1.0, 2 * self._evaluate_s)
+            )
+            self._processes[lane] = process
+        return process
+
+    async def _serve(self, lane: int) -> None:
+        while True:
+            question = await self._questions.get()
+            if question.answer.done():
+                continue  # the caller is gone
+            try:
+                await self._turn(lane, question)
+            except (EvaluatorsBusy, OSError) as error:
+                _settle(question, EvaluatorsBusy(str(error)))
+            except asyncio.CancelledError:
+                _settle(question, EvaluatorsBusy("the evaluators are closed"))
+                raise
+
+    async def _turn(self, lane: int, question: _Question) -> None:
+        """One question. A lane whose process had to go answers first and starts a new one then."""
+        process = await self._ready(lane)
+        asking = asyncio.create_task(process.ask(question.head, question.body))
+        try:
+            await asyncio.wait({asking}, timeout=self._evaluate_s)
+            if not asking.done():
+                # This process itself may have been held up, and the answer be there already.
+                await asyncio.wait({asking}, timeout=_GRACE_S)
+        finally:
+            if not asking.done():
+                asking.cancel()
+        failure: EvaluationFailed
+        if not asking.done():
+            failure = EvaluationFailed("timeout", f"the expression took longer than {self._evaluate_s * 1000:g} ms")
+        elif isinstance(asking.exception(), EOFError):
+            failure = EvaluationFailed("memory", "the expression needs too much memory, or it crashed jq")
+        else:
+            if not question.answer.done():
+                question.answer.set_result(asking.result())
+            return
+        _settle(question, failure)
+        del self._processes[lane]
+        self.replaced += 1
+        await process.kill()
+        with suppress(EvaluatorsBusy, OSError):  # the next question tries again, and reports it
+            await self._ready(lane)
+
+
+def _settle(question: _Question, error: Exception) -> None:
+    if not question.answer.done():
+        question.answer.set_exception(error)
