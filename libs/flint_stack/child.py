@@ -42,6 +42,7 @@ class ChildSpec:
     cwd: Path | None = None
     wrapper: tuple[str, ...] = ()
     address: str = ""
+    ops_address: str = ""
     ready: Callable[[], Awaitable[None]] | None = None
     before_start: Callable[[], Awaitable[None]] | None = None
     after_ready: Callable[[], Awaitable[None]] | None = None

@@ -17,9 +17,11 @@ import secrets
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from flint_rpc.api_keys import ApiKey, generate, parse
+
 from flint_stack.errors import StackError
 
-__all__ = ["Layout", "StackSecrets", "parse_key", "write_private"]
+__all__ = ["Layout", "StackSecrets", "write_private"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,22 +138,22 @@ class Layout:
         except (TypeError, json.JSONDecodeError) as error:
             raise StackError(f"{self.secrets_file} cannot be read: {error}.") from None
 
-    def load_admin_key(self) -> str:
-        """The local admin key (`flint_<key id>_<secret>`), made now if there is none."""
+    def load_admin_key(self) -> ApiKey:
+        """The local admin key, made now if there is none. Raises StackError when the file holds something else."""
         if not self.admin_key_file.exists():
-            write_private(self.admin_key_file, f"flint_{secrets.token_hex(8)}_{secrets.token_hex(24)}\n")
-        return self.admin_key_file.read_text().strip()
+            return self.renew_admin_key()
+        key = parse(self.admin_key_file.read_text().strip())
+        if key is None:
+            raise StackError(
+                f"{self.admin_key_file} holds no key of Flint's; remove it, and the next start makes another."
+            )
+        return key
 
-
-def parse_key(text: str) -> tuple[str, str]:
-    """Key id and secret of `flint_<key id>_<secret>`. Raises StackError; the message holds nothing of the key."""
-    scheme, _, rest = text.strip().partition("_")
-    key_id, _, secret = rest.partition("_")
-    if scheme != "flint" or not key_id or not secret:
-        raise StackError(
-            "The local admin key is not of the form flint_<key id>_<secret>; remove its file to make another."
-        )
-    return key_id, secret
+    def renew_admin_key(self) -> ApiKey:
+        """Replaces the local admin key by a fresh one."""
+        key = generate()
+        write_private(self.admin_key_file, f"{key.token}\n")
+        return key
 
 
 def write_private(path: Path, text: str) -> None:

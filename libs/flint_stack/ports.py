@@ -47,7 +47,7 @@ class Ports:
 
     @classmethod
     def based(cls, base: int, counts: Counts) -> Ports:
-        """Fixed offsets: gateway 0, schedulers 1 and 2, registries 3 and 4, servers 5 to 9, operator's ports from 10."""
+        """Fixed offsets: gateway 0, schedulers 1 and 2, registries 3 and 4, servers 5 to 9, operator's ports 10 on."""
         beyond = iter(range(base + _BEYOND, base + _BEYOND + 10_000))
         return cls(
             gateway=base,

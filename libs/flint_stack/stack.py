@@ -29,18 +29,20 @@ from flint_stack.services import ServicePlan
 from flint_stack.state import StackLock
 from flint_stack.supervisor import ChildEvent, Supervisor
 
-__all__ = ["Stack", "StackOptions"]
+__all__ = ["Stack", "StackOptions", "no_children", "no_settings"]
 
 _PREPARE_DEADLINE_S = 120.0
 _GIB = 2**30
 _Part = TypeVar("_Part")
 
 
-def _no_settings(layout: Layout) -> Mapping[str, Any]:
+def no_settings(layout: Layout) -> Mapping[str, Any]:
+    """No settings beyond the generated ones."""
     return {}
 
 
-def _no_children(layout: Layout) -> Sequence[ChildSpec]:
+def no_children(layout: Layout) -> Sequence[ChildSpec]:
+    """No children beyond servers and services."""
     return ()
 
 
@@ -53,8 +55,8 @@ class StackOptions:
     counts: Counts = field(default_factory=Counts)
     config: Path | None = None
     assignments: tuple[str, ...] = ()
-    extra_settings: Callable[[Layout], Mapping[str, Any]] = _no_settings
-    extra_children: Callable[[Layout], Sequence[ChildSpec]] = _no_children
+    extra_settings: Callable[[Layout], Mapping[str, Any]] = no_settings
+    extra_children: Callable[[Layout], Sequence[ChildSpec]] = no_children
     servers_only: bool = False
     die_with_supervisor: bool = True
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -75,6 +77,11 @@ class Stack:
         self._preparing: asyncio.subprocess.Process | None = None
         self._addresses: dict[str, str] = {}
         self.orphans_ended = 0
+
+    @property
+    def running(self) -> bool:
+        """True from the beginning of `start` until `stop` has ended everything."""
+        return self._lock.held
 
     @property
     def supervisor(self) -> Supervisor:
@@ -156,7 +163,9 @@ class Stack:
         services = [] if options.servers_only else self._plan.all(counts)
         extras = [] if options.servers_only else list(options.extra_children(layout))
         check_free([*server_ports, *(() if options.servers_only else self._service_ports(ports))])
-        self._addresses = {child.name: child.address for child in (*servers, *extras, *services)}
+        for child in (*servers, *extras, *services):
+            self._addresses.update({child.name: child.address} if child.address else {})
+            self._addresses.update({f"{child.name}/ops": child.ops_address} if child.ops_address else {})
         if options.servers_only:
             await supervisor.start(servers)
         else:
@@ -207,10 +216,8 @@ class Stack:
             sys.executable,
             "-m",
             "flint_stack.prepare",
-            "--config",
-            str(self.layout.config_file),
-            "--admin-key",
-            str(self.layout.admin_key_file),
+            "--data-dir",
+            str(self.layout.root),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

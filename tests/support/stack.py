@@ -56,7 +56,7 @@ class RunningStack:
 
     @property
     def admin_key(self) -> str:
-        return self.stack.layout.load_admin_key()
+        return self.stack.layout.load_admin_key().token
 
     @property
     def pids(self) -> dict[str, int]:

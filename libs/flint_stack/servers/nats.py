@@ -105,6 +105,7 @@ class NatsServer:
             argv=(str(nats_program()), "-c", str(self._config_path)),
             wave=WAVE_SERVERS,
             address=self.url,
+            ops_address=self.monitor,
             ready=self.ready,
             before_start=self.before_start,
             ready_deadline_s=30.0,
