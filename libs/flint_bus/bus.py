@@ -302,9 +302,12 @@ class Bus:
         """Creates the stream of jobs, or brings the existing one to these settings."""
         await self._streams.create_jobs(settings)
 
-    async def purge_up_to(self, stream: str, sequence: int, timeout_s: float = 10.0) -> int:
-        """Removes messages up to and including `sequence`; returns how many. A missing stream has none."""
-        return await self._streams.purge_up_to(stream, sequence, timeout_s)
+    async def purge_up_to(self, stream: str, sequence: int, subject: str = "", timeout_s: float = 10.0) -> int:
+        """Removes messages (of a subject, which may hold wildcards) up to and including `sequence`; returns how many.
+
+        A missing stream has none.
+        """
+        return await self._streams.purge_up_to(stream, sequence, subject, timeout_s)
 
     async def delete_stream(self, stream: str, timeout_s: float = 10.0) -> bool:
         """Deletes a stream; False when there was none."""

@@ -137,10 +137,13 @@ class StreamAdmin:
             raw_headers=base64.b64decode(headers) if headers else None,
         )
 
-    async def purge_up_to(self, stream: str, sequence: int, timeout_s: float) -> int:
+    async def purge_up_to(self, stream: str, sequence: int, subject: str, timeout_s: float) -> int:
         """JetStream's `seq` is exclusive."""
+        body: dict[str, Any] = {"seq": sequence + 1}
+        if subject:
+            body["filter"] = subject
         try:
-            document = await call_api(self._request, f"STREAM.PURGE.{stream}", {"seq": sequence + 1}, timeout_s)
+            document = await call_api(self._request, f"STREAM.PURGE.{stream}", body, timeout_s)
         except StreamApiError as error:
             if error.err_code == _NO_STREAM:
                 return 0

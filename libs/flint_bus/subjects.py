@@ -7,6 +7,7 @@ from typing import Final
 __all__ = [
     "DEFINITIONS",
     "FLEET_BEATS",
+    "WORKFLOWS",
     "JOBS_STREAM",
     "OWNERS",
     "control_subject",
@@ -23,6 +24,9 @@ __all__ = [
 
 OWNERS: Final = "flint.owners"
 """Broadcast after a group changed hands: OwnerChanged."""
+
+WORKFLOWS: Final = "flint.workflows"
+"""Broadcast among the schedulers after a version was stored or deleted: WorkflowsChanged."""
 
 FLEET_BEATS: Final = "flint.fleet.beats"
 """Broadcast by the registries: FleetBeats."""

@@ -135,7 +135,8 @@ async def accept_runs(
             {"namespaces": [r.namespace for r in missing], "request_ids": [r.request_id for r in missing]},
         )
         earlier = {
-            (f.namespace_id, f.request_id): (f.run_id.bytes, bytes(f.request_hash), f.created_at, f.state) for f in found
+            (f.namespace_id, f.request_id): (f.run_id.bytes, bytes(f.request_hash), f.created_at, f.state)
+            for f in found
         }
     answers = []
     for run in runs:

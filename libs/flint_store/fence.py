@@ -2,8 +2,8 @@
 
 A scheduler incarnation holds its shard groups under one row of `owner_session`. Each of its commits locks that row
 `FOR SHARE`, matching id and nonce, in the same statement, and all of the statement's writes depend on the locked row. A
-takeover ends the row first: it waits for commits under way, and later ones find no row. A plain read of the row would not
-fence at READ COMMITTED, nor would `FOR KEY SHARE`.
+takeover ends the row first: it waits for commits under way, and later ones find no row. A plain read of the row would
+not fence at READ COMMITTED, nor would `FOR KEY SHARE`.
 """
 
 from __future__ import annotations

@@ -106,8 +106,8 @@ async def fold_runs(
 ) -> datetime:
     """Commit the changes and the entries in one statement; answers PostgreSQL's time.
 
-    Raises `Fenced` when the session has ended (nothing was written), and a DataError of SQLAlchemy (nothing was written)
-    when a row had changed or a value cannot be stored: the caller bisects.
+    Raises `Fenced` when the session has ended (nothing was written), and a DataError of SQLAlchemy (nothing was
+    written) when a row had changed or a value cannot be stored: the caller bisects.
     """
     cleared = [UUID(bytes=f.run_id) for f in folds if f.clear_inbox]
     parameters: dict[str, object] = {

@@ -66,8 +66,8 @@ class RunRow:
     wake_at: datetime | None
 
 
-# Nested loop over the primary key of run: one index probe per leg. The CASE makes the statement fail as a whole when a row
-# is not as its owner remembers it, so that nothing is half done.
+# Nested loop over the primary key of run: one index probe per leg. The CASE makes the statement fail as a whole when
+# a row is not as its owner remembers it, so that nothing is half done.
 OPEN_LEGS = text(f"""
 WITH fence AS MATERIALIZED ({FENCE}),
 opened AS (
@@ -109,9 +109,7 @@ LOAD_UNFINISHED = text(f"{_ROW} WHERE r.group_id = ANY(CAST(:groups AS int[])) A
 LOAD_RUNS = text(f"{_ROW} WHERE r.run_id = ANY(CAST(:run_ids AS uuid[])) ORDER BY r.run_id")
 
 
-async def open_legs(
-    connection: AsyncConnection, session: OwnerSession, openings: Sequence[LegOpening]
-) -> datetime:
+async def open_legs(connection: AsyncConnection, session: OwnerSession, openings: Sequence[LegOpening]) -> datetime:
     """Open the legs in one commit; answers PostgreSQL's time. Raises `Fenced`, or a DataError when a row had changed."""
     row = (
         await connection.execute(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from flint_ops.config import ConfigError, load
 from sqlalchemy import Connection, create_engine, pool, text
 from sqlalchemy.exc import OperationalError
 
@@ -112,10 +113,13 @@ async def check_schema(engine: AsyncEngine, groups: int) -> ClusterFacts:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Exit code 0 when the schema is up to date, 1 when it cannot be brought there."""
-    from flint_ops.config import load  # noqa: PLC0415  # only the command needs settings
-
-    settings = load(list(sys.argv[1:] if argv is None else argv))
+    """The command. Exit code 0 when the schema is up to date, 1 when it cannot be brought there, 2 for settings."""
+    try:
+        settings = load(list(sys.argv[1:] if argv is None else argv), require=["postgres.dsn"])
+    except ConfigError as error:
+        problems = "\n".join(f"  {problem}" for problem in error.problems)
+        sys.stderr.write(f"The schema cannot be migrated: the configuration is wrong.\n{problems}\n")
+        return 2
     try:
         applied = upgrade(settings.postgres.dsn.get_secret_value(), settings.cluster.shard_groups)
     except StoreError as error:

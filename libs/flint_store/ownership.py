@@ -1,14 +1,15 @@
 """Owner sessions, terms of shard groups, and the journal's generation (R1, R2, R11).
 
 etcd permits an attempt; what counts is written here. A takeover, in one transaction: lock my own session, end the
-sessions of the groups' former owners (which waits for their commits under way and fences all later ones), raise the terms.
+sessions of the groups' former owners (which waits for their commits under way and fences all later ones), raise the
+terms.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -161,7 +162,5 @@ async def read_generation(connection: AsyncConnection) -> int:
 
 async def next_generation(connection: AsyncConnection, session: OwnerSession, generation: int) -> int:
     """Open the generation after `generation`, unless another owner did so already; answers the current one (R11)."""
-    row = (
-        await connection.execute(NEXT_GENERATION, session.parameters() | {"generation": generation})
-    ).first()
+    row = (await connection.execute(NEXT_GENERATION, session.parameters() | {"generation": generation})).first()
     return int(row[0]) if row is not None else await read_generation(connection)

@@ -1,7 +1,7 @@
 """The owner's sweep and the inbox (R0, R7): the one small query that an idle scheduler makes.
 
-It is fenced, so an idle owner learns from it that another replica took over; and it finds what a lost nudge left behind:
-runs that another replica accepted, rows in inboxes, waits that will be due soon. Due times are PostgreSQL's.
+It is fenced, so an idle owner learns from it that another replica took over; and it finds what a lost nudge left
+behind: runs that another replica accepted, rows in inboxes, waits that will be due soon. Due times are PostgreSQL's.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The orchestrators: accept runs, own shards, open legs, fold the journal, recover."""

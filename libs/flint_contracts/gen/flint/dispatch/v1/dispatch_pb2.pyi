@@ -453,3 +453,29 @@ class OwnerChanged(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OwnerChanged: _TypeAlias = OwnerChanged  # noqa: Y015
+
+@_typing.final
+class WorkflowsChanged(_message.Message):
+    """Broadcast on flint.workflows among the schedulers after a version was stored or deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace id."""
+    workflow_id: _builtins.str
+    """Workflow id."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        workflow_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkflowsChanged: _TypeAlias = WorkflowsChanged  # noqa: Y015

@@ -1,0 +1,257 @@
+"""Accept: starts become rows, hundreds in one commit, and are answered after it (R0).
+
+This replica draws each run's id in a shard it owns, so it is the owner of nearly all it accepts and may open the
+first leg in the same commit. While it owns nothing it accepts for others: the owners are nudged and also sweep for
+such runs.
+
+A commit whose answer was lost is repeated with the same ids: request ids make that harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from dataclasses import dataclass, field
+
+from flint_bus import Bus
+from flint_bus.subjects import owner_subject
+from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_core.ids import SHARDS, make_run_id
+from flint_store.accept import Accepted, NewRun, accept_runs
+from flint_store.legs import LegStart
+
+from flint_scheduler.cards import Phase, RunBook, RunCard
+from flint_scheduler.clock import RecordClock
+from flint_scheduler.dispatch import Dispatcher
+from flint_scheduler.fleet import FleetView
+from flint_scheduler.holdings import Holdings
+from flint_scheduler.lane import Lane, LaneClosed
+from flint_scheduler.metrics import ACCEPTED, COMMIT_ROWS
+from flint_scheduler.ready import ReadyQueue
+from flint_scheduler.record import Record, RecordUnavailable
+
+__all__ = ["Acceptor", "NewStart"]
+
+_BATCH = 1000
+
+
+@dataclass(slots=True)
+class NewStart:
+    """A validated start with its definition resolved."""
+
+    namespace: str
+    workflow_id: str
+    version: str
+    definition_id: int
+    definition_hash: bytes
+    level: int
+    request_id: str
+    request_hash: bytes
+    trace_id: bytes
+    input: bytes
+
+
+@dataclass(slots=True)
+class _Unit:
+    starts: list[NewStart]
+    watcher: str
+    done: asyncio.Future[list[Accepted]]
+    runs: list[NewRun] = field(default_factory=list)
+
+
+class Acceptor(Lane[_Unit]):
+    """The accept lane of one scheduler."""
+
+    def __init__(
+        self,
+        record: Record,
+        holdings: Holdings,
+        book: RunBook,
+        queue: ReadyQueue,
+        fleet: FleetView,
+        dispatcher: Dispatcher,
+        bus: Bus,
+        clock: RecordClock,
+    ) -> None:
+        super().__init__(_BATCH)
+        self._record = record
+        self._holdings = holdings
+        self._book = book
+        self._queue = queue
+        self._fleet = fleet
+        self._dispatcher = dispatcher
+        self._bus = bus
+        self._clock = clock
+        self._turn_of = 0
+
+    async def accept(self, starts: list[NewStart], watcher: str) -> list[Accepted]:
+        """Store the starts; returns after the commit, one answer per start in order.
+
+        Raises RecordUnavailable when PostgreSQL cannot be reached (the starts may have been stored: repeat with the
+        same request ids), LaneClosed when this replica is stopping (they were not).
+        """
+        unit = _Unit(starts, watcher, asyncio.get_running_loop().create_future())
+        self._put(unit)
+        return await unit.done
+
+    def _weight(self, unit: _Unit) -> int:
+        return len(unit.starts)
+
+    def _refuse(self, unit: _Unit, error: Exception) -> None:
+        if not unit.done.done():
+            unit.done.set_exception(error)
+
+    async def _commit(self, batch: list[_Unit]) -> None:
+        owned = self._holdings.settled_groups()
+        self._draw(batch, owned)
+        claims = self._assign(batch) if owned else {}
+        runs = [run for unit in batch for run in unit.runs]
+        session = self._holdings.session if owned else None
+        try:
+            try:
+                answers = await self._record.lane("accept", lambda c: accept_runs(c, runs, session))
+                if answers is None:  # fenced: another replica took over; store them for whoever owns their shards
+                    self._holdings.fenced()
+                    self._unassign(claims)
+                    claims, session = {}, None
+                    answers = await self._record.lane("accept", lambda c: accept_runs(c, runs, None))
+            except asyncio.CancelledError:
+                for unit in batch:
+                    self._refuse(unit, RecordUnavailable("this scheduler stopped while the start was being stored"))
+                raise
+            except RecordUnavailable as error:
+                self._unassign(claims)
+                # The commit may have happened with legs named in it: the sweep's sibling, recovery, finds them by
+                # reading.
+                self._holdings.reread({run.group for run in runs})
+                for unit in batch:
+                    self._refuse(unit, error)
+                return
+            current = session is not None and self._holdings.session is session
+            self._settle(batch, runs, answers or [], claims, current=current)
+        except LaneClosed as error:
+            for unit in batch:
+                self._refuse(unit, error)
+
+    def _draw(self, batch: list[_Unit], owned: list[int]) -> None:
+        """Give every start an id in one of my groups, or in any group while I own none."""
+        groups = self._holdings.group_count
+        now_ms = self._clock.now_ms()
+        noise = os.urandom(9 * sum(len(unit.starts) for unit in batch))
+        at = 0
+        for unit in batch:
+            unit.runs = []
+            for start in unit.starts:
+                if owned:
+                    self._turn_of = (self._turn_of + 1) % len(owned)
+                    group = owned[self._turn_of]
+                else:
+                    group = random.randrange(groups)
+                shard = group + groups * random.randrange((SHARDS - 1 - group) // groups + 1)
+                unit.runs.append(
+                    NewRun(
+                        run_id=make_run_id(shard, now_ms, noise[at : at + 9]),
+                        namespace=start.namespace,
+                        definition_id=start.definition_id,
+                        group=group,
+                        level=start.level,
+                        request_id=start.request_id,
+                        request_hash=start.request_hash,
+                        trace_id=start.trace_id,
+                        input=start.input,
+                    )
+                )
+                at += 9
+
+    def _assign(self, batch: list[_Unit]) -> dict[bytes, str]:
+        """Open first legs with the start where slots are free and nobody waits before them."""
+        claims: dict[bytes, str] = {}
+        if len(self._queue) or not self._dispatcher.can_open():
+            return claims
+        generation = self._holdings.generation
+        for unit in batch:
+            for run in unit.runs:
+                worker = self._fleet.reserve()
+                if worker is None:
+                    return claims
+                run.claimant = worker.card.incarnation
+                run.leg_nonce = os.urandom(16)
+                run.generation = generation
+                claims[run.run_id] = run.claimant
+        return claims
+
+    def _unassign(self, claims: dict[bytes, str]) -> None:
+        for claimant in claims.values():
+            self._fleet.release(claimant)
+
+    def _settle(
+        self,
+        batch: list[_Unit],
+        runs: list[NewRun],
+        answers: list[Accepted],
+        claims: dict[bytes, str],
+        *,
+        current: bool,
+    ) -> None:
+        now = asyncio.get_running_loop().time()
+        opened: list[RunCard] = []
+        foreign: dict[int, list[bytes]] = {}
+        at = 0
+        for unit in batch:
+            mine = answers[at : at + len(unit.starts)]
+            for start, run, answer in zip(unit.starts, runs[at : at + len(unit.starts)], mine, strict=True):
+                if not answer.created:
+                    if run.run_id in claims:
+                        self._fleet.release(run.claimant)
+                    continue
+                if not current or not self._holdings.owns(run.group):
+                    # Accepted for another owner, or given away meanwhile: it reads the run from PostgreSQL.
+                    if run.run_id in claims:
+                        self._fleet.release(run.claimant)
+                    foreign.setdefault(run.group, []).append(run.run_id)
+                    continue
+                created_ms = int(answer.created_at.timestamp() * 1000)
+                card = RunCard(
+                    run_id=run.run_id,
+                    namespace=start.namespace,
+                    workflow_id=start.workflow_id,
+                    version=start.version,
+                    definition_hash=start.definition_hash,
+                    group=run.group,
+                    level=start.level,
+                    created_ms=created_ms,
+                    trace_id=start.trace_id,
+                    phase=Phase.READY,
+                    request_id=start.request_id,
+                    expected_sequence=0,
+                    start=LegStart(start.input, b""),
+                    watcher=unit.watcher,
+                )
+                self._book.add(card)
+                if run.leg_nonce is not None:
+                    card.phase = Phase.OPEN
+                    card.leg = 1
+                    card.nonce = run.leg_nonce
+                    card.claimant = run.claimant
+                    card.generation = run.generation
+                    card.started_ms = created_ms
+                    card.progress_at = now
+                    opened.append(card)
+                else:
+                    self._queue.push(card, now)
+            at += len(unit.starts)
+            if not unit.done.done():
+                unit.done.set_result(mine)
+        ACCEPTED.inc(at)
+        COMMIT_ROWS.labels("accept").observe(len(runs))
+        if opened:
+            self._dispatcher.publish(opened)
+        if len(self._queue):
+            self._dispatcher.wake()
+        for group, run_ids in foreign.items():
+            self._nudge(group, run_ids)
+
+    def _nudge(self, group: int, run_ids: list[bytes]) -> None:
+        # Fire and forget: when it is lost, the owner's sweep finds the runs.
+        self._bus.publish_now(owner_subject(group), dispatch_pb2.OwnerNudge(accepted=run_ids).SerializeToString())

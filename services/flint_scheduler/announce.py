@@ -1,0 +1,156 @@
+"""Announcing: what a commit changed goes to those who watch, after the commit and never before it.
+
+Watchers are subjects of core NATS. A gateway that started a run hears of its end; others ask by an interest, for the
+end or for every change, which lasts a minute unless renewed. Changes are dense by the run's change number: a watcher
+that misses one sees the gap and reads again. Interests are memory only: after a takeover the gateways send them anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from uuid import UUID
+
+from flint_bus import Bus, BusError
+from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_ops.logging import get_logger
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from flint_scheduler.cards import RunCard
+
+__all__ = ["Announcer", "Ending"]
+
+log = get_logger(__name__)
+
+_INTEREST_S = 60.0
+_MAX_INTERESTS = 100_000
+_MAX_MESSAGE_BYTES = 512 * 1024
+
+
+class Ending:
+    """How a run ended, for its announcement."""
+
+    __slots__ = ("at_ms", "error", "output", "state")
+
+    def __init__(
+        self,
+        state: runs_pb2.Run.State.ValueType,
+        at_ms: int,
+        output: bytes = b"",
+        error: runs_pb2.Problem | None = None,
+    ) -> None:
+        self.state = state
+        self.at_ms = at_ms
+        self.output = output
+        self.error = error
+
+
+class Announcer:
+    """Collects changes of one commit and publishes them per watcher. `flush` after each commit."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._interests: dict[bytes, dict[str, tuple[float, bool]]] = {}
+        self._outgoing: dict[str, list[runs_pb2.RunChange]] = {}
+
+    def interested(self, interest: dispatch_pb2.Interest) -> None:
+        """Add or renew a watch."""
+        if len(self._interests) >= _MAX_INTERESTS and interest.run_id not in self._interests:
+            self._expire()
+            if len(self._interests) >= _MAX_INTERESTS:
+                return  # the gateway's own reading every few seconds serves the watcher
+        until = asyncio.get_running_loop().time() + _INTEREST_S
+        self._interests.setdefault(interest.run_id, {})[interest.watcher] = (until, interest.steps)
+
+    def wants_steps(self, run_id: bytes) -> bool:
+        """Whether anybody watches the run's steps."""
+        interests = self._interests.get(run_id)
+        return interests is not None and any(every for _, every in interests.values())
+
+    def changed(self, card: RunCard, steps: Sequence[runs_pb2.StepRecord], ending: Ending | None = None) -> None:
+        """Note one change of a run, just committed."""
+        subjects: list[str] = []
+        interests = self._interests.get(card.run_id)
+        if interests:
+            now = asyncio.get_running_loop().time()
+            subjects = [s for s, (until, every) in interests.items() if until > now and (every or ending is not None)]
+            if ending is not None:
+                del self._interests[card.run_id]
+        if ending is not None and card.watcher and card.watcher not in subjects:
+            subjects.append(card.watcher)
+        if not subjects:
+            return
+        change = runs_pb2.RunChange(run=_run(card, ending), steps=steps)
+        for subject in subjects:
+            self._outgoing.setdefault(subject, []).append(change)
+
+    def flush(self) -> None:
+        """Publish what was noted."""
+        if not self._outgoing:
+            return
+        outgoing, self._outgoing = self._outgoing, {}
+        for subject, changes in outgoing.items():
+            batch = dispatch_pb2.ChangeBatch()
+            size = 0
+            for change in changes:
+                weight = change.ByteSize()
+                if batch.changes and size + weight > _MAX_MESSAGE_BYTES:
+                    self._send(subject, batch)
+                    batch, size = dispatch_pb2.ChangeBatch(), 0
+                batch.changes.append(change)
+                size += weight
+            self._send(subject, batch)
+
+    def _send(self, subject: str, batch: dispatch_pb2.ChangeBatch) -> None:
+        try:
+            self._bus.publish_now(subject, batch.SerializeToString())
+        except BusError as error:
+            log.debug("announcement_lost", subject=subject, error=str(error))  # watchers read again on the gap
+
+    def _expire(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for run_id in list(self._interests):
+            alive = {s: i for s, i in self._interests[run_id].items() if i[0] > now}
+            if alive:
+                self._interests[run_id] = alive
+            else:
+                del self._interests[run_id]
+
+    def tick(self) -> None:
+        """Forget watches that were not renewed."""
+        self._expire()
+
+
+def _stamp(ms: int) -> Timestamp:
+    return Timestamp(seconds=ms // 1000, nanos=(ms % 1000) * 1_000_000)
+
+
+def _run(card: RunCard, ending: Ending | None) -> runs_pb2.Run:
+    namespace = f"namespaces/{card.namespace}"
+    run = runs_pb2.Run(
+        name=f"{namespace}/runs/{UUID(bytes=card.run_id)}",
+        workflow=f"{namespace}/workflows/{card.workflow_id}/versions/{card.version}",
+        state=ending.state if ending else card.state,
+        level=card.level,
+        create_time=_stamp(card.created_ms),
+        leg=card.leg,
+        position=card.position,
+        change=card.change,
+        trace_id=card.trace_id.hex(),
+        worker=card.claimant or "" if not ending else "",
+        cancel_requested=card.cancel_requested,
+    )
+    if card.request_id and not card.request_id.startswith("~"):
+        run.request_id = card.request_id
+    if card.started_ms:
+        run.start_time.CopyFrom(_stamp(card.started_ms))
+    if ending is not None:
+        run.end_time.CopyFrom(_stamp(ending.at_ms))
+        if ending.state == runs_pb2.Run.STATE_SUCCEEDED:
+            run.output = ending.output
+        if ending.error is not None:
+            run.error.CopyFrom(ending.error)
+    elif card.wake_at_ms:
+        run.wake_time.CopyFrom(_stamp(card.wake_at_ms))
+    return run

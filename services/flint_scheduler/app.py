@@ -1,0 +1,204 @@
+"""Composition root of the scheduler: constructors wired by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from functools import partial
+from typing import Any
+
+from flint_bus import Bus, Message
+from flint_bus.subjects import FLEET_BEATS, WORKFLOWS
+from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2, scheduling_pb2_grpc
+from flint_coord import Coord
+from flint_core.problems import ProblemType
+from flint_ops.config import Settings
+from flint_ops.lifecycle import Lifecycle
+from flint_ops.logging import get_logger
+from flint_rpc.server import Service, TokenInterceptor, create_server
+from flint_store.definitions import DefinitionCache
+from flint_store.engine import create_engine
+from flint_store.migrate import check_schema
+from google.protobuf.message import DecodeError
+
+from flint_scheduler.accept import Acceptor
+from flint_scheduler.announce import Announcer
+from flint_scheduler.attention import Attention
+from flint_scheduler.cards import RunBook, RunCard
+from flint_scheduler.clock import RecordClock
+from flint_scheduler.definitions import DefinitionDesk
+from flint_scheduler.dispatch import Dispatcher
+from flint_scheduler.fleet import FleetView
+from flint_scheduler.fold import Command, CommandKind, Folder
+from flint_scheduler.holdings import Holdings
+from flint_scheduler.metrics import QUEUE_DEPTH
+from flint_scheduler.principals import PrincipalServicer
+from flint_scheduler.readers import Readers
+from flint_scheduler.ready import ReadyQueue
+from flint_scheduler.record import Record
+from flint_scheduler.recovery import Recovery
+from flint_scheduler.roster import follow_workers, on_beats
+from flint_scheduler.servicer import SchedulingServicer
+from flint_scheduler.steward import Steward
+from flint_scheduler.timers import Timers
+
+__all__ = ["serve"]
+
+log = get_logger(__name__)
+
+_LANES = 5  # accept, open, fold, sweep, generation
+
+
+async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
+    """Run one scheduler until it is told to stop."""
+    mine = settings.scheduler
+    bus = await Bus.connect(settings.nats, name=mine.id)
+    coord = await Coord.connect(settings.etcd, cluster=settings.cluster.name)
+    engine = create_engine(settings.postgres, "reading")
+    record = Record(create_engine(settings.postgres, "lane", pool_size=_LANES), engine)
+    await check_schema(engine, settings.cluster.shard_groups)
+
+    clock = RecordClock()
+    holdings = Holdings(settings.cluster.shard_groups)
+    book = RunBook()
+    queue = ReadyQueue()
+    fleet = FleetView(mine.overcommit, settings.registry.lease_ttl_s)
+    announcer = Announcer(bus)
+    dispatcher = Dispatcher(record, holdings, book, queue, fleet, bus, clock, announcer)
+    acceptor = Acceptor(record, holdings, book, queue, fleet, dispatcher, bus, clock)
+    folder = Folder(record, holdings, book, queue, fleet, clock, announcer, settings.limits.leg_losses)
+    timers = Timers(book, queue, dispatcher, clock, 2 * mine.sweep_interval_s)
+    readers = Readers(bus, record, holdings, folder, settings.journal)
+    recovery = Recovery(bus, holdings, book, fleet, readers, mine.begin_deadline_s)
+    attention = Attention(
+        record,
+        bus,
+        holdings,
+        book,
+        queue,
+        fleet,
+        dispatcher,
+        folder,
+        timers,
+        announcer,
+        readers,
+        clock,
+        mine.sweep_interval_s,
+        settings.journal.keep_folded_s,
+    )
+    definitions = DefinitionCache(engine)
+    servicer = SchedulingServicer(settings, engine, record, definitions, acceptor, holdings, book, queue, bus)
+    server = create_server(
+        mine.listen,
+        [
+            Service(
+                scheduling_pb2.DESCRIPTOR.services_by_name["SchedulingService"],
+                scheduling_pb2_grpc.add_SchedulingServiceServicer_to_server,
+                servicer,
+            ),
+            Service(
+                scheduling_pb2.DESCRIPTOR.services_by_name["PrincipalService"],
+                scheduling_pb2_grpc.add_PrincipalServiceServicer_to_server,
+                PrincipalServicer(engine),
+            ),
+        ],
+        interceptors=[TokenInterceptor(settings.cluster.internal_token.get_secret_value())],
+    )
+    steward = Steward(
+        scheduler_id=mine.id,
+        address=server.address,
+        lease_ttl_s=settings.etcd.lease_ttl_s,
+        coord=coord,
+        record=record,
+        bus=bus,
+        holdings=holdings,
+        book=book,
+        queue=queue,
+        fleet=fleet,
+        acceptor=acceptor,
+        dispatcher=dispatcher,
+        folder=folder,
+        timers=timers,
+        attention=attention,
+        recovery=recovery,
+        readers=readers,
+    )
+
+    # Who tells whom: each room knows only what it calls; what calls back is wired here.
+    fleet.on_ended = recovery.worker_ended
+    fleet.on_room = dispatcher.wake
+    folder.on_ready = dispatcher.wake
+    folder.on_waiting = timers.add
+    folder.on_cancel = recovery.cancel_leg
+    folder.reload = steward.reload
+    readers.on_generation = recovery.reseal
+    readers.failed = lifecycle.fail
+    bus.on_reconnect(dispatcher.wake)
+    bus.on_reconnect(readers.suspect)
+
+    def undeliverable(card: RunCard, why: str) -> None:
+        problem = runs_pb2.Problem(
+            type=ProblemType.PAYLOAD_TOO_LARGE,
+            status=413,
+            title="The run's state is too large to be sent to a worker",
+            detail=why,
+        )
+        folder.command(Command(card, CommandKind.FAIL, problem))
+
+    dispatcher.on_undeliverable = undeliverable
+
+    def workflows_changed(message: Message) -> None:
+        changed = dispatch_pb2.WorkflowsChanged()
+        try:
+            changed.ParseFromString(message.data)
+        except DecodeError:
+            log.warning("workflows_changed_undecodable")
+            return
+        definitions.invalidate(changed.namespace, changed.workflow_id)
+
+    await bus.subscribe(FLEET_BEATS, on_beats(fleet))
+    await bus.subscribe(WORKFLOWS, workflows_changed)
+    await DefinitionDesk(bus, engine).open()
+    for level in range(10):
+        QUEUE_DEPTH.labels("default", str(level)).set_function(partial(queue.by_level.__getitem__, level))
+
+    tasks: list[asyncio.Task[Any]] = []
+
+    def spawn(name: str, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(work, name=name)
+        lifecycle.watch(task)
+        tasks.append(task)
+
+    def claimants() -> set[str]:
+        return {c.claimant for c in book if c.claimant is not None}
+
+    spawn("accept", acceptor.run())
+    spawn("dispatch", dispatcher.run())
+    spawn("fold", folder.run())
+    spawn("timers", timers.run())
+    spawn("recovery", recovery.run())
+    spawn("attention", attention.run())
+    spawn("generation", readers.keep())
+    spawn("roster", follow_workers(coord, fleet, claimants))
+    spawn("steward", steward.run())
+
+    lifecycle.readiness.require("nats", lambda: None if bus.connected.is_set() else "not connected to NATS")
+    lifecycle.readiness.require("session", lambda: None if steward.owning.is_set() else "no owner session yet")
+    await server.start()
+    log.info("serving", address=server.address)
+    try:
+        await lifecycle.stopping.wait()
+        await server.stop(mine.drain_s / 2)
+        async with asyncio.timeout(mine.drain_s):
+            await steward.stop()
+    except TimeoutError:
+        log.warning("drain_cut_short")
+    finally:
+        for task in reversed(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await record.close()
+        await coord.close()
+        await bus.close()

@@ -1,0 +1,247 @@
+"""Attention: what others want from this owner, by nudge or by sweep (R0, R7).
+
+A nudge is a hint over core NATS that may be lost; the sweep is a fenced query every few seconds that finds the same
+things in PostgreSQL: runs that another replica accepted, rows in inboxes, waits that will be due. It also tells an
+idle owner that it was fenced. When the loop dies the service stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from functools import partial
+
+from flint_bus import Bus, BusError, Message, Subscription
+from flint_bus.subjects import owner_subject
+from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_ops.logging import get_logger
+from flint_store.fence import Fenced
+from flint_store.legs import load_runs
+from flint_store.ownership import save_watermarks
+from flint_store.sweep import delete_inbox, read_inbox, sweep
+from google.protobuf.message import DecodeError
+
+from flint_scheduler.announce import Announcer
+from flint_scheduler.cards import Phase, RunBook, RunCard, card_of_row
+from flint_scheduler.clock import RecordClock
+from flint_scheduler.dispatch import Dispatcher
+from flint_scheduler.fleet import FleetView
+from flint_scheduler.fold import Command, CommandKind, Folder
+from flint_scheduler.holdings import Holdings
+from flint_scheduler.lane import LaneClosed
+from flint_scheduler.readers import Readers
+from flint_scheduler.ready import ReadyQueue
+from flint_scheduler.record import Record, RecordUnavailable
+from flint_scheduler.timers import Timers
+
+__all__ = ["Attention"]
+
+log = get_logger(__name__)
+
+_LIMIT = 1000
+_SAVE_EVERY_S = 10.0
+_PURGE_EVERY_S = 60.0
+_ENDED = (runs_pb2.Run.STATE_SUCCEEDED, runs_pb2.Run.STATE_FAILED, runs_pb2.Run.STATE_CANCELLED)
+
+
+class Attention:
+    """Nudges, the sweep, and the upkeep of watermarks, for one scheduler."""
+
+    def __init__(
+        self,
+        record: Record,
+        bus: Bus,
+        holdings: Holdings,
+        book: RunBook,
+        queue: ReadyQueue,
+        fleet: FleetView,
+        dispatcher: Dispatcher,
+        folder: Folder,
+        timers: Timers,
+        announcer: Announcer,
+        readers: Readers,
+        clock: RecordClock,
+        interval_s: float,
+        keep_folded_s: float,
+    ) -> None:
+        self._record = record
+        self._bus = bus
+        self._holdings = holdings
+        self._book = book
+        self._queue = queue
+        self._fleet = fleet
+        self._dispatcher = dispatcher
+        self._folder = folder
+        self._timers = timers
+        self._announcer = announcer
+        self._readers = readers
+        self._clock = clock
+        self._interval_s = interval_s
+        self._keep_folded_s = keep_folded_s
+        self._subscriptions: dict[int, Subscription] = {}
+        self._wake = asyncio.Event()
+        self._accepted: set[bytes] = set()
+        self._inbox: set[bytes] = set()
+        self._saved_at = 0.0
+        self._purged_at = 0.0
+        self._samples: list[tuple[float, int, dict[int, int]]] = []  # when, generation, folded by group
+
+    # -- nudges --------------------------------------------------------------------------------------------------------
+
+    async def listen(self, group: int) -> None:
+        """Hear the nudges of a group just taken."""
+        self._subscriptions[group] = await self._bus.subscribe(owner_subject(group), self._nudged)
+
+    async def unlisten(self, group: int) -> None:
+        """Stop hearing the nudges of a group given away."""
+        subscription = self._subscriptions.pop(group, None)
+        if subscription is not None:
+            await subscription.close()
+
+    def _nudged(self, message: Message) -> None:
+        nudge = dispatch_pb2.OwnerNudge()
+        try:
+            nudge.ParseFromString(message.data)
+        except DecodeError:
+            log.warning("nudge_undecodable", subject=message.subject)
+            return
+        for interest in nudge.interests:
+            self._announcer.interested(interest)
+        if nudge.accepted or nudge.inbox:
+            if len(self._accepted) + len(self._inbox) < 100_000:  # else the sweep finds them
+                self._accepted.update(nudge.accepted)
+                self._inbox.update(nudge.inbox)
+            self._wake.set()
+
+    def sweep_soon(self) -> None:
+        """Groups were taken: look at once."""
+        self._wake.set()
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve nudges as they come and sweep every few seconds."""
+        swept_at = 0.0
+        loop = asyncio.get_running_loop()
+        while True:
+            wait_s = max(0.0, swept_at + self._interval_s - loop.time())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
+            nudged = self._wake.is_set()
+            self._wake.clear()
+            try:
+                if nudged:
+                    accepted, self._accepted = self._accepted, set()
+                    inbox, self._inbox = self._inbox, set()
+                    await self._take_in(accepted)
+                    await self._serve_inbox(inbox)
+                if loop.time() >= swept_at + self._interval_s or not swept_at:
+                    swept_at = loop.time()
+                    if await self._sweep():
+                        swept_at = 0.0  # there is more than one sweep takes
+                    self._announcer.tick()
+                    await self._upkeep(loop.time())
+            except RecordUnavailable as error:
+                log.warning("sweep_failed", error=str(error))
+                swept_at = loop.time()
+            except Fenced:
+                self._holdings.fenced()
+            except BusError as error:
+                log.info("upkeep_failed", error=str(error))
+
+    async def _sweep(self) -> bool:
+        groups = self._holdings.settled_groups()
+        session = self._holdings.session
+        if session is None or not groups:
+            return False
+        found = await self._record.lane("sweep", lambda c: sweep(c, session, groups, 2 * self._interval_s, _LIMIT))
+        self._clock.heard(found.at)
+        fresh = [r for r in found.accepted if self._book.get(r) is None]
+        await self._take_in(fresh)
+        await self._take_in([run_id for run_id, _ in found.due])
+        await self._serve_inbox(found.inbox)
+        return len(fresh) == _LIMIT or len(found.inbox) == _LIMIT
+
+    async def _take_in(self, run_ids: Sequence[bytes] | set[bytes]) -> list[RunCard]:
+        """Make cards of runs that are in the record and not in memory."""
+        missing = [r for r in run_ids if self._book.get(r) is None]
+        taken: list[RunCard] = []
+        now = asyncio.get_running_loop().time()
+        for at in range(0, len(missing), _LIMIT):
+            part = missing[at : at + _LIMIT]
+            for row in await self._record.read(partial(load_runs, run_ids=part)):
+                if row.state in _ENDED or not self._holdings.owns(row.group) or self._book.get(row.run_id) is not None:
+                    continue
+                card = card_of_row(row, now)
+                self._book.add(card)
+                taken.append(card)
+                if card.phase is Phase.READY:
+                    self._queue.push(card, now)
+                elif card.phase is Phase.WAITING:
+                    self._timers.add(card)
+                else:
+                    self._fleet.hold(card.claimant)
+        if taken:
+            self._dispatcher.wake()
+        return taken
+
+    async def _serve_inbox(self, run_ids: Sequence[bytes] | set[bytes]) -> None:
+        if not run_ids:
+            return
+        rows = await self._record.read(lambda c: read_inbox(c, list(run_ids)))
+        missing = [r for r in rows if self._book.get(r) is None]
+        ended: list[bytes] = []
+        if missing:
+            now = asyncio.get_running_loop().time()
+            for row in await self._record.read(lambda c: load_runs(c, missing)):
+                if row.state in _ENDED:
+                    ended.append(row.run_id)
+                elif self._holdings.owns(row.group) and self._book.get(row.run_id) is None:
+                    card = card_of_row(row, now)
+                    self._book.add(card)  # also a wait that is far off: it ends now
+                    if card.phase is Phase.READY:
+                        self._queue.push(card, now)
+                    elif card.phase is Phase.OPEN:
+                        self._fleet.hold(card.claimant)
+        for run_id, items in rows.items():
+            found = self._book.get(run_id)
+            if found is not None and any(kind == "cancel" for kind, _ in items):
+                with contextlib.suppress(LaneClosed):
+                    self._folder.command(Command(found, CommandKind.CANCEL))
+        if ended:
+            await self._record.read(lambda c: delete_inbox(c, ended))
+
+    # -- upkeep --------------------------------------------------------------------------------------------------------
+
+    async def _upkeep(self, now: float) -> None:
+        """Tell PostgreSQL how far the journal is folded, and drop entries that have been folded for long enough."""
+        session = self._holdings.session
+        if session is None:
+            return
+        holdings = [h for h in self._holdings.groups.values() if h.settled]
+        if now - self._saved_at >= _SAVE_EVERY_S:
+            behind = {h.group: h.folded for h in holdings if h.folded > h.saved}
+            if behind:
+                generation = self._holdings.generation
+                await self._record.lane("sweep", lambda c: save_watermarks(c, session, behind, generation))
+                for holding in holdings:
+                    holding.saved = behind.get(holding.group, holding.saved)
+                self._samples.append((now, generation, behind))
+            self._saved_at = now
+        if now - self._purged_at >= _PURGE_EVERY_S:
+            self._purged_at = now
+            await self._purge(now)
+
+    async def _purge(self, now: float) -> None:
+        old = [s for s in self._samples if now - s[0] >= self._keep_folded_s]
+        self._samples = [s for s in self._samples if now - s[0] < self._keep_folded_s]
+        upto: dict[int, int] = {}
+        for _, generation, folded in old:
+            if generation == self._holdings.generation:
+                upto.update(folded)
+        for group, sequence in upto.items():
+            if self._holdings.owns(group):
+                await self._readers.purge_folded(group, sequence)

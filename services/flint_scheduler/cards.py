@@ -1,0 +1,149 @@
+"""The owner's memory of its runs: one card a run, rebuilt from PostgreSQL at any time.
+
+A card is in exactly one phase, and each phase has one room that may change it:
+
+    READY ── dispatch ──▶ OPENING ── commit ──▶ OPEN ── fold ──▶ ended (the card goes)
+      ▲                                          │  └─ fold ──▶ WAITING ── timers ──▶ READY
+      └──────────────── fold ── SEALING ◀── recovery
+
+So no two commits of one owner ever touch the same run at the same time. Cards of runs whose wait is far off are
+dropped; the sweep brings them back. Losing all cards costs a read of the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
+
+if TYPE_CHECKING:
+    from flint_store.legs import LegStart, RunRow
+
+__all__ = ["Phase", "RunBook", "RunCard", "card_of_row"]
+
+
+class Phase(IntEnum):
+    """Which room may change the run now."""
+
+    READY = 0  # in the ready queue
+    OPENING = 1  # a leg's opening is being committed
+    OPEN = 2  # a leg is open; the fold changes it
+    SEALING = 3  # a SEAL is on its way; the fold closes the leg when it arrives
+    WAITING = 4  # its timer is due soon
+    CLOSING = 5  # being ended without a leg (a cancel)
+
+
+@dataclass(slots=True)
+class RunCard:
+    """One run that has not ended."""
+
+    run_id: bytes
+    namespace: str
+    workflow_id: str
+    version: str
+    definition_hash: bytes
+    group: int
+    level: int
+    created_ms: int
+    trace_id: bytes
+    phase: Phase
+    change: int = 1
+    position: int = 0
+    leg: int = 0
+    nonce: bytes | None = None
+    claimant: str | None = None
+    generation: int = 0
+    losses: int = 0
+    cancel_requested: bool = False
+    request_id: str = ""
+    started_ms: int = 0
+    wake_at_ms: int = 0
+    arrival: int = 0  # place in the ready queue within its level; kept when a leg comes back
+    ready_since: float = 0.0  # loop time
+    progress_at: float = 0.0  # loop time of the leg's opening or last entry
+    expected_sequence: int | None = None  # last sequence of the run's subject, known while its SEAL is fresh
+    loss: bool = False  # the SEAL under way is for a leg whose worker was lost
+    start: LegStart | None = None  # what the first leg begins from, while it is still in memory
+    job_sequence: int = 0  # of the open leg's job, dense per session and worker
+    watcher: str = ""  # where the end goes: the gateway that started it
+
+    @property
+    def state(self) -> runs_pb2.Run.State.ValueType:
+        """The run's public state."""
+        match self.phase:
+            case Phase.OPEN | Phase.SEALING:
+                return runs_pb2.Run.STATE_RUNNING
+            case Phase.WAITING:
+                return runs_pb2.Run.STATE_WAITING
+            case _:
+                return runs_pb2.Run.STATE_QUEUED
+
+
+def card_of_row(row: RunRow, now: float) -> RunCard:
+    """The card of a run as it stands in the record."""
+    if row.leg_nonce is not None:
+        phase = Phase.OPEN
+    elif row.state == runs_pb2.Run.STATE_WAITING:
+        phase = Phase.WAITING
+    else:
+        phase = Phase.READY
+    return RunCard(
+        run_id=row.run_id,
+        namespace=row.namespace,
+        workflow_id=row.workflow_id,
+        version=row.version,
+        definition_hash=row.definition_hash,
+        group=row.group,
+        level=row.level,
+        created_ms=int(row.created_at.timestamp() * 1000),
+        trace_id=row.trace_id,
+        phase=phase,
+        change=row.change,
+        position=row.position,
+        leg=row.leg,
+        nonce=row.leg_nonce,
+        claimant=row.claimant,
+        generation=row.leg_generation,
+        losses=row.losses,
+        cancel_requested=row.cancel_requested,
+        request_id=row.request_id,
+        started_ms=int(row.started_at.timestamp() * 1000) if row.started_at else 0,
+        wake_at_ms=int(row.wake_at.timestamp() * 1000) if row.wake_at else 0,
+        progress_at=now,
+    )
+
+
+class RunBook:
+    """All cards of the groups that this scheduler owns."""
+
+    def __init__(self) -> None:
+        self._cards: dict[bytes, RunCard] = {}
+
+    def __len__(self) -> int:
+        return len(self._cards)
+
+    def __iter__(self) -> Iterator[RunCard]:
+        return iter(self._cards.values())
+
+    def get(self, run_id: bytes) -> RunCard | None:
+        """The card, if the run is active and mine."""
+        return self._cards.get(run_id)
+
+    def add(self, card: RunCard) -> None:
+        """Remember a run; one card a run."""
+        self._cards[card.run_id] = card
+
+    def drop(self, card: RunCard) -> None:
+        """Forget a run that has ended, or waits for long."""
+        self._cards.pop(card.run_id, None)
+
+    def drop_groups(self, groups: Iterable[int]) -> list[RunCard]:
+        """Forget all runs of groups that are mine no longer."""
+        gone = set(groups)
+        dropped = [c for c in self._cards.values() if c.group in gone]
+        for card in dropped:
+            del self._cards[card.run_id]
+        return dropped

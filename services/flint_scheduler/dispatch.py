@@ -1,0 +1,299 @@
+"""Dispatch: legs are opened against free slots of chosen workers, then their jobs are published (R3).
+
+    ready card + free slot ──▶ SEAL (later legs only: it gives the first append its expected sequence) ──▶ commit ──▶ job
+
+A leg that was opened while its job got lost is found by recovery: its worker says that it never began it. When the loop
+dies the service stops; ready runs are in PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+
+from flint_bus import Bus, BusError, MessageTooLarge
+from flint_bus.subjects import JOBS_STREAM, job_subject
+from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_ops.logging import get_logger
+from flint_store.fence import Fenced
+from flint_store.legs import LegOpening, LegStart, load_leg_starts, open_legs
+from sqlalchemy.exc import DBAPIError
+
+from flint_scheduler.announce import Announcer
+from flint_scheduler.cards import Phase, RunBook, RunCard
+from flint_scheduler.clock import RecordClock
+from flint_scheduler.fleet import FleetView
+from flint_scheduler.holdings import Holdings
+from flint_scheduler.metrics import COMMIT_ROWS, LEGS_OPENED, QUEUE_WAIT
+from flint_scheduler.ready import ReadyQueue
+from flint_scheduler.record import Record, RecordUnavailable
+from flint_scheduler.seal import append_seal
+
+__all__ = ["Dispatcher"]
+
+log = get_logger(__name__)
+
+_BATCH = 200
+_APPEND_TIMEOUT_S = 5.0
+_RETRY_S = 0.5
+
+
+class Dispatcher:
+    """Opens legs and publishes jobs, for one scheduler."""
+
+    def __init__(
+        self,
+        record: Record,
+        holdings: Holdings,
+        book: RunBook,
+        queue: ReadyQueue,
+        fleet: FleetView,
+        bus: Bus,
+        clock: RecordClock,
+        announcer: Announcer,
+    ) -> None:
+        self._record = record
+        self._holdings = holdings
+        self._book = book
+        self._queue = queue
+        self._fleet = fleet
+        self._bus = bus
+        self._clock = clock
+        self._announcer = announcer
+        self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._publishing: set[asyncio.Task[None]] = set()
+        self.on_undeliverable: Callable[[RunCard, str], None] = lambda card, why: None
+
+    def wake(self) -> None:
+        """A run became ready, or a slot free."""
+        self._wake.set()
+
+    def can_open(self) -> bool:
+        """Whether a leg opened now could be delivered and journaled."""
+        return self._bus.connected.is_set() and self._holdings.generation > 0
+
+    async def barrier(self) -> None:
+        """Return when the opening under way has ended."""
+        async with self._turn:
+            return
+
+    async def run(self) -> None:
+        """Open legs whenever there is a ready run and a free slot."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while len(self._queue) and self.can_open() and self._fleet.has_room() and not self._holdings.lost.is_set():
+                async with self._turn:
+                    if not await self._open_some():
+                        break
+
+    async def _open_some(self) -> bool:
+        batch: list[RunCard] = []
+        while len(batch) < _BATCH:
+            worker = self._fleet.reserve()
+            if worker is None:
+                break
+            card = self._queue.pop()
+            if card is None:
+                self._fleet.release(worker.card.incarnation)
+                break
+            if self._book.get(card.run_id) is not card or not self._holdings.owns(card.group):
+                self._fleet.release(worker.card.incarnation)
+                continue
+            card.phase = Phase.OPENING
+            card.claimant = worker.card.incarnation
+            batch.append(card)
+        if not batch:
+            return False
+        try:
+            sealed = await self._seal(batch)
+            if not sealed:
+                self._retry_later()
+                return False
+            starts = await self._starts(sealed)
+            await self._commit(sealed, starts)
+        except RecordUnavailable as error:
+            log.warning("legs_not_opened", error=str(error), runs=len(batch))
+            self._put_back([c for c in batch if c.phase is Phase.OPENING])
+            self._holdings.reread({c.group for c in batch})
+            self._retry_later()
+            return False
+        except Fenced:
+            self._holdings.fenced()
+            return False
+        except DBAPIError as error:
+            # A row was not as remembered: the statement did nothing at all. Read the groups again.
+            log.warning("legs_refused_by_record", error=str(error.orig), runs=len(batch))
+            self._put_back([c for c in batch if c.phase is Phase.OPENING])
+            self._holdings.reread({c.group for c in batch})
+            return False
+        return True
+
+    async def _seal(self, batch: list[RunCard]) -> list[RunCard]:
+        """Give every leg after the first the sequence that its run's subject has now; cards that got none go back."""
+        needing = [c for c in batch if c.expected_sequence is None]
+        if not needing:
+            return batch
+        session = self._holdings.session
+        if session is None:
+            self._put_back(batch)
+            return []
+        results = await asyncio.gather(
+            *(append_seal(self._bus, c, self._holdings.generation, session, _APPEND_TIMEOUT_S) for c in needing),
+            return_exceptions=True,
+        )
+        failed = []
+        for card, result in zip(needing, results, strict=True):
+            if isinstance(result, int):
+                card.expected_sequence = result
+            elif isinstance(result, BusError):
+                failed.append(card)
+            else:
+                raise result
+        if failed:
+            log.warning("seal_failed", runs=len(failed))
+            self._put_back(failed)
+        return [c for c in batch if c.expected_sequence is not None]
+
+    async def _starts(self, cards: Sequence[RunCard]) -> dict[bytes, LegStart]:
+        stored = [c.run_id for c in cards if c.start is None]
+        return await self._record.read(lambda c: load_leg_starts(c, stored)) if stored else {}
+
+    async def _commit(self, cards: list[RunCard], starts: dict[bytes, LegStart]) -> None:
+        session = self._holdings.session
+        if session is None:
+            self._put_back(cards)
+            return
+        nonces = [os.urandom(16) for _ in cards]
+        generation = self._holdings.generation
+        openings = [
+            LegOpening(c.run_id, c.change + 1, c.leg + 1, nonce, c.claimant or "", generation)
+            for c, nonce in zip(cards, nonces, strict=True)
+        ]
+        at = await self._record.lane("open", lambda c: open_legs(c, session, openings))
+        self._clock.heard(at)
+        COMMIT_ROWS.labels("open").observe(len(cards))
+        now = asyncio.get_running_loop().time()
+        at_ms = int(at.timestamp() * 1000)
+        opened: list[RunCard] = []
+        for card, nonce in zip(cards, nonces, strict=True):
+            if self._book.get(card.run_id) is not card:
+                continue  # stepped down meanwhile; whoever owns the run asks the worker
+            opened.append(card)
+            card.change += 1
+            card.leg += 1
+            card.nonce = nonce
+            card.generation = generation
+            card.phase = Phase.OPEN
+            card.progress_at = now
+            card.wake_at_ms = 0
+            card.started_ms = card.started_ms or at_ms
+            card.start = card.start or starts[card.run_id]
+            QUEUE_WAIT.labels("default", str(card.level)).observe(now - card.ready_since)
+            self._announcer.changed(card, [])
+        self.publish(opened)
+        self._announcer.flush()
+
+    def publish(self, cards: list[RunCard]) -> None:
+        """Publish the jobs of legs that were just opened; does not wait."""
+        task = asyncio.ensure_future(self._publish(cards))
+        self._publishing.add(task)
+        task.add_done_callback(self._published)
+
+    def _published(self, task: asyncio.Task[None]) -> None:
+        self._publishing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("job_publishing_failed", error=repr(error))
+
+    async def _publish(self, cards: list[RunCard]) -> None:
+        appends: list[tuple[RunCard, asyncio.Future[int]]] = []
+        for card in cards:
+            job, worker = self._job(card)
+            LEGS_OPENED.labels(worker.pool).inc()
+            try:
+                append = self._bus.append_now(
+                    job_subject(worker.region, worker.pool, worker.incarnation),
+                    job.SerializeToString(),
+                    msg_id=card.nonce.hex() if card.nonce else "",
+                    stream=JOBS_STREAM,
+                    timeout_s=_APPEND_TIMEOUT_S,
+                )
+            except MessageTooLarge as error:
+                self.on_undeliverable(card, str(error))
+                continue
+            appends.append((card, append))
+        for card, append in appends:
+            try:
+                await append
+            except BusError as error:
+                # Delivered or not: recovery asks the worker at once instead of after the deadline.
+                log.warning("job_unconfirmed", run=card.run_id.hex(), leg=card.leg, error=str(error))
+                card.progress_at = 0.0
+
+    def _job(self, card: RunCard) -> tuple[dispatch_pb2.Job, _Address]:
+        worker = self._fleet.get(card.claimant)
+        start = card.start or LegStart(b"", b"")
+        card.start = None
+        job = dispatch_pb2.Job(
+            run_id=card.run_id,
+            namespace=card.namespace,
+            workflow_id=card.workflow_id,
+            version=card.version,
+            definition_hash=card.definition_hash,
+            leg=card.leg,
+            leg_nonce=card.nonce or b"",
+            claimant=card.claimant or "",
+            generation=card.generation,
+            group=card.group,
+            expected_sequence=card.expected_sequence or 0,
+            position=card.position,
+            snapshot=start.snapshot,
+            events=start.events,
+            input=start.input,
+            create_time_ms=card.created_ms,
+            level=card.level,
+            trace_id=card.trace_id,
+            open_time_ms=self._clock.now_ms(),
+            seed=int.from_bytes(card.run_id[8:], "big"),
+            cancel_requested=card.cancel_requested,
+        )
+        card.expected_sequence = None
+        if self._holdings.session is not None:
+            job.owner_session = self._holdings.session.session_id.bytes
+        if worker is None:
+            # It ended between commit and publication; recovery closes the leg. The job goes to an address nobody reads.
+            return job, _Address("gone", "gone", card.claimant or "gone")
+        worker.sequence += 1
+        card.job_sequence = worker.sequence
+        job.sequence = worker.sequence
+        job.watermark = worker.watermark
+        return job, _Address(worker.card.region, worker.card.pool, worker.card.incarnation)
+
+    def _put_back(self, cards: Sequence[RunCard]) -> None:
+        now = asyncio.get_running_loop().time()
+        for card in cards:
+            self._fleet.release(card.claimant)
+            card.claimant = None
+            if self._book.get(card.run_id) is card:
+                self._queue.push(card, now)
+
+    def _retry_later(self) -> None:
+        asyncio.get_running_loop().call_later(_RETRY_S, self._wake.set)
+
+    async def drain(self) -> None:
+        """Wait for publications under way."""
+        if self._publishing:
+            await asyncio.wait(self._publishing, timeout=_APPEND_TIMEOUT_S)
+
+
+class _Address:
+    """Where a worker reads its jobs."""
+
+    __slots__ = ("incarnation", "pool", "region")
+
+    def __init__(self, region: str, pool: str, incarnation: str) -> None:
+        self.region = region
+        self.pool = pool
+        self.incarnation = incarnation

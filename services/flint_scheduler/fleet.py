@@ -1,0 +1,198 @@
+"""The fleet as the scheduler sees it: who lives, who has room, whose lease has surely ended (R4, R6).
+
+States of an incarnation here: live (its key stands in etcd) → ended. It ends
+- at once, when etcd's watch shows the key's deletion: leases end in etcd no earlier than on the worker's own clock,
+which
+  counts from before the renewal was sent;
+- after a whole lease plus a margin, when the key is merely not there (a first look, or a store that was lost): the
+worker may
+  live on its last renewal until then.
+When the watch breaks, nothing is concluded until it stands again.
+
+Several schedulers share a worker's slots evenly; each counts the legs it has open there itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from flint_contracts.gen.flint.registry.v1 import registry_pb2
+from flint_ops.clock import boottime
+
+__all__ = ["FleetView", "WorkerView"]
+
+_MARGIN_S = 1.0
+
+
+@dataclass(slots=True)
+class WorkerView:
+    """One live incarnation."""
+
+    card: registry_pb2.WorkerCard
+    draining: bool = False
+    legs: int = 0  # opened by this scheduler and not ended
+    room: int = 0
+    sequence: int = 0  # jobs sent to it in this session
+    settled: set[int] = field(default_factory=set)
+    watermark: int = 0
+
+    def settle(self, sequence: int) -> None:
+        """A job's leg has ended: its nonce need not be remembered once all before it are settled too."""
+        self.settled.add(sequence)
+        while self.watermark + 1 in self.settled:
+            self.watermark += 1
+            self.settled.discard(self.watermark)
+
+
+class FleetView:
+    """Live workers and their room. Used from one event loop."""
+
+    def __init__(self, overcommit: float, lease_ttl_s: float) -> None:
+        self._overcommit = overcommit
+        self._lease_ttl_s = lease_ttl_s
+        self._workers: dict[str, WorkerView] = {}
+        self._order: list[WorkerView] = []
+        self._doubts: dict[str, float] = {}  # claimants without a key → boot time after which they have surely ended
+        self._ended: dict[str, None] = {}  # the latest 10,000, oldest first
+        self._sharers = 1
+        self._known = asyncio.Event()
+        self.on_ended: Callable[[str], None] = lambda incarnation: None
+        self.on_room: Callable[[], None] = lambda: None
+
+    # -- what etcd says ------------------------------------------------------------------------------------------------
+
+    def snapshot(self, cards: dict[str, registry_pb2.WorkerCard], claimants: set[str]) -> None:
+        """Everything that stands in etcd now. Claimants that are not among it are in doubt for a whole lease."""
+        for incarnation in [i for i in self._workers if i not in cards]:
+            del self._workers[incarnation]
+            self._doubt(incarnation)
+        for incarnation in claimants - cards.keys():
+            self._doubt(incarnation)
+        for incarnation, card in cards.items():
+            self._doubts.pop(incarnation, None)
+            self._put(incarnation, card)
+        self._known.set()
+        self._reorder()
+
+    def put(self, incarnation: str, card: registry_pb2.WorkerCard) -> None:
+        """A worker registered, or changed its card."""
+        self._doubts.pop(incarnation, None)
+        self._put(incarnation, card)
+        self._reorder()
+
+    def deleted(self, incarnation: str) -> None:
+        """Its lease ended, or it left: nobody executes under this incarnation any more."""
+        self._workers.pop(incarnation, None)
+        self._doubts.pop(incarnation, None)
+        self._reorder()
+        self._end(incarnation)
+
+    def beat(self, beat: registry_pb2.Beat) -> None:
+        """A heartbeat: whether the worker takes legs."""
+        worker = self._workers.get(beat.incarnation)
+        if worker is not None and worker.draining != beat.draining:
+            worker.draining = beat.draining
+            self._reorder()
+
+    def tick(self) -> None:
+        """Conclude doubts whose time has come."""
+        now = boottime()
+        for incarnation in [i for i, until in self._doubts.items() if now >= until]:
+            del self._doubts[incarnation]
+            self._end(incarnation)
+
+    def _put(self, incarnation: str, card: registry_pb2.WorkerCard) -> None:
+        worker = self._workers.get(incarnation)
+        if worker is None:
+            self._workers[incarnation] = WorkerView(card, card.draining)
+        else:
+            worker.card = card
+            worker.draining = worker.draining or card.draining
+
+    def _doubt(self, incarnation: str) -> None:
+        if incarnation not in self._ended:
+            self._doubts.setdefault(incarnation, boottime() + self._lease_ttl_s + _MARGIN_S)
+
+    def _end(self, incarnation: str) -> None:
+        self._ended[incarnation] = None
+        if len(self._ended) > 10_000:
+            del self._ended[next(iter(self._ended))]
+        self.on_ended(incarnation)
+
+    # -- room ----------------------------------------------------------------------------------------------------------
+
+    def share_between(self, schedulers: int) -> None:
+        """How many schedulers share the slots."""
+        self._sharers = max(1, schedulers)
+        self._reorder()
+
+    def _reorder(self) -> None:
+        for worker in self._workers.values():
+            share = int(worker.card.slots * self._overcommit) // self._sharers
+            worker.room = 0 if worker.draining else max(1, share)
+        self._order = [w for w in self._workers.values() if w.room]
+        if self.has_room():
+            self.on_room()
+
+    def has_room(self) -> bool:
+        """Whether any worker has a free slot for this scheduler."""
+        return any(w.legs < w.room for w in self._order)
+
+    def reserve(self) -> WorkerView | None:
+        """Take a slot on a lightly loaded worker (the better of two drawn by chance, else any with room)."""
+        order = self._order
+        if not order:
+            return None
+        if len(order) > 2:
+            first, second = random.sample(order, 2)
+        else:
+            first, second = order[0], order[-1]
+        worker = first if first.legs * second.room <= second.legs * first.room else second
+        if worker.legs >= worker.room:
+            found = next((w for w in order if w.legs < w.room), None)
+            if found is None:
+                return None
+            worker = found
+        worker.legs += 1
+        return worker
+
+    def release(self, incarnation: str | None) -> None:
+        """Give a slot back."""
+        worker = self._workers.get(incarnation or "")
+        if worker is not None and worker.legs > 0:
+            worker.legs -= 1
+            if worker.legs == worker.room - 1:
+                self.on_room()
+
+    def hold(self, incarnation: str | None) -> None:
+        """Count a leg that was open already when this scheduler took its group over."""
+        worker = self._workers.get(incarnation or "")
+        if worker is not None:
+            worker.legs += 1
+
+    def recount(self) -> None:
+        """Forget all counts: this scheduler owns nothing."""
+        for worker in self._workers.values():
+            worker.legs = 0
+
+    def get(self, incarnation: str | None) -> WorkerView | None:
+        """The live incarnation, or None."""
+        return self._workers.get(incarnation or "")
+
+    def has_ended(self, incarnation: str) -> bool:
+        """Whether its lease has surely ended. False also when it is in doubt; it is told through `on_ended` then."""
+        if incarnation in self._workers:
+            return False
+        if incarnation in self._ended:
+            return True
+        if self._known.is_set():
+            self._doubt(incarnation)
+        return False
+
+    @property
+    def live(self) -> list[WorkerView]:
+        """All live incarnations."""
+        return list(self._workers.values())

@@ -1,0 +1,461 @@
+"""Fold: the journal becomes the record, hundreds of entries in one commit (R2, R5).
+
+Entries come from the groups' readers in the order of the stream; commands (a cancel's end, a SEAL's verdict, a run
+that cannot be delivered) join the same lane, so that one run is never changed by two commits at a time. A batch is
+judged against the cards, committed as one fenced statement, and only then are cards, watchers and slots told.
+
+When the commit fails: PostgreSQL gone → the same batch is judged again after the groups were read anew (the commit
+may have happened; entries that it recorded are duplicates then). A value that cannot be stored → the batch is halved
+until the one run is found, which fails with a typed error; the others go on. Fenced → the steward steps down and
+drops everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from flint_bus import StoredMessage
+from flint_contracts.gen.flint.journal.v1 import journal_pb2
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_core.problems import ProblemType
+from flint_ops.logging import get_logger
+from flint_store.fence import Fenced
+from flint_store.fold import EntryRow, RunFold, fold_runs
+from google.protobuf.message import DecodeError
+from sqlalchemy.exc import DBAPIError
+
+from flint_scheduler.announce import Announcer, Ending
+from flint_scheduler.cards import Phase, RunBook, RunCard
+from flint_scheduler.clock import RecordClock
+from flint_scheduler.fleet import FleetView
+from flint_scheduler.holdings import Holdings
+from flint_scheduler.judgement import Verdict, judge
+from flint_scheduler.lane import Lane, LaneClosed
+from flint_scheduler.metrics import COMMIT_ROWS, ENTRIES, FOLD_LAG, RUNS_ENDED
+from flint_scheduler.ready import ReadyQueue
+from flint_scheduler.record import Record, RecordUnavailable
+
+__all__ = ["Command", "CommandKind", "Folder", "Reading"]
+
+log = get_logger(__name__)
+
+_BATCH = 1000
+_RETRY_S = 0.5
+_DIFFERENCES = 20
+_OPENING_S = 0.02
+_RUN = runs_pb2.Run
+_END_KINDS = {"succeeded": 1, "failed": 2, "cancelled": 3, "blocked": 4, "yielded": 5}
+_RECORD_STATES = {Phase.READY: _RUN.STATE_QUEUED, Phase.OPENING: _RUN.STATE_QUEUED, Phase.CLOSING: _RUN.STATE_QUEUED}
+
+
+@dataclass(slots=True)
+class Reading:
+    """Messages of one group's journal, just read."""
+
+    group: int
+    generation: int
+    messages: list[StoredMessage]
+    read_at: float
+
+
+class _Differs(Exception):
+    """A run's row is not as its card says: somebody else's commit, or one of mine whose answer was lost."""
+
+
+class CommandKind:
+    """What the owner itself wants of a run."""
+
+    CANCEL = "cancel"  # note the cancel; end the run when it has no leg
+    FAIL = "fail"  # its leg cannot be delivered: close it and fail the run
+
+
+@dataclass(slots=True)
+class Command:
+    """One change that does not come from the journal."""
+
+    card: RunCard
+    kind: str
+    problem: runs_pb2.Problem | None = None
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A run as it will be after the commit under way."""
+
+    card: RunCard
+    position: int
+    losses: int
+    entries: list[EntryRow] = field(default_factory=list)
+    steps: list[runs_pb2.StepRecord] = field(default_factory=list)
+    snapshot: bytes | None = None
+    snapshot_position: int = 0
+    closed: bool = False
+    expected_sequence: int | None = None
+    wake_at_ms: int | None = None
+    ending: Ending | None = None
+    cancel: bool = False
+    clear_inbox: bool = False
+
+
+class Folder(Lane[Reading | Command]):
+    """The fold lane of one scheduler."""
+
+    def __init__(
+        self,
+        record: Record,
+        holdings: Holdings,
+        book: RunBook,
+        queue: ReadyQueue,
+        fleet: FleetView,
+        clock: RecordClock,
+        announcer: Announcer,
+        leg_losses: int,
+    ) -> None:
+        super().__init__(_BATCH)
+        self._record = record
+        self._holdings = holdings
+        self._book = book
+        self._queue = queue
+        self._fleet = fleet
+        self._clock = clock
+        self._announcer = announcer
+        self._leg_losses = leg_losses
+        self._room = asyncio.Event()
+        self._room.set()
+        self.on_ready: Callable[[], None] = lambda: None
+        self.on_waiting: Callable[[RunCard], None] = lambda card: None
+        self.on_cancel: Callable[[RunCard], None] = lambda card: None
+        self.reload: Callable[[set[int]], Awaitable[None]] | None = None
+
+    # -- in ------------------------------------------------------------------------------------------------------------
+
+    async def read(self, reading: Reading) -> None:
+        """Hand over messages of a group's journal; waits while the lane is far behind."""
+        await self._room.wait()
+        self._put(reading)
+        if len(self._pending) > 64:
+            self._room.clear()
+
+    def command(self, command: Command) -> None:
+        """Hand over a change of the owner's own."""
+        self._put(command)
+
+    def _weight(self, unit: Reading | Command) -> int:
+        return len(unit.messages) if isinstance(unit, Reading) else 1
+
+    def _refuse(self, unit: Reading | Command, error: Exception) -> None:
+        """Nothing to tell: entries stay in the journal, inbox rows in PostgreSQL."""
+
+    # -- judging -------------------------------------------------------------------------------------------------------
+
+    async def _commit(self, batch: list[Reading | Command]) -> None:
+        if len(self._pending) <= 32:
+            self._room.set()
+        differences = 0
+        while True:
+            drafts = self._judge(batch)
+            if not drafts:
+                break
+            try:
+                await self._store(list(drafts.values()))
+                break
+            except RecordUnavailable as error:
+                log.warning("fold_waits_for_postgresql", error=str(error), runs=len(drafts))
+                await self._read_again(drafts)
+            except _Differs as error:
+                differences += 1
+                log.warning("run_differs_from_record", run=str(error), time=differences)
+                if differences > _DIFFERENCES:
+                    raise RuntimeError(f"run {error} keeps differing from its record") from error
+                await self._read_again(drafts)
+            except Fenced:
+                self._holdings.fenced()
+                return
+        self._advance(batch)
+
+    async def _read_again(self, drafts: dict[bytes, _Draft]) -> None:
+        """After a commit whose answer was lost: nothing is judged before the cards are what the record says."""
+        groups = {d.card.group for d in drafts.values()}
+        while True:
+            await asyncio.sleep(_RETRY_S)
+            if self._holdings.lost.is_set() or self.reload is None:
+                return
+            try:
+                await self.reload(groups)
+                return
+            except RecordUnavailable as error:
+                log.warning("record_still_unavailable", error=str(error))
+
+    def _judge(self, batch: list[Reading | Command]) -> dict[bytes, _Draft]:
+        drafts: dict[bytes, _Draft] = {}
+        session = self._holdings.session
+        if session is None:
+            return drafts
+        session_id = session.session_id.bytes
+        for unit in batch:
+            if isinstance(unit, Command):
+                self._obey(unit, drafts)
+                continue
+            if not self._holdings.owns(unit.group) or unit.generation != self._holdings.generation:
+                continue
+            for message in unit.messages:
+                entry = journal_pb2.JournalEntry()
+                try:
+                    entry.ParseFromString(message.data)
+                except DecodeError:
+                    ENTRIES.labels("undecodable").inc()
+                    log.error("journal_entry_undecodable", subject=message.subject, sequence=message.sequence)
+                    continue
+                self._judge_entry(entry, message.sequence, session_id, drafts)
+        return drafts
+
+    def _judge_entry(
+        self, entry: journal_pb2.JournalEntry, sequence: int, session_id: bytes, drafts: dict[bytes, _Draft]
+    ) -> None:
+        draft = drafts.get(entry.run_id)
+        card = draft.card if draft is not None else self._book.get(entry.run_id)
+        if card is None or card.phase not in (Phase.OPEN, Phase.SEALING) or (draft is not None and draft.closed):
+            ENTRIES.labels(Verdict.STALE.value).inc()
+            return
+        position = draft.position if draft is not None else card.position
+        verdict = judge(
+            entry,
+            nonce=card.nonce,
+            leg=card.leg,
+            claimant=card.claimant,
+            position=position,
+            session=session_id,
+            sealing=card.phase is Phase.SEALING,
+        )
+        ENTRIES.labels(verdict.value).inc()
+        if verdict is Verdict.GAP:
+            log.error("journal_gap", run=card.run_id.hex(), index=entry.index, position=position)
+        if verdict not in (Verdict.ACCEPT, Verdict.SEAL):
+            return
+        if draft is None:
+            draft = drafts[card.run_id] = _Draft(card, card.position, card.losses)
+        if verdict is Verdict.SEAL:
+            self._sealed(draft, sequence)
+        else:
+            self._accepted(draft, entry)
+        if draft.closed and draft.ending is None and (card.cancel_requested or draft.cancel):
+            draft.ending = Ending(_RUN.STATE_CANCELLED, 0)
+
+    def _accepted(self, draft: _Draft, entry: journal_pb2.JournalEntry) -> None:
+        draft.position = entry.index
+        draft.losses = 0
+        if self._announcer.wants_steps(draft.card.run_id):
+            draft.steps.extend(entry.steps)
+        if entry.snapshot:
+            draft.snapshot = entry.snapshot
+            draft.snapshot_position = entry.index
+        end = entry.end.WhichOneof("end")
+        events = entry.events
+        if end == "succeeded":
+            draft.ending = Ending(_RUN.STATE_SUCCEEDED, 0, output=entry.end.succeeded.output)
+        elif end == "failed":
+            draft.ending = Ending(_RUN.STATE_FAILED, 0, error=entry.end.failed.error)
+        elif end == "cancelled":
+            draft.ending = Ending(_RUN.STATE_CANCELLED, 0)
+        elif end == "blocked":
+            draft.wake_at_ms = entry.end.blocked.wake_at_ms
+        draft.closed = end is not None
+        if end == "succeeded":
+            entry.end.succeeded.ClearField("output")  # it stands in the run's row
+            entry.end.succeeded.SetInParent()
+        for name in ("events", "snapshot", "run_id", "leg_nonce", "claimant"):
+            entry.ClearField(name)
+        draft.entries.append(
+            EntryRow(
+                run_id=draft.card.run_id,
+                index=entry.index,
+                leg=entry.leg,
+                claimant=draft.card.claimant or "",
+                steps=entry.SerializeToString(),
+                events=events,
+                end_kind=_END_KINDS.get(end or "", 0),
+            )
+        )
+
+    def _sealed(self, draft: _Draft, sequence: int) -> None:
+        """The leg is over: everything its worker had appended is folded before this."""
+        draft.closed = True
+        draft.expected_sequence = sequence
+        if not draft.card.loss:
+            return
+        draft.losses += 1
+        if draft.losses >= self._leg_losses:
+            draft.ending = Ending(
+                _RUN.STATE_FAILED,
+                0,
+                error=runs_pb2.Problem(
+                    type=ProblemType.POISON,
+                    status=500,
+                    title="The run lost its worker too often",
+                    detail=f"{draft.losses} workers in a row were lost while the run stood at entry {draft.position}; "
+                    "it was stopped so that it harms no more workers",
+                ),
+            )
+
+    def _obey(self, command: Command, drafts: dict[bytes, _Draft]) -> None:
+        card = command.card
+        if self._book.get(card.run_id) is not card:
+            return
+        if card.phase is Phase.OPENING:  # its opening is being committed by the other lane: come back after it
+            asyncio.get_running_loop().call_later(_OPENING_S, self._again, command)
+            return
+        draft = drafts.get(card.run_id)
+        if draft is None:
+            draft = _Draft(card, card.position, card.losses)
+        if draft.ending is not None:
+            draft.clear_inbox = True
+            return
+        drafts[card.run_id] = draft
+        if command.kind == CommandKind.FAIL:
+            draft.closed = True
+            draft.ending = Ending(_RUN.STATE_FAILED, 0, error=command.problem)
+            return
+        draft.cancel = True
+        draft.clear_inbox = True
+        if draft.closed or card.phase in (Phase.READY, Phase.WAITING, Phase.CLOSING):
+            if card.phase is Phase.READY:
+                card.phase = Phase.CLOSING  # the queue skips it
+            draft.ending = Ending(_RUN.STATE_CANCELLED, 0)
+
+    def _again(self, command: Command) -> None:
+        with contextlib.suppress(LaneClosed):
+            self._put(command)
+
+    # -- committing ----------------------------------------------------------------------------------------------------
+
+    async def _store(self, drafts: list[_Draft]) -> None:
+        """Commit; on a value that PostgreSQL refuses, halve until the one run is found and fail that one only."""
+        session = self._holdings.session
+        if session is None:
+            raise Fenced
+        folds = [self._fold(d) for d in drafts]
+        entries = [e for d in drafts for e in d.entries]
+        try:
+            at = await self._record.lane("fold", lambda c: fold_runs(c, session, folds, entries))
+        except DBAPIError as error:
+            if len(drafts) > 1:
+                half = len(drafts) // 2
+                await self._store(drafts[:half])
+                await self._store(drafts[half:])
+                return
+            await self._store_refused(drafts[0], str(error.orig))
+            return
+        self._clock.heard(at)
+        COMMIT_ROWS.labels("fold").observe(len(entries))
+        at_ms = int(at.timestamp() * 1000)
+        for draft in drafts:
+            self._committed(draft, at_ms)
+        self._announcer.flush()
+
+    async def _store_refused(self, draft: _Draft, why: str) -> None:
+        card = draft.card
+        if "division by zero" in why:
+            raise _Differs(card.run_id.hex())
+        log.error("entry_refused_by_record", run=card.run_id.hex(), position=card.position, error=why)
+        problem = runs_pb2.Problem(
+            type=ProblemType.UNSTORABLE,
+            status=500,
+            title="The run's progress cannot be recorded",
+            detail=f"PostgreSQL refused the entry after position {card.position}: {why}"[:1000],
+        )
+        failed = _Draft(card, card.position, card.losses, closed=True)
+        failed.ending = Ending(_RUN.STATE_FAILED, 0, error=problem)
+        await self._store([failed])
+
+    def _fold(self, draft: _Draft) -> RunFold:
+        card, ending = draft.card, draft.ending
+        if ending is not None:
+            state = ending.state
+        elif draft.closed:
+            state = _RUN.STATE_WAITING if draft.wake_at_ms is not None else _RUN.STATE_QUEUED
+        elif card.phase in (Phase.OPEN, Phase.SEALING):
+            state = _RUN.STATE_RUNNING
+        else:
+            state = _RUN.STATE_WAITING if card.phase is Phase.WAITING else _RECORD_STATES[card.phase]
+        wake = draft.wake_at_ms
+        if wake is None and not draft.closed and card.phase is Phase.WAITING:
+            wake = card.wake_at_ms
+        return RunFold(
+            run_id=card.run_id,
+            change=card.change + 1,
+            position=draft.position,
+            state=state,
+            leg_closed=draft.closed or ending is not None,
+            losses=draft.losses,
+            cancel_requested=draft.cancel,
+            snapshot=None if ending is not None else draft.snapshot,
+            snapshot_position=draft.snapshot_position,
+            output=ending.output if ending is not None and state == _RUN.STATE_SUCCEEDED else None,
+            error=ending.error.SerializeToString() if ending is not None and ending.error is not None else None,
+            wake_at_ms=None if ending is not None else wake,
+            ended=ending is not None,
+            clear_inbox=draft.clear_inbox,
+        )
+
+    # -- after the commit ----------------------------------------------------------------------------------------------
+
+    def _committed(self, draft: _Draft, at_ms: int) -> None:
+        card = draft.card
+        if self._book.get(card.run_id) is not card:
+            return  # stepped down while the commit was under way; whoever owns the run reads it from PostgreSQL
+        loop_time = asyncio.get_running_loop().time()
+        card.change += 1
+        card.position = draft.position
+        card.losses = draft.losses
+        card.progress_at = loop_time
+        card.cancel_requested = card.cancel_requested or draft.cancel
+        had_leg = card.nonce is not None
+        if had_leg and (draft.closed or draft.ending is not None):
+            worker = self._fleet.get(card.claimant)
+            if worker is not None and card.job_sequence:
+                worker.settle(card.job_sequence)
+            self._fleet.release(card.claimant)
+            card.nonce = None
+            card.claimant = None
+            card.loss = False
+            card.job_sequence = 0
+        if draft.ending is not None:
+            draft.ending.at_ms = at_ms
+            self._book.drop(card)
+            self._announcer.changed(card, draft.steps, draft.ending)
+            RUNS_ENDED.labels(_STATE_LABELS[draft.ending.state]).inc()
+            self.on_ready()
+            return
+        if draft.closed:
+            card.expected_sequence = draft.expected_sequence
+            card.start = None
+            if draft.wake_at_ms is not None:
+                card.phase = Phase.WAITING
+                card.wake_at_ms = draft.wake_at_ms
+                self._announcer.changed(card, draft.steps)
+                self.on_waiting(card)
+                return
+            self._queue.push(card, loop_time)
+            self.on_ready()
+        elif draft.cancel:
+            self.on_cancel(card)
+        self._announcer.changed(card, draft.steps)
+
+    def _advance(self, batch: list[Reading | Command]) -> None:
+        now = asyncio.get_running_loop().time()
+        for unit in batch:
+            if isinstance(unit, Reading) and unit.messages and unit.generation == self._holdings.generation:
+                holding = self._holdings.groups.get(unit.group)
+                if holding is not None:
+                    holding.folded = max(holding.folded, unit.messages[-1].sequence)
+                FOLD_LAG.observe(now - unit.read_at)
+
+
+_STATE_LABELS = {
+    _RUN.STATE_SUCCEEDED: "succeeded",
+    _RUN.STATE_FAILED: "failed",
+    _RUN.STATE_CANCELLED: "cancelled",
+}

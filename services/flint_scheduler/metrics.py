@@ -1,0 +1,37 @@
+"""What the scheduler measures."""
+
+from __future__ import annotations
+
+from flint_ops.metrics import COUNT_BUCKETS, counter, gauge, histogram
+
+__all__ = [
+    "ACCEPTED",
+    "COMMIT_ROWS",
+    "ENTRIES",
+    "FOLD_LAG",
+    "GENERATIONS",
+    "GROUPS",
+    "LEGS",
+    "LEGS_OPENED",
+    "QUEUE_DEPTH",
+    "QUEUE_WAIT",
+    "RUNS_ENDED",
+    "SEALS",
+    "STEP_DOWNS",
+    "TAKEOVERS",
+]
+
+ACCEPTED = counter("scheduler_starts_accepted", "Starts answered")
+COMMIT_ROWS = histogram("scheduler_commit_rows", "Rows in one commit", ("lane",), COUNT_BUCKETS)
+ENTRIES = counter("scheduler_journal_entries", "Journal entries judged", ("verdict",))
+FOLD_LAG = histogram("scheduler_fold_lag_seconds", "From an entry's arrival to its commit")
+GENERATIONS = counter("scheduler_journal_generations", "Journal generations opened because a store was lost")
+GROUPS = gauge("scheduler_groups_owned", "Shard groups owned")
+LEGS = gauge("scheduler_legs_open", "Legs open")
+LEGS_OPENED = counter("scheduler_legs_opened", "Legs opened", ("pool",))
+QUEUE_DEPTH = gauge("scheduler_queue_depth", "Runs that wait for a slot", ("pool", "level"))
+QUEUE_WAIT = histogram("scheduler_queue_wait_seconds", "From ready to the leg's opening", ("pool", "level"))
+RUNS_ENDED = counter("scheduler_runs_ended", "Runs that reached a terminal state", ("state",))
+SEALS = counter("scheduler_seals", "SEALs appended", ("reason",))
+STEP_DOWNS = counter("scheduler_step_downs", "Times this replica lost or gave up all its groups", ("reason",))
+TAKEOVERS = counter("scheduler_group_takeovers", "Groups taken over")

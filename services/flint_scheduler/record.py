@@ -1,0 +1,96 @@
+"""The scheduler's connections to PostgreSQL: one kept open for each lane, and a pool for reads.
+
+Lane connections are in autocommit and forbid plans that do not use an index: each commit is one statement and one round
+trip. A connection that breaks is replaced at the next use; the commit under way then may or may not have happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+__all__ = ["Record", "RecordUnavailable"]
+
+Result = TypeVar("Result")
+
+
+class RecordUnavailable(Exception):
+    """PostgreSQL cannot be reached, or did not answer in time. What was sent may have happened."""
+
+
+class Record:
+    """Lanes and reads. Used from one event loop; each lane by one caller at a time."""
+
+    def __init__(self, lanes: AsyncEngine, reads: AsyncEngine) -> None:
+        self._lanes = lanes
+        self.reads = reads
+        self._open: dict[str, AsyncConnection] = {}
+
+    async def lane(self, name: str, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        """Do one unit of work on a lane's own connection.
+
+        Raises RecordUnavailable, or whatever `work` raises of its own (`Fenced`, a DataError: nothing was written).
+        """
+        try:
+            connection = self._open.get(name)
+            if connection is None or connection.closed or connection.invalidated:
+                connection = self._open[name] = await self._lanes.connect()
+            return await work(connection)
+        except (OperationalError, InterfaceError) as error:
+            await self._discard(name)
+            raise RecordUnavailable(_cause(error)) from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                await self._discard(name)
+                raise RecordUnavailable(_cause(error)) from error
+            raise
+        except OSError as error:
+            await self._discard(name)
+            raise RecordUnavailable(str(error)) from error
+        except BaseException:
+            # Cancelled in the middle: the connection's state is not known.
+            connection = self._open.get(name)
+            if connection is not None and connection.in_transaction():
+                await self._discard(name)
+            raise
+
+    async def read(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        """Read with a connection of the pool. Raises RecordUnavailable."""
+        try:
+            async with self.reads.connect() as connection:
+                return await work(connection)
+        except (OperationalError, InterfaceError, OSError) as error:
+            raise RecordUnavailable(_cause(error)) from error
+
+    async def transaction(self, work: Callable[[AsyncEngine], Awaitable[Result]]) -> Result:
+        """Let `work` open a transaction of its own, on a connection of the pool. Raises RecordUnavailable."""
+        try:
+            return await work(self.reads)
+        except (OperationalError, InterfaceError, OSError) as error:
+            raise RecordUnavailable(_cause(error)) from error
+
+    async def _discard(self, name: str) -> None:
+        connection = self._open.pop(name, None)
+        if connection is None:
+            return
+        try:
+            await connection.invalidate()
+            await connection.close()
+        except (SQLAlchemyError, OSError):
+            return  # it was broken already
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for name in list(self._open):
+            connection = self._open.pop(name)
+            await connection.close()
+        await self._lanes.dispose()
+        await self.reads.dispose()
+
+
+def _cause(error: BaseException) -> str:
+    original = getattr(error, "orig", None) or error
+    return str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__

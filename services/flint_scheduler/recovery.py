@@ -1,0 +1,199 @@
+"""Recovery: legs whose worker is gone, and legs that nobody works on (R6, R7).
+
+    leg open ── worker surely ended ─────────────────────────────┐
+       │                                                         ▼
+       └─ no progress for the deadline ── ask its worker ── released ── SEAL appended ── fold closes the leg ── ready
+                                              │ running: leave it
+                                              └ no answer: the lease decides
+
+A leg is never closed while its worker may be at a step: either its lease has surely ended or it said that it let go.
+When this loop dies the service stops; a successor asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable
+
+from flint_bus import Bus, BusError, StreamMissing
+from flint_bus.subjects import control_subject
+from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_ops.logging import get_logger
+
+from flint_scheduler.cards import Phase, RunBook, RunCard
+from flint_scheduler.fleet import FleetView
+from flint_scheduler.holdings import Holdings
+from flint_scheduler.metrics import LEGS, SEALS
+from flint_scheduler.readers import Readers
+from flint_scheduler.seal import append_seal
+
+__all__ = ["Recovery"]
+
+log = get_logger(__name__)
+
+_TICK_S = 1.0
+_ASK_TIMEOUT_S = 2.0
+_SEAL_TIMEOUT_S = 5.0
+_ASK_BATCH = 2000
+
+
+class Recovery:
+    """Closes legs that will not go on, for one scheduler."""
+
+    def __init__(
+        self, bus: Bus, holdings: Holdings, book: RunBook, fleet: FleetView, readers: Readers, begin_deadline_s: float
+    ) -> None:
+        self._bus = bus
+        self._holdings = holdings
+        self._book = book
+        self._fleet = fleet
+        self._readers = readers
+        self._begin_deadline_s = begin_deadline_s
+        self._ended: set[str] = set()
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def worker_ended(self, incarnation: str) -> None:
+        """Its lease has surely ended: raise all of its legs."""
+        self._ended.add(incarnation)
+        self._wake.set()
+
+    def look_now(self) -> None:
+        """Something changed for many legs (a takeover, a new generation): look at once."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Look every second, and whenever a worker ended."""
+        while True:
+            try:
+                async with asyncio.timeout(_TICK_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._fleet.tick()
+            self._wake.clear()
+            await self._look()
+
+    async def _look(self) -> None:
+        ended, self._ended = self._ended, set()
+        now = asyncio.get_running_loop().time()
+        lost: list[RunCard] = []
+        asked: dict[str, list[RunCard]] = {}
+        legs = 0
+        for card in self._book:
+            if card.phase is not Phase.OPEN or card.claimant is None:
+                continue
+            legs += 1
+            if card.claimant in ended or self._fleet.has_ended(card.claimant):
+                lost.append(card)
+            elif (
+                now - card.progress_at > self._begin_deadline_s or card.generation != self._holdings.generation
+            ) and self._fleet.get(card.claimant) is not None:
+                asked.setdefault(card.claimant, []).append(card)
+        LEGS.set(legs)
+        if lost:
+            log.warning("legs_of_lost_workers", legs=len(lost))
+            self._spawn(self._seal(lost, "worker_lost"))
+        for claimant, cards in asked.items():
+            for at in range(0, len(cards), _ASK_BATCH):
+                self._spawn(self._ask(claimant, cards[at : at + _ASK_BATCH]))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("recovery_failed", error=repr(error))
+
+    async def _ask(self, claimant: str, cards: list[RunCard]) -> None:
+        """Ask a live worker which of these legs it has; those it released are sealed."""
+        now = asyncio.get_running_loop().time()
+        nonces = [c.nonce for c in cards]
+        lost_journal = any(c.generation != self._holdings.generation for c in cards)
+        for card in cards:
+            card.progress_at = now  # asked again only after another deadline
+        request = dispatch_pb2.ControlRequest(
+            release=dispatch_pb2.ReleaseLegs(
+                legs=[dispatch_pb2.LegRef(run_id=c.run_id, leg_nonce=c.nonce or b"") for c in cards],
+                journal_lost=lost_journal,
+            )
+        )
+        try:
+            data = await self._bus.request(control_subject(claimant), request.SerializeToString(), _ASK_TIMEOUT_S)
+        except BusError as error:
+            log.info("worker_does_not_answer", worker=claimant, legs=len(cards), error=str(error))
+            return
+        answer = dispatch_pb2.ControlResponse.FromString(data)
+        if answer.incarnation != claimant or len(answer.released) != len(cards):
+            log.warning("worker_answers_wrongly", worker=claimant, answered=answer.incarnation)
+            return
+        released = [
+            c
+            for c, nonce, free in zip(cards, nonces, answer.released, strict=True)
+            if free and c.phase is Phase.OPEN and c.nonce == nonce
+        ]
+        if lost_journal:
+            for card, free in zip(cards, answer.released, strict=True):
+                if not free and card.generation != self._holdings.generation:
+                    card.progress_at = 0.0
+        if released:
+            log.warning("legs_released", worker=claimant, legs=len(released))
+            await self._seal(released, "released")
+
+    async def _seal(self, cards: Iterable[RunCard], reason: str) -> None:
+        """Append the barrier behind each leg. The fold closes the leg when it reads it."""
+        session = self._holdings.session
+        if session is None:
+            return
+        generation = self._holdings.generation
+        sealing = [c for c in cards if c.phase is Phase.OPEN]
+        for card in sealing:
+            card.phase = Phase.SEALING
+            card.loss = reason == "worker_lost"
+        results = await asyncio.gather(
+            *(append_seal(self._bus, c, generation, session, _SEAL_TIMEOUT_S) for c in sealing), return_exceptions=True
+        )
+        now = asyncio.get_running_loop().time()
+        for card, result in zip(sealing, results, strict=True):
+            if isinstance(result, int):
+                SEALS.labels(reason).inc()
+                card.progress_at = now
+                continue
+            if not isinstance(result, BusError):
+                raise result
+            if isinstance(result, StreamMissing):
+                self._readers.suspect()
+            if card.phase is Phase.SEALING:
+                card.phase = Phase.OPEN  # looked at again with the next tick; one SEAL too many is harmless
+                if reason == "released":
+                    card.progress_at = 0.0
+
+    def reseal(self) -> None:
+        """The journal's generation changed: SEALs under way in the old one will never be read."""
+        for card in self._book:
+            if card.phase is Phase.SEALING:
+                card.phase = Phase.OPEN
+                card.progress_at = 0.0
+        self._wake.set()
+
+    def cancel_leg(self, card: RunCard) -> None:
+        """Tell the worker that its leg's run is cancelled. When the message is lost, the leg's own end notices."""
+        if card.claimant is None or card.nonce is None:
+            return
+        request = dispatch_pb2.ControlRequest(
+            cancel=dispatch_pb2.CancelLegs(legs=[dispatch_pb2.LegRef(run_id=card.run_id, leg_nonce=card.nonce)])
+        )
+        self._spawn(self._send_cancel(card.claimant, request))
+
+    async def _send_cancel(self, claimant: str, request: dispatch_pb2.ControlRequest) -> None:
+        for _ in range(5):
+            try:
+                await self._bus.request(control_subject(claimant), request.SerializeToString(), _ASK_TIMEOUT_S)
+                return
+            except BusError as error:
+                log.info("cancel_unanswered", worker=claimant, error=str(error))
+                if self._fleet.get(claimant) is None:
+                    return
+                await asyncio.sleep(_TICK_S)

@@ -1,0 +1,195 @@
+"""SchedulingService: what gateways ask of a scheduler. Reads are in `reading`; here is what needs a running orchestrator."""
+
+from __future__ import annotations
+
+import os
+from hashlib import blake2b
+from typing import Any
+from uuid import UUID
+
+import grpc
+from flint_bus import Bus
+from flint_bus.subjects import WORKFLOWS, owner_subject
+from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2 as pb
+from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2_grpc
+from flint_ops.config import Settings
+from flint_rpc.errors import ErrorReason, Refused, component_unavailable, field_invalid, status_proto
+from flint_store import runs_read
+from flint_store.accept import Accepted
+from flint_store.definitions import DefinitionCache
+from flint_store.sweep import put_inbox
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from flint_scheduler.accept import Acceptor, NewStart
+from flint_scheduler.cards import Phase, RunBook
+from flint_scheduler.holdings import Holdings
+from flint_scheduler.lane import LaneClosed
+from flint_scheduler.reading import Reading
+from flint_scheduler.ready import ReadyQueue
+from flint_scheduler.record import Record, RecordUnavailable
+from flint_scheduler.refusals import store_refusals
+
+__all__ = ["SchedulingServicer"]
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer):
+    """Any replica answers any call; only ownership decides who works on a run."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: AsyncEngine,
+        record: Record,
+        definitions: DefinitionCache,
+        acceptor: Acceptor,
+        holdings: Holdings,
+        book: RunBook,
+        queue: ReadyQueue,
+        bus: Bus,
+    ) -> None:
+        super().__init__(
+            engine,
+            definitions,
+            message_bytes=settings.limits.message_bytes,
+            definitions_changed=self._tell_replicas,
+        )
+        self._settings = settings
+        self._record = record
+        self._cache = definitions
+        self._acceptor = acceptor
+        self._holdings = holdings
+        self._book = book
+        self._queue = queue
+        self._bus = bus
+
+    async def AcceptRuns(self, request: pb.AcceptRunsRequest, context: Context) -> pb.AcceptRunsResponse:
+        """Accept a batch of starts; each succeeds or fails for itself."""
+        if not 1 <= len(request.starts) <= self._settings.limits.batch_size:
+            raise field_invalid(("starts", f"must hold 1 to {self._settings.limits.batch_size} starts"))
+        if len(self._queue) + len(request.starts) > self._settings.scheduler.queue_limit:
+            raise Refused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                ErrorReason.ERROR_REASON_QUEUE_FULL,
+                f"{len(self._queue)} runs wait for a slot already (scheduler.queue_limit); try again later",
+                retry_after_s=1.0,
+            )
+        results = [pb.AcceptResult() for _ in request.starts]
+        starts: list[NewStart] = []
+        places: list[int] = []
+        for place, start in enumerate(request.starts):
+            try:
+                starts.append(await self._resolve(start))
+                places.append(place)
+            except Refused as refused:
+                results[place].error.CopyFrom(status_proto(refused))
+        if starts:
+            try:
+                answers = await self._acceptor.accept(starts, request.watcher)
+            except RecordUnavailable as error:
+                raise component_unavailable("PostgreSQL", str(error)) from error
+            except LaneClosed as error:
+                raise component_unavailable("this scheduler", "it is stopping") from error
+            for place, accepted, answer in zip(places, starts, answers, strict=True):
+                _fill(results[place], accepted, answer)
+        return pb.AcceptRunsResponse(results=results)
+
+    async def _resolve(self, start: pb.Start) -> NewStart:
+        known = self._cache.cached(start.namespace, start.workflow_id, start.version)
+        if known is None:
+            with store_refusals():
+                known = await self._cache.resolve(start.namespace, start.workflow_id, start.version)
+        # What makes two starts the same request: everything the client sent, the version as it asked for it.
+        digest = blake2b(start.input, digest_size=16)
+        digest.update(f"\0{start.workflow_id}\0{start.version}\0{start.level}".encode())
+        return NewStart(
+            namespace=start.namespace,
+            workflow_id=start.workflow_id,
+            version=known.version,
+            definition_id=known.definition_id,
+            definition_hash=known.definition_hash,
+            level=min(max(start.level, 0), 9),
+            request_id=start.request_id,
+            request_hash=digest.digest(),
+            trace_id=start.trace_id or os.urandom(16),
+            input=start.input or b"{}",
+        )
+
+    async def CancelRuns(self, request: pb.CancelRunsRequest, context: Context) -> pb.CancelRunsResponse:
+        """Store a cancel in each run's inbox, then nudge the owners."""
+        if not 1 <= len(request.run_ids) <= self._settings.limits.batch_size:
+            raise field_invalid(("run_ids", f"must hold 1 to {self._settings.limits.batch_size} ids"))
+        try:
+            known = await self._record.read(
+                lambda c: put_inbox(
+                    c, request.namespace, request.run_ids, "cancel", "cancel", request.reason.encode()[:2048]
+                )
+            )
+        except RecordUnavailable as error:
+            raise component_unavailable("PostgreSQL", str(error)) from error
+        nudges: dict[int, list[bytes]] = {}
+        for run_id, (group, state) in known.items():
+            if state < runs_pb2.Run.STATE_SUCCEEDED:
+                nudges.setdefault(group, []).append(run_id)
+        for group, run_ids in nudges.items():
+            # Fire and forget: the owner's sweep finds the rows too.
+            self._bus.publish_now(owner_subject(group), dispatch_pb2.OwnerNudge(inbox=run_ids).SerializeToString())
+        with store_refusals():
+            found = (
+                await runs_read.read_runs(
+                    self._engine, list(known), with_input=False, budget_bytes=self._settings.limits.message_bytes
+                )
+                if known
+                else None
+            )
+        runs = {run.name.rsplit("/", 1)[1]: run for run in found.runs} if found else {}
+        return pb.CancelRunsResponse(results=[self._cancel_result(r, known, runs) for r in request.run_ids])
+
+    @staticmethod
+    def _cancel_result(
+        run_id: bytes, known: dict[bytes, tuple[int, int]], runs: dict[str, runs_pb2.Run]
+    ) -> pb.CancelResult:
+        run = runs.get(str(UUID(bytes=run_id)))
+        if run is None or run_id not in known:
+            return pb.CancelResult()
+        return pb.CancelResult(run=run, stored=known[run_id][1] < runs_pb2.Run.STATE_SUCCEEDED)
+
+    async def DescribeOwner(self, request: pb.DescribeOwnerRequest, context: Context) -> pb.DescribeOwnerResponse:
+        """What this replica owns now."""
+        return pb.DescribeOwnerResponse(
+            scheduler_id=self._settings.scheduler.id,
+            pid=os.getpid(),
+            groups=[
+                pb.OwnedGroup(group=h.group, term=h.term)
+                for h in sorted(self._holdings.groups.values(), key=lambda h: h.group)
+                if h.settled
+            ],
+            queued=len(self._queue),
+            legs=sum(1 for c in self._book if c.phase in (Phase.OPEN, Phase.SEALING)),
+            journal_generation=self._holdings.generation,
+        )
+
+    async def _tell_replicas(self, namespace: str, workflow_id: str) -> None:
+        changed = dispatch_pb2.WorkflowsChanged(namespace=namespace, workflow_id=workflow_id)
+        self._bus.publish_now(WORKFLOWS, changed.SerializeToString())
+
+
+def _fill(result: pb.AcceptResult, start: NewStart, answer: Accepted) -> None:
+    if not answer.same_request:
+        refused = Refused(
+            grpc.StatusCode.ALREADY_EXISTS,
+            ErrorReason.ERROR_REASON_REQUEST_ID_REUSED,
+            f"request_id {start.request_id!r} was used before for a start with other content; use a new one",
+        )
+        result.error.CopyFrom(status_proto(refused))
+        return
+    result.run_id = answer.run_id
+    result.created = answer.created
+    result.version = start.version
+    result.state = answer.state  # type: ignore[assignment]
+    at_us = int(answer.created_at.timestamp() * 1_000_000)
+    result.create_time.CopyFrom(Timestamp(seconds=at_us // 1_000_000, nanos=at_us % 1_000_000 * 1000))

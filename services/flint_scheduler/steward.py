@@ -1,0 +1,373 @@
+"""The steward: which shard groups this scheduler owns, and under which right (R1, R2, R7).
+
+States, each session anew:
+    OUT ── etcd lease, session row ──▶ IN ── wins etcd keys ──▶ takes groups in PostgreSQL ──▶ reads their runs ──▶ owns
+     ▲                                                                                                     │
+     └── steps down: lease lost · a commit found the session ended · stopping ◀────────────────────────────┘
+
+etcd decides who may try, and how groups are spread over the live schedulers; a move between two live ones is a commit
+of the giver. What counts is PostgreSQL: a takeover ends the former owner's session first. Whoever is fenced forgets
+everything and begins again with a new session. When the steward dies, the service stops; its lease ends and others
+take over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+from flint_bus import Bus, BusError
+from flint_bus.subjects import OWNERS
+from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_coord import ChangeKind, Coord, CoordError, Lease, keys
+from flint_ops.logging import get_logger
+from flint_store.errors import StoreError
+from flint_store.fence import Fenced
+from flint_store.legs import RunRow, load_unfinished
+from flint_store.ownership import GroupTerm, begin_session, end_session, give_groups, take_groups
+
+from flint_scheduler.accept import Acceptor
+from flint_scheduler.assignment import assign_groups
+from flint_scheduler.attention import Attention
+from flint_scheduler.cards import Phase, RunBook, card_of_row
+from flint_scheduler.dispatch import Dispatcher
+from flint_scheduler.fleet import FleetView
+from flint_scheduler.fold import Folder
+from flint_scheduler.holdings import GroupHolding, Holdings
+from flint_scheduler.metrics import GROUPS, STEP_DOWNS, TAKEOVERS
+from flint_scheduler.readers import Readers
+from flint_scheduler.ready import ReadyQueue
+from flint_scheduler.record import Record, RecordUnavailable
+from flint_scheduler.recovery import Recovery
+from flint_scheduler.timers import Timers
+
+__all__ = ["Steward"]
+
+log = get_logger(__name__)
+
+_LOOK_S = 3.0
+_RETRY_S = 0.5
+
+
+class Steward:
+    """Owns, takes and gives shard groups for one scheduler."""
+
+    def __init__(
+        self,
+        *,
+        scheduler_id: str,
+        address: str,
+        lease_ttl_s: int,
+        coord: Coord,
+        record: Record,
+        bus: Bus,
+        holdings: Holdings,
+        book: RunBook,
+        queue: ReadyQueue,
+        fleet: FleetView,
+        acceptor: Acceptor,
+        dispatcher: Dispatcher,
+        folder: Folder,
+        timers: Timers,
+        attention: Attention,
+        recovery: Recovery,
+        readers: Readers,
+    ) -> None:
+        self._id = scheduler_id
+        self._address = address
+        self._lease_ttl_s = lease_ttl_s
+        self._coord = coord
+        self._record = record
+        self._bus = bus
+        self._holdings = holdings
+        self._book = book
+        self._queue = queue
+        self._fleet = fleet
+        self._acceptor = acceptor
+        self._dispatcher = dispatcher
+        self._folder = folder
+        self._timers = timers
+        self._attention = attention
+        self._recovery = recovery
+        self._readers = readers
+        self._members: dict[str, str] = {}
+        self._permitted: dict[int, str] = {}  # group → scheduler whose key stands in etcd
+        self._changed = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self.owning = asyncio.Event()  # set once a session stands
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Own groups until `stop`, through any number of sessions."""
+        watchers = [
+            asyncio.create_task(self._watch_members(), name="steward-members"),
+            asyncio.create_task(self._watch_groups(), name="steward-groups"),
+        ]
+        try:
+            while not self._stopping.is_set():
+                lease: Lease | None = None
+                reason = "error"
+                try:
+                    lease = await self._begin()
+                    reason = await self._hold(lease)
+                except (CoordError, RecordUnavailable, StoreError) as error:
+                    log.warning("session_failed", error=str(error))
+                except Fenced:
+                    reason = "fenced"
+                finally:
+                    await self._step_down(lease, reason)
+                if not self._stopping.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(_RETRY_S):
+                            await self._stopping.wait()
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
+            await asyncio.gather(*watchers, return_exceptions=True)
+            self._stopped.set()
+
+    async def stop(self) -> None:
+        """Give everything back and return when others may take it."""
+        self._stopping.set()
+        self._changed.set()
+        await self._stopped.wait()
+
+    async def _begin(self) -> Lease:
+        lease = await self._coord.grant(self._lease_ttl_s)
+        lease.keep()
+        try:
+            self._holdings.session = await self._record.transaction(
+                lambda engine: begin_session(engine, self._id, self._address)
+            )
+            self._holdings.lost.clear()
+            await self._coord.put(keys.scheduler(self._id), self._address, lease.id)
+        except BaseException:
+            await self._revoke(lease)
+            raise
+        log.info("session_began", session=str(self._holdings.session.session_id))
+        try:
+            await self._readers.establish()
+        except BusError as error:
+            log.warning("journal_not_reachable", error=str(error))
+            self._readers.suspect()
+        self.owning.set()
+        return lease
+
+    async def _hold(self, lease: Lease) -> str:
+        """Follow the members until the right to own ends; answers why it did."""
+        lost = asyncio.create_task(lease.lost.wait())
+        fenced = asyncio.create_task(self._holdings.lost.wait())
+        try:
+            while True:
+                self._changed.clear()
+                if self._holdings.unread:
+                    self._holdings.unread_signal.clear()
+                    groups, self._holdings.unread = self._holdings.unread, set()
+                    await self.reload(groups)
+                await self._balance(lease)
+                changed = asyncio.create_task(self._changed.wait())
+                unread = asyncio.create_task(self._holdings.unread_signal.wait())
+                try:
+                    await asyncio.wait(
+                        {lost, fenced, changed, unread}, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED
+                    )
+                finally:
+                    changed.cancel()
+                    unread.cancel()
+                if self._stopping.is_set():
+                    return "stopping"
+                if self._holdings.lost.is_set():
+                    return "fenced"
+                if lease.lost.is_set():
+                    return "lease_lost"
+        finally:
+            lost.cancel()
+            fenced.cancel()
+
+    # -- members -------------------------------------------------------------------------------------------------------
+
+    async def _watch_members(self) -> None:
+        async for change in self._coord.watch(keys.SCHEDULERS):
+            if change.kind is ChangeKind.SNAPSHOT:
+                self._members = {i.key.removeprefix(keys.SCHEDULERS): i.value.decode() for i in change.items}
+            elif change.kind is ChangeKind.PUT:
+                self._members[change.key.removeprefix(keys.SCHEDULERS)] = change.value.decode()
+            else:
+                self._members.pop(change.key.removeprefix(keys.SCHEDULERS), None)
+            self._fleet.share_between(len(self._members))
+            self._changed.set()
+
+    async def _watch_groups(self) -> None:
+        async for change in self._coord.watch(keys.GROUPS):
+            if change.kind is ChangeKind.SNAPSHOT:
+                self._permitted = {int(i.key.removeprefix(keys.GROUPS)): i.value.decode() for i in change.items}
+            elif change.kind is ChangeKind.PUT:
+                self._permitted[int(change.key.removeprefix(keys.GROUPS))] = change.value.decode()
+            else:
+                self._permitted.pop(int(change.key.removeprefix(keys.GROUPS)), None)
+            self._changed.set()
+
+    async def _balance(self, lease: Lease) -> None:
+        members = set(self._members) | {self._id}
+        targets = assign_groups(members, self._holdings.group_count)
+        leaving = [g for g in self._holdings.groups if targets[g] != self._id and targets[g] in self._members]
+        if leaving:
+            await self._give(leaving, lease)
+        won: list[int] = []
+        for group, target in targets.items():
+            if target != self._id or group in self._holdings.groups or group in self._permitted:
+                continue
+            if await self._coord.create(keys.group(group), self._id, lease.id):
+                won.append(group)
+        if won:
+            await self._take(won)
+
+    # -- taking and giving ---------------------------------------------------------------------------------------------
+
+    async def _take(self, groups: list[int]) -> None:
+        session = self._holdings.session
+        if session is None:
+            return
+        terms = await self._record.transaction(lambda engine: take_groups(engine, session, groups))
+        for term in terms:
+            await self._attention.listen(term.group)
+        rows = await self._record.read(lambda c: load_unfinished(c, groups))
+        await self._adopt(terms, rows)
+        log.info("groups_taken", groups=sorted(groups), runs=len(rows), terms={t.group: t.term for t in terms})
+
+    async def _adopt(self, terms: Sequence[GroupTerm], rows: Sequence[RunRow]) -> None:
+        generation = self._holdings.generation
+        for row in rows:
+            # Legs already open: their workers are asked at once whether they have them.
+            card = card_of_row(row, -1e9)
+            self._book.add(card)
+            if card.phase is Phase.READY:
+                self._queue.push(card, asyncio.get_running_loop().time())
+            else:
+                self._fleet.hold(card.claimant)
+        for term in terms:
+            folded = term.watermark if term.watermark_generation == generation else 0
+            holding = GroupHolding(term.group, term.term, folded, folded, settled=True)
+            self._holdings.groups[term.group] = holding
+            if generation:
+                self._readers.start(holding)
+        TAKEOVERS.inc(len(terms))
+        GROUPS.set(len(self._holdings.groups))
+        self._announce([t.group for t in terms])
+        self._attention.sweep_soon()
+        self._recovery.look_now()
+        self._dispatcher.wake()
+
+    def _announce(self, groups: Sequence[int]) -> None:
+        with contextlib.suppress(BusError):  # watchers read again by themselves
+            self._bus.publish_now(OWNERS, dispatch_pb2.OwnerChanged(groups=groups).SerializeToString())
+
+    async def _give(self, groups: list[int], lease: Lease) -> None:
+        """Hand groups to their new owner: nothing of mine for them is under way after my commit."""
+        session = self._holdings.session
+        if session is None:
+            return
+        for group in groups:
+            self._holdings.groups[group].settled = False
+            self._readers.stop_soon(group)
+        await self._settle_lanes()
+        self._forget(groups)
+        watermarks = {g: self._holdings.groups[g].folded for g in groups}
+        generation = self._holdings.generation
+        await self._record.lane("generation", lambda c: give_groups(c, session, watermarks, generation))
+        for group in groups:
+            del self._holdings.groups[group]
+            await self._attention.unlisten(group)
+            await self._coord.delete(keys.group(group), only_lease=lease.id)
+        GROUPS.set(len(self._holdings.groups))
+        log.info("groups_given", groups=sorted(groups))
+
+    async def _settle_lanes(self) -> None:
+        await self._acceptor.barrier()
+        await self._dispatcher.barrier()
+        await self._folder.barrier()
+
+    def _forget(self, groups: Sequence[int]) -> None:
+        for card in self._book.drop_groups(groups):
+            if card.nonce is not None:
+                self._fleet.release(card.claimant)
+            card.phase = Phase.CLOSING  # where it still stands in a queue it is skipped
+
+    async def _step_down(self, lease: Lease | None, reason: str) -> None:
+        """Own nothing any more. Whoever comes next finds everything in PostgreSQL and the journal."""
+        self.owning.clear()
+        session = self._holdings.session
+        groups = list(self._holdings.groups)
+        for holding in self._holdings.groups.values():
+            holding.settled = False
+        self._readers.stop_all()
+        if session is not None and reason == "stopping":
+            await self._settle_lanes()
+            await self._dispatcher.drain()
+        self._forget(groups)
+        self._queue.clear()
+        self._timers.clear()
+        self._fleet.recount()
+        watermarks = {g: h.folded for g, h in self._holdings.groups.items()}
+        self._holdings.groups.clear()
+        self._holdings.session = None
+        for group in groups:
+            with contextlib.suppress(BusError):
+                await self._attention.unlisten(group)
+        GROUPS.set(0)
+        if session is not None:
+            STEP_DOWNS.labels(reason).inc()
+            log.info("session_ends", reason=reason, groups=len(groups))
+            try:
+                if reason == "stopping" and watermarks:
+                    generation = self._holdings.generation
+                    await self._record.lane("generation", lambda c: give_groups(c, session, watermarks, generation))
+                if reason != "fenced":
+                    await self._record.transaction(lambda engine: end_session(engine, session))
+            except (RecordUnavailable, Fenced) as error:
+                log.info("session_not_ended", error=str(error))  # the next owner ends it
+        if lease is not None:
+            await self._revoke(lease)
+
+    async def _revoke(self, lease: Lease) -> None:
+        try:
+            await lease.revoke()
+        except CoordError as error:
+            log.info("lease_left_to_expire", error=str(error))
+
+    # -- reading again -------------------------------------------------------------------------------------------------
+
+    async def reload(self, groups: set[int]) -> None:
+        """Make the cards of these groups what the record says, after a commit whose answer was lost.
+
+        Called by the fold within its turn, or by the steward; the other lanes are waited for. Raises RecordUnavailable.
+        """
+        mine = [g for g in groups if self._holdings.owns(g)]
+        if not mine:
+            return
+        await self._acceptor.barrier()
+        await self._dispatcher.barrier()
+        rows = {r.run_id: r for r in await self._record.read(lambda c: load_unfinished(c, mine))}
+        loop_time = asyncio.get_running_loop().time()
+        for card in [c for c in self._book if c.group in groups]:
+            row = rows.pop(card.run_id, None)
+            if row is not None and row.change == card.change:
+                continue
+            if card.nonce is not None:
+                self._fleet.release(card.claimant)
+            card.phase = Phase.CLOSING
+            self._book.drop(card)
+            if row is not None:
+                rows[card.run_id] = row
+        for row in rows.values():
+            card = card_of_row(row, loop_time)
+            self._book.add(card)
+            if card.phase is Phase.READY:
+                self._queue.push(card, loop_time)
+            else:
+                self._fleet.hold(card.claimant)
+        self._attention.sweep_soon()
+        self._dispatcher.wake()
