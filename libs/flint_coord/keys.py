@@ -6,6 +6,7 @@
 | `groups/<n>` | id of the scheduler that may try to own the group | that scheduler's |
 | `workers/<incarnation>` | `WorkerCard` | the worker's own |
 | `drains/<incarnation>` | empty: the worker is asked to drain | the worker's own |
+| `departures/<incarnation>` | empty: the worker left by itself, its key did not just run out | one of ten minutes |
 | `registry/leader` | id of the registry that leads | that registry's |
 | `store` | a random id of this etcd store, written once by whoever comes first | none |
 """
@@ -13,12 +14,14 @@
 from __future__ import annotations
 
 __all__ = [
+    "DEPARTURES",
     "DRAINS",
     "GROUPS",
     "REGISTRY_LEADER",
     "SCHEDULERS",
     "STORE",
     "WORKERS",
+    "departure",
     "drain",
     "group",
     "scheduler",
@@ -29,6 +32,7 @@ SCHEDULERS = "schedulers/"
 GROUPS = "groups/"
 WORKERS = "workers/"
 DRAINS = "drains/"
+DEPARTURES = "departures/"
 REGISTRY_LEADER = "registry/leader"
 STORE = "store"
 
@@ -51,3 +55,8 @@ def worker(incarnation: str) -> str:
 def drain(incarnation: str) -> str:
     """Key that asks a worker to drain."""
     return f"{DRAINS}{incarnation}"
+
+
+def departure(incarnation: str) -> str:
+    """Key that says that a worker left by itself."""
+    return f"{DEPARTURES}{incarnation}"

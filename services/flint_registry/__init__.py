@@ -1,0 +1,1 @@
+"""The registry: workers register and heartbeat here; any replica answers, one leads and keeps the history."""

@@ -1,0 +1,14 @@
+"""What a registry counts."""
+
+from __future__ import annotations
+
+from flint_ops.metrics import COUNT_BUCKETS, counter, gauge, histogram
+
+__all__ = ["BEATS", "LEADING", "LOST", "REGISTRATIONS", "RENEWALS", "WORKERS"]
+
+WORKERS = gauge("registry_workers", "Live workers, as this replica sees them", ("pool", "state"))
+REGISTRATIONS = counter("registry_registrations", "Incarnations made by this replica")
+RENEWALS = counter("registry_renewals", "Leases that this replica was asked to renew", ("outcome",))
+BEATS = histogram("registry_heartbeat_batch", "Beats in one Heartbeat call", buckets=COUNT_BUCKETS)
+LOST = counter("registry_workers_lost", "Workers whose lease ran out, recorded by this replica as leader", ("pool",))
+LEADING = gauge("registry_leading", "1 while this replica leads")

@@ -1,0 +1,145 @@
+"""The live fleet as one replica sees it: the keys in etcd, joined with the last heartbeats that came to any replica.
+
+States: **empty** (nothing is known yet; `known` is clear) → **following** etcd's watch, for ever. A watch that broke so
+that changes may have been missed begins again with everything there is, which replaces what was known. Beats are only
+an ornament: losing them makes figures old, never a worker dead. If a following task died, the service would stop (its
+composition root watches it): a replica with a frozen view is worse than none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
+from flint_contracts.gen.flint.registry.v1 import registry_pb2
+from flint_coord import ChangeKind, Coord, keys
+from flint_ops.clock import now_ms
+from flint_ops.logging import get_logger
+from google.protobuf.message import DecodeError
+
+from flint_registry import metrics
+from flint_registry.cards import WorkerState, shown
+
+__all__ = ["FleetView", "LiveWorker", "read_card"]
+
+_log = get_logger("flint_registry.view")
+
+
+@dataclass(slots=True)
+class LiveWorker:
+    """One incarnation whose key stands."""
+
+    card: registry_pb2.WorkerCard
+    beat: registry_pb2.Beat | None = None
+    beat_ms: int = 0
+
+
+def read_card(value: bytes) -> registry_pb2.WorkerCard | None:
+    """The card in a key's value; None (and a line in the log) when it is none."""
+    try:
+        card = registry_pb2.WorkerCard.FromString(value)
+    except DecodeError as error:
+        _log.error("worker_card_unreadable", error=str(error))
+        return None
+    return card
+
+
+class FleetView:
+    """Live workers and who is asked to drain. Used from one event loop."""
+
+    def __init__(self, coord: Coord) -> None:
+        self._coord = coord
+        self._workers: dict[str, LiveWorker] = {}
+        self._drains: set[str] = set()
+        self._gauged: set[tuple[str, str]] = set()
+        self.known = asyncio.Event()
+        """Set once etcd has been read."""
+
+    # -- what it knows
+
+    def get(self, incarnation: str) -> LiveWorker | None:
+        """A live worker, or None."""
+        return self._workers.get(incarnation)
+
+    def drain_asked(self, incarnation: str) -> bool:
+        """Whether somebody asked it to drain."""
+        return incarnation in self._drains
+
+    def state(self, worker: LiveWorker) -> WorkerState:
+        """READY or DRAINING."""
+        told = worker.beat is not None and worker.beat.draining
+        if told or worker.card.draining or worker.card.incarnation in self._drains:
+            return fleet_pb2.Worker.STATE_DRAINING
+        return fleet_pb2.Worker.STATE_READY
+
+    def shown(self) -> Iterator[fleet_pb2.Worker]:
+        """All live workers, in no order."""
+        for worker in self._workers.values():
+            yield shown(worker.card, self.state(worker), beat=worker.beat, beat_ms=worker.beat_ms)
+
+    # -- what it hears
+
+    def hear(self, beats: Iterable[registry_pb2.Beat]) -> None:
+        """Takes over heartbeats, from this replica or another. Those of unknown incarnations are passed over."""
+        now = now_ms()
+        changed = False
+        for beat in beats:
+            worker = self._workers.get(beat.incarnation)
+            if worker is not None:
+                changed |= (worker.beat is not None and worker.beat.draining) != beat.draining
+                worker.beat = beat
+                worker.beat_ms = now
+        if changed:
+            self._gauge()
+
+    async def follow_workers(self) -> None:
+        """Follows the workers' keys until cancelled."""
+        async with contextlib.aclosing(self._coord.watch(keys.WORKERS)) as changes:
+            async for change in changes:
+                if change.kind is ChangeKind.SNAPSHOT:
+                    before, self._workers = self._workers, {}
+                    for item in change.items:
+                        self._put(item.key, item.value, before)
+                    self.known.set()
+                elif change.kind is ChangeKind.PUT:
+                    self._put(change.key, change.value, self._workers)
+                else:
+                    self._workers.pop(change.key.removeprefix(keys.WORKERS), None)
+                self._gauge()
+
+    async def follow_drains(self) -> None:
+        """Follows who is asked to drain, until cancelled."""
+        async with contextlib.aclosing(self._coord.watch(keys.DRAINS)) as changes:
+            async for change in changes:
+                if change.kind is ChangeKind.SNAPSHOT:
+                    self._drains = {item.key.removeprefix(keys.DRAINS) for item in change.items}
+                elif change.kind is ChangeKind.PUT:
+                    self._drains.add(change.key.removeprefix(keys.DRAINS))
+                else:
+                    self._drains.discard(change.key.removeprefix(keys.DRAINS))
+                self._gauge()
+
+    def _put(self, key: str, value: bytes, before: dict[str, LiveWorker]) -> None:
+        card = read_card(value)
+        if card is None:
+            return
+        incarnation = key.removeprefix(keys.WORKERS)
+        worker = before.get(incarnation) or LiveWorker(card)
+        worker.card = card
+        self._workers[incarnation] = worker
+
+    def _gauge(self) -> None:
+        names = fleet_pb2.Worker.State
+        counts = Counter(
+            (worker.card.pool, names.Name(self.state(worker)).removeprefix("STATE_").lower())
+            for worker in self._workers.values()
+        )
+        for labels in self._gauged - counts.keys():
+            metrics.WORKERS.remove(*labels)
+        for labels, count in counts.items():
+            metrics.WORKERS.labels(*labels).set(count)
+        self._gauged = set(counts)
