@@ -1,0 +1,137 @@
+"""Checks definitions at apply: compiles them, then has every expression compiled by guarded jq.
+
+Compiling runs in a thread, one at a time, so that a large definition delays other definitions and not the starts. The
+jq processes are started by the first definition that needs them. A refusal names line, column, pointer and message of
+each finding as a BadRequest field violation with the field `source:<line>:<column>`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
+from flint_core.definition import compile_definition
+from flint_core.definition.findings import DefinitionLimits, Finding, Rule, Severity
+from flint_core.program import Program
+from flint_jq.errors import EvaluatorsBusy
+from flint_jq.pool import EvaluatorPool
+from flint_ops.config import LimitSettings
+from flint_rpc.errors import ErrorReason, FieldViolation, Refused, component_unavailable
+
+__all__ = ["Checked", "DefinitionChecker", "finding_message"]
+
+_WAITING = 16
+_TIMEOUT_S = 60.0
+_VIOLATIONS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A definition that may be stored, and its warnings."""
+
+    program: Program
+    encoded: bytes
+    warnings: list[Finding]
+
+
+class DefinitionChecker:
+    """See the module. `close` ends the jq processes."""
+
+    def __init__(self, limits: LimitSettings) -> None:
+        self._limits = DefinitionLimits(definition_bytes=limits.definition_bytes)
+        self._pool = EvaluatorPool(1, limits.evaluate_ms, limits.evaluate_bytes, limits.payload_bytes)
+        self._pool_started = False
+        self._turn = asyncio.Lock()
+        self._waiting = 0
+
+    async def close(self) -> None:
+        """Ends the jq processes."""
+        if self._pool_started:
+            await self._pool.close()
+
+    async def check(self, source: str, namespace: str) -> Checked:
+        """Raises `Refused`: DEFINITION_INVALID, DEFINITION_UNSUPPORTED, or that it could not be checked now."""
+        if self._waiting >= _WAITING:
+            raise Refused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                ErrorReason.ERROR_REASON_QUEUE_FULL,
+                f"{self._waiting} definitions wait to be checked already",
+                retry_after_s=1.0,
+            )
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(_TIMEOUT_S), self._turn:
+                return await self._check(source, namespace)
+        except TimeoutError:
+            raise component_unavailable("definition checker", f"no result within {_TIMEOUT_S:g} s") from None
+        finally:
+            self._waiting -= 1
+
+    async def _check(self, source: str, namespace: str) -> Checked:
+        compiled = await asyncio.to_thread(compile_definition, source, self._limits)
+        program = compiled.program
+        errors = [finding for finding in compiled.findings if finding.severity == Severity.ERROR]
+        warnings = [finding for finding in compiled.findings if finding.severity == Severity.WARNING]
+        if program is None or errors:
+            raise _refused(errors)
+        if program.namespace != namespace:
+            message = f"is «{program.namespace}», but the definition is applied to namespace «{namespace}»"
+            raise _refused([Finding(Severity.ERROR, Rule.INVALID_VALUE, message, "/document/namespace", 0, 0)])
+        errors = await self._check_expressions(program)
+        if errors:
+            raise _refused(errors)
+        return Checked(program, program.encode(), warnings)
+
+    async def _check_expressions(self, program: Program) -> list[Finding]:
+        sources = program.jq_sources()
+        if not sources:
+            return []
+        errors = []
+        try:
+            if not self._pool_started:
+                await self._pool.start()
+                self._pool_started = True
+            for text, variables, pointer in sources:
+                message = await self._pool.check(text, variables)
+                if message is not None:
+                    errors.append(Finding(Severity.ERROR, Rule.EXPRESSION, message, pointer, 0, 0))
+        except EvaluatorsBusy as error:
+            raise component_unavailable("evaluator", str(error)) from None
+        return errors
+
+
+def finding_message(finding: Finding) -> workflows_pb2.Finding:
+    """A finding as clients see it."""
+    severity = (
+        workflows_pb2.Finding.SEVERITY_ERROR
+        if finding.severity == Severity.ERROR
+        else workflows_pb2.Finding.SEVERITY_WARNING
+    )
+    return workflows_pb2.Finding(
+        severity=severity,
+        message=finding.message,
+        pointer=finding.pointer,
+        line=finding.line,
+        column=finding.column,
+        rule=finding.rule,
+    )
+
+
+def _refused(errors: Sequence[Finding]) -> Refused:
+    unsupported = bool(errors) and all(error.rule == Rule.UNSUPPORTED for error in errors)
+    first = errors[0] if errors else None
+    place = f"line {first.line}, column {first.column}: " if first is not None and first.line else ""
+    what = f"{first.pointer}: {first.message}" if first is not None else "it has no tasks"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return Refused(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        ErrorReason.ERROR_REASON_DEFINITION_UNSUPPORTED if unsupported else ErrorReason.ERROR_REASON_DEFINITION_INVALID,
+        f"the definition is refused: {place}{what}{more}",
+        field_violations=[
+            FieldViolation(f"source:{error.line}:{error.column}", f"{error.pointer}: {error.message}")
+            for error in errors[:_VIOLATIONS]
+        ],
+    )
