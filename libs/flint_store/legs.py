@@ -110,7 +110,7 @@ LOAD_RUNS = text(f"{_ROW} WHERE r.run_id = ANY(CAST(:run_ids AS uuid[])) ORDER B
 
 
 async def open_legs(connection: AsyncConnection, session: OwnerSession, openings: Sequence[LegOpening]) -> datetime:
-    """Open the legs in one commit; answers PostgreSQL's time. Raises `Fenced`, or a DataError when a row had changed."""
+    """Open the legs in one commit; answers the time. Raises `Fenced`, or a DataError when a row had changed."""
     row = (
         await connection.execute(
             OPEN_LEGS,

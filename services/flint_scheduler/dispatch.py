@@ -1,6 +1,6 @@
 """Dispatch: legs are opened against free slots of chosen workers, then their jobs are published (R3).
 
-    ready card + free slot ──▶ SEAL (later legs only: it gives the first append its expected sequence) ──▶ commit ──▶ job
+    ready card + free slot ──▶ SEAL (later legs only; gives the first expected sequence) ──▶ commit ──▶ job
 
 A leg that was opened while its job got lost is found by recovery: its worker says that it never began it. When the loop
 dies the service stops; ready runs are in PostgreSQL.

@@ -65,7 +65,7 @@ class Lane(ABC, Generic[Unit]):
         return batch
 
     async def barrier(self) -> None:
-        """Return when the batch under way, if any, has ended: batches that begin later see what the caller changed before."""
+        """Return when the batch under way has ended; batches that begin later see what the caller changed before."""
         async with self._turn:
             return
 

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable
 
 from flint_bus import Bus, BusError, StreamLost
-from flint_bus.subjects import JOBS_STREAM, journal_filter, journal_stream
+from flint_bus.subjects import journal_filter, journal_stream
 from flint_ops.config import JournalSettings
 from flint_ops.logging import get_logger
 from flint_store.fence import Fenced
@@ -95,7 +95,7 @@ class Readers:
             await self._suspect.wait()
             self._suspect.clear()
             try:
-                changed = await self.establish()
+                await self.establish()
             except (BusError, RecordUnavailable) as error:
                 log.warning("generation_unknown", error=str(error))
                 await asyncio.sleep(_RETRY_S)
@@ -103,11 +103,6 @@ class Readers:
                 continue
             except Fenced:
                 self._holdings.fenced()
-                continue
-            if not changed:
-                # The stream stands: its readers were thrown off by something passing, or it went back below what was
-                # read.
-                continue
 
     async def establish(self) -> bool:
         """Make sure that the journal has a current stream; True when its generation is another one than before.
@@ -121,7 +116,7 @@ class Readers:
         current = await self._record.read(read_generation)
         if current == known and known > 0 and await self._stands(known):
             await self._bus.create_jobs(self._settings)
-            self._restart_readers()
+            self._restart_readers(ended_only=True)
             return False
         if current == 0 or current == known or not await self._appears(current):
             current = await self._record.lane("generation", lambda c: next_generation(c, session, current))
@@ -135,15 +130,14 @@ class Readers:
         self._holdings.generation = current
         for holding in self._holdings.groups.values():
             holding.folded = holding.saved = 0
-        self._restart_readers()
+        self._restart_readers(ended_only=False)
         self.on_generation()
         return True
 
-    def _restart_readers(self) -> None:
+    def _restart_readers(self, *, ended_only: bool) -> None:
         for holding in self._holdings.groups.values():
-            if (holding.settled and (holding.group not in self._tasks or self._tasks[holding.group].done())) or (
-                holding.settled and self._holdings.generation
-            ):
+            task = self._tasks.get(holding.group)
+            if holding.settled and not (ended_only and task is not None and not task.done()):
                 self.start(holding)
 
     async def _stands(self, generation: int) -> bool:
@@ -166,8 +160,3 @@ class Readers:
         """Remove a group's folded entries from the stream. Raises BusError."""
         generation = self._holdings.generation
         await self._bus.purge_up_to(journal_stream(generation), sequence, subject=journal_filter(generation, group))
-
-    @property
-    def jobs_stream(self) -> str:
-        """Name of the stream of jobs."""
-        return JOBS_STREAM

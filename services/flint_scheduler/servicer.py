@@ -1,4 +1,4 @@
-"""SchedulingService: what gateways ask of a scheduler. Reads are in `reading`; here is what needs a running orchestrator."""
+"""SchedulingService: what gateways ask of a scheduler. Reads are in `reading`; the rest needs an orchestrator."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ TABLES = (
     CREATE TABLE cluster (
         id                 integer PRIMARY KEY CHECK (id = 1),
         shard_groups       integer NOT NULL CHECK (shard_groups BETWEEN 1 AND 1024),
-        journal_generation bigint NOT NULL DEFAULT 1,
+        journal_generation bigint NOT NULL DEFAULT 0,
         oldest_code        integer NOT NULL DEFAULT 1,
         created_at         timestamptz NOT NULL DEFAULT now()
     )
@@ -89,7 +89,7 @@ TABLES = (
         nonce                uuid,
         session_id           uuid,
         watermark            bigint NOT NULL DEFAULT 0,
-        watermark_generation bigint NOT NULL DEFAULT 1
+        watermark_generation bigint NOT NULL DEFAULT 0
     ) WITH (fillfactor = 50)
     """,
     # state: flint.runs.v1.Run.State; error: flint.runs.v1.Problem; snapshot: flint_core's encoding.
