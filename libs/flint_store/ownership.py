@@ -52,8 +52,9 @@ WHERE scheduler_id = :scheduler_id AND ended_at IS NULL AND session_id <> :sessi
 END_SESSION = text("""
 WITH ended AS (
     UPDATE owner_session SET ended_at = clock_timestamp()
-    WHERE session_id = :session_id AND nonce = :session_nonce AND ended_at IS NULL RETURNING 1)
-UPDATE shard_group SET session_id = NULL WHERE session_id = :session_id
+    WHERE session_id = :session_id AND nonce = :session_nonce AND ended_at IS NULL RETURNING 1),
+left_alone AS (UPDATE shard_group SET session_id = NULL FROM ended WHERE session_id = :session_id RETURNING 1)
+SELECT (SELECT count(*) FROM ended) AS ended, (SELECT count(*) FROM left_alone) AS groups
 """)
 
 LOCK_SESSION = text(FENCE)
@@ -109,9 +110,13 @@ async def begin_session(engine: AsyncEngine, scheduler_id: str, address: str) ->
 
 
 async def end_session(engine: AsyncEngine, session: OwnerSession) -> None:
-    """End my own session and leave its groups without an owner. Ending it twice is harmless."""
+    """End my own session and leave its groups without an owner, in one commit.
+
+    Waits for commits of mine that are under way. Raises `Fenced` when another owner had ended the session before.
+    """
     async with engine.begin() as connection:
-        await connection.execute(END_SESSION, session.parameters())
+        if (await connection.execute(END_SESSION, session.parameters())).one().ended == 0:
+            raise Fenced
 
 
 async def take_groups(engine: AsyncEngine, session: OwnerSession, groups: Sequence[int]) -> list[GroupTerm]:

@@ -10,9 +10,13 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from flint_ops.logging import get_logger
+from flint_scheduler.metrics import COMMITS_REFUSED
 from flint_store.fence import OwnerSession
 
 __all__ = ["GroupHolding", "Holdings"]
+
+log = get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -51,6 +55,8 @@ class Holdings:
 
     def fenced(self) -> None:
         """A commit found the session ended: another replica took over."""
+        COMMITS_REFUSED.inc()
+        log.warning("commit_refused", session=str(self.session.session_id) if self.session else "")
         self.lost.set()
 
     def reread(self, groups: Iterable[int]) -> None:

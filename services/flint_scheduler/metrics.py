@@ -6,6 +6,7 @@ from flint_ops.metrics import COUNT_BUCKETS, counter, gauge, histogram
 
 __all__ = [
     "ACCEPTED",
+    "COMMITS_REFUSED",
     "COMMIT_ROWS",
     "ENTRIES",
     "FOLD_LAG",
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 ACCEPTED = counter("scheduler_starts_accepted", "Starts answered")
+COMMITS_REFUSED = counter("scheduler_commits_refused", "Commits refused because another owner took over")
 COMMIT_ROWS = histogram("scheduler_commit_rows", "Rows in one commit", ("lane",), COUNT_BUCKETS)
 ENTRIES = counter("scheduler_journal_entries", "Journal entries judged", ("verdict",))
 FOLD_LAG = histogram("scheduler_fold_lag_seconds", "From an entry's arrival to its commit")

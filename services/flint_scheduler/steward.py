@@ -35,7 +35,7 @@ from flint_scheduler.dispatch import Dispatcher
 from flint_scheduler.fleet import FleetView
 from flint_scheduler.fold import Folder
 from flint_scheduler.holdings import GroupHolding, Holdings
-from flint_scheduler.metrics import GROUPS, STEP_DOWNS, TAKEOVERS
+from flint_scheduler.metrics import COMMITS_REFUSED, GROUPS, STEP_DOWNS, TAKEOVERS
 from flint_scheduler.readers import Readers
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
@@ -327,8 +327,11 @@ class Steward:
                     await self._record.lane("generation", lambda c: give_groups(c, session, watermarks, generation))
                 if reason != "fenced":
                     await self._record.transaction(lambda engine: end_session(engine, session))
-            except (RecordUnavailable, Fenced) as error:
+            except RecordUnavailable as error:
                 log.info("session_not_ended", error=str(error))  # the next owner ends it
+            except Fenced:
+                COMMITS_REFUSED.inc()
+                log.warning("commit_refused", session=str(session.session_id))
         if lease is not None:
             await self._revoke(lease)
 
