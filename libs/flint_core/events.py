@@ -7,8 +7,11 @@ Times are milliseconds since the Unix epoch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
+
+import orjson
 
 from flint_core.problems import Problem
 
@@ -20,7 +23,9 @@ __all__ = [
     "Evaluated",
     "Event",
     "TimerFired",
+    "decode_event",
     "decode_events",
+    "encode_event",
     "encode_events",
 ]
 
@@ -79,3 +84,54 @@ class CancelRequested:
 
 
 Event = CallSucceeded | CallFailed | Evaluated | EvaluateFailed | TimerFired | CancelRequested
+
+
+def encode_event(event: Event) -> list[Any]:
+    """One event as a JSON array; the first member names its kind."""
+    match event:
+        case CallSucceeded():
+            return ["s", event.effect_id, event.started_ms, event.at_ms, event.output]
+        case CallFailed():
+            wish = event.retry_after_ms
+            return ["f", event.effect_id, event.started_ms, event.at_ms, event.problem.to_json(), wish]
+        case TimerFired():
+            return ["t", event.effect_id, event.at_ms]
+        case EvaluateFailed():
+            return ["x", event.effect_id, event.at_ms, event.problem.to_json()]
+        case CancelRequested():
+            return ["c", event.at_ms]
+        case Evaluated():
+            return ["e", event.effect_id, event.value]
+
+
+def decode_event(fields: list[Any]) -> Event:
+    """The reverse of `encode_event`. Raises ValueError for a kind it does not know."""
+    match fields:
+        case ["s", int(effect_id), int(started_ms), int(at_ms), output]:
+            return CallSucceeded(effect_id, output, started_ms, at_ms)
+        case ["f", int(effect_id), int(started_ms), int(at_ms), dict(problem), wish]:
+            return CallFailed(effect_id, Problem.from_json(cast("dict[str, Any]", problem)), started_ms, at_ms, wish)
+        case ["t", int(effect_id), int(at_ms)]:
+            return TimerFired(effect_id, at_ms)
+        case ["x", int(effect_id), int(at_ms), dict(problem)]:
+            return EvaluateFailed(effect_id, Problem.from_json(cast("dict[str, Any]", problem)), at_ms)
+        case ["c", int(at_ms)]:
+            return CancelRequested(at_ms)
+        case ["e", int(effect_id), value]:
+            return Evaluated(effect_id, value)
+    raise ValueError(f"not an event: {str(fields)[:80]}")
+
+
+def encode_events(events: Iterable[Event]) -> bytes:
+    """The journal's encoding of what was fed to a machine, in order. `Evaluated` is left out: it is evaluated again."""
+    return orjson.dumps([encode_event(event) for event in events if not isinstance(event, Evaluated)])
+
+
+def decode_events(data: bytes) -> list[Event]:
+    """The reverse of `encode_events`. Raises ValueError when the bytes are not such a list."""
+    if not data:
+        return []
+    entries = orjson.loads(data)
+    if not isinstance(entries, list):
+        raise ValueError("not a list of events")
+    return [decode_event(entry) for entry in entries]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["Problem", "ProblemType"]
+__all__ = ["Problem", "ProblemType", "canonical_type"]
 
 
 class ProblemType:
@@ -58,3 +59,20 @@ class Problem:
             detail=str(document.get("detail", "")),
             instance=str(document.get("instance", "")),
         )
+
+
+_STANDARD: Final = re.compile(
+    r"https?://(?:www\.)?(?:serverlessworkflow\.io|open-workflow-specification\.org)"
+    r"/(?:spec/\d+\.\d+\.\d+/errors|dsl/errors/types)"
+    r"/(configuration|validation|expression|authentication|authorization|timeout|communication|runtime)/?"
+)
+
+
+def canonical_type(uri: str) -> str:
+    """The URI under which an error type is compared.
+
+    The standard types are in use below two domains (the specification was renamed) and in two path families
+    (`/spec/1.0.0/errors/…` and `/dsl/errors/types/…`); all of them become the one that `ProblemType` names.
+    """
+    match = _STANDARD.fullmatch(uri)
+    return ProblemType._BASE + match.group(1) if match else uri

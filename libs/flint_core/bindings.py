@@ -1,0 +1,71 @@
+"""A place of a definition that takes a value: constant, expression, or a structure with expressions in it.
+
+A binding is compiled once, when a program is loaded. What is constant stays one object for ever; what lies within the fast
+path of expressions is evaluated here; the rest is listed in `externals`, whose results the caller obtains (`Evaluate`)
+and passes in. Strings that name `$secrets` become `Deferred`: only the executor's side may evaluate them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from flint_core.expressions import compile_expression, compile_template
+from flint_core.expressions.lexer import tokenize
+
+__all__ = ["Binding", "expressions_in", "template_strings"]
+
+Run = Callable[[Any, Mapping[str, Any], int, Sequence[Any]], Any]
+
+
+class Binding:
+    """A compiled value of one place. Immutable; safe to share.
+
+    `names`: variables it reads. `externals`: jq sources outside the fast path, in the order in which their results are
+    passed to `run` as last argument. `guarded`: all jq sources that only jq itself can check, those with secrets included.
+    Raises TemplateSyntaxError.
+    """
+
+    __slots__ = ("constant", "deferred", "externals", "guarded", "names", "run", "value")
+
+    def __init__(self, template: Any, variables: frozenset[str]) -> None:
+        compiled = compile_template(template, variables=variables)
+        self.constant = compiled.constant
+        self.value: Any = template if compiled.constant else None
+        self.names: frozenset[str] = compiled.names - {"secrets"}
+        self.externals: tuple[str, ...] = tuple(part.source for part in compiled.parts)
+        self.deferred: bool = compiled.deferred
+        self.guarded: tuple[str, ...] = self.externals
+        if compiled.deferred:
+            self.guarded = tuple(
+                source
+                for text in template_strings(template)
+                for source in expressions_in(text)
+                if not compile_expression(source, variables=variables).fast
+            )
+        self.run: Run = compiled.evaluate
+
+
+def template_strings(template: Any) -> Iterator[str]:
+    """The strings of a template that hold expressions, in order."""
+    stack = [template]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, str):
+            if "${" in node:
+                yield node
+        elif isinstance(node, dict):
+            stack.extend(reversed(node.values()))
+        elif isinstance(node, list):
+            stack.extend(reversed(node))
+
+
+def expressions_in(text: str) -> list[str]:
+    """The jq sources of a string's `${ … }` parts. Raises ExpressionSyntaxError."""
+    sources: list[str] = []
+    position = 0
+    while (start := text.find("${", position)) >= 0:
+        _, end = tokenize(text, start + 2, until_brace=True)
+        sources.append(text[start + 2 : end].strip())
+        position = end + 1
+    return sources

@@ -1,0 +1,38 @@
+"""Definitions: from text to program, with findings that say what is wrong and where."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from flint_core.definition.context import Context
+from flint_core.definition.findings import DefinitionLimits, Finding, Rule, Severity
+from flint_core.definition.reader import ReadError, read
+from flint_core.definition.workflow import compile_workflow
+from flint_core.program import Program
+
+__all__ = ["Compiled", "DefinitionLimits", "Finding", "Rule", "Severity", "compile_definition"]
+
+
+class Compiled(NamedTuple):
+    """What came of a definition. `program` is None exactly when a finding has the severity error."""
+
+    program: Program | None
+    findings: list[Finding]
+
+
+def compile_definition(source: str | bytes, limits: DefinitionLimits | None = None) -> Compiled:
+    """Compile a definition in YAML 1.2 or JSON. Never raises for what an author wrote; findings come in document order.
+
+    Expressions outside the fast path are not compiled here: check `program.jq_sources()` with a guarded jq as well.
+    """
+    bounds = limits or DefinitionLimits()
+    try:
+        root = read(source, bounds)
+    except ReadError as error:
+        finding = Finding(Severity.ERROR, error.rule, error.message, "/", error.line, error.column)
+        return Compiled(None, [finding])
+    context = Context(root, bounds)
+    program = compile_workflow(context, root.plain())
+    findings = sorted(context.findings, key=lambda finding: (finding.line, finding.column))
+    # Through the encoding and back, so that what is linted here is exactly what a worker will execute.
+    return Compiled(None if program is None else Program.decode(program.encode()), findings)

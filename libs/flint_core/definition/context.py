@@ -1,0 +1,216 @@
+"""The compiler's working memory: findings with their places, and the checks of shape that everything uses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import jsonschema_rs
+
+from flint_core.definition.findings import DefinitionLimits, Finding, Rule, Severity, suggestion
+from flint_core.definition.reader import Node, join_pointer
+from flint_core.durations import DurationError, parse_duration
+from flint_core.expressions import ExpressionSyntaxError, compile_template
+from flint_core.bindings import expressions_in, template_strings
+from flint_core.plan import Schema
+from flint_core.program import READS_DEFINITION
+
+__all__ = ["Context", "kind_of"]
+
+_STEP: Final = re.compile(r"\$steps\s*(?:\.\s*([A-Za-z_][A-Za-z0-9_]*)|\.?\s*\[\s*\"([^\"\\]+)\"\s*\])?")
+_SECRET: Final = re.compile(r"\$secrets\b\s*(?:\.\s*([A-Za-z_][A-Za-z0-9_]*)|\.?\s*\[\s*\"([^\"\\]+)\"\s*\])?")
+
+_KINDS: Final = {
+    dict: "an object",
+    list: "an array",
+    str: "text",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+}
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, for a message."""
+    return "null" if value is None else _KINDS.get(type(value), type(value).__name__)
+
+
+class Context:
+    """Collects findings while a definition is compiled."""
+
+    def __init__(self, root: Node, limits: DefinitionLimits) -> None:
+        self.root = root
+        self.limits = limits
+        self.findings: list[Finding] = []
+        self.seen: set[tuple[str, str, str]] = set()
+        self.secrets: frozenset[str] = frozenset()
+        self.reads_definition = False
+        self.steps_read: dict[int, set[str | None]] = {}  # task → names it reads of $steps; None: any
+        self.step_places: dict[tuple[int, str], str] = {}
+        self.task = 0  # the task being compiled
+
+    # --- findings
+
+    def error(self, rule: str, message: str, pointer: str, key: bool = False, offset: int | None = None) -> None:
+        """The definition is refused for this."""
+        self._add(Severity.ERROR, rule, message, pointer, key, offset)
+
+    def warn(self, rule: str, message: str, pointer: str, key: bool = False) -> None:
+        """The author should look at this."""
+        self._add(Severity.WARNING, rule, message, pointer, key, None)
+
+    def _add(self, severity: Severity, rule: str, message: str, pointer: str, key: bool, offset: int | None) -> None:
+        if (rule, message, pointer) in self.seen:
+            return
+        self.seen.add((rule, message, pointer))
+        line, column = self.root.place(pointer, key)
+        if offset:
+            message = f"{message} (at character {offset + 1})"
+        self.findings.append(Finding(severity, rule, message, pointer or "/", line, column))
+
+    def unsupported(self, what: str, hint: str, pointer: str) -> None:
+        """Part of the specification that is not built yet."""
+        self.error(Rule.UNSUPPORTED, f"{what} is not supported by this version of Flint: {hint}", pointer, key=True)
+
+    @property
+    def failed(self) -> bool:
+        """Whether an error was found."""
+        return any(finding.severity is Severity.ERROR for finding in self.findings)
+
+    # --- shapes
+
+    def mapping(
+        self,
+        value: Any,
+        pointer: str,
+        what: str,
+        allowed: Mapping[str, Any] | frozenset[str],
+        required: tuple[str, ...] = (),
+    ) -> dict[str, Any]:
+        """The value as an object with known members; what is wrong becomes findings, and what is known is returned."""
+        if not isinstance(value, dict):
+            self.error(Rule.WRONG_TYPE, f"{what} must be an object, not {kind_of(value)}", pointer)
+            return {}
+        for key in value:
+            if key not in allowed:
+                hint = suggestion(key, allowed)
+                message = f"'{key[:80]}' is not a member of {what}{hint}"
+                self.error(Rule.UNKNOWN_FIELD, message, join_pointer(pointer, key), key=True)
+        for key in required:
+            if key not in value:
+                self.error(Rule.MISSING_FIELD, f"{what} needs '{key}'", pointer)
+        return {key: member for key, member in value.items() if key in allowed}
+
+    def text(self, value: Any, pointer: str, what: str) -> str:
+        """The value as text, else a finding and the empty text."""
+        if isinstance(value, str):
+            return value
+        self.error(Rule.WRONG_TYPE, f"{what} must be text, not {kind_of(value)}", pointer)
+        return ""
+
+    def integer(self, value: Any, pointer: str, what: str, low: int, high: int) -> int | None:
+        """The value as an integer within bounds, else a finding and None."""
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+            return value
+        self.error(Rule.INVALID_VALUE, f"{what} must be an integer from {low} to {high}", pointer)
+        return None
+
+    # --- values
+
+    def template(self, value: Any, pointer: str, variables: frozenset[str]) -> Any:
+        """A value in which strings may hold `${ … }`; every expression is compiled."""
+        strings = list(template_strings(value))
+        if not strings:
+            return value
+        if "secrets" not in variables and any(_SECRET.search(text) for text in strings):
+            message = "$secrets may be used in the arguments of a call only, so that no secret reaches the run's state"
+            self.error(Rule.SECRET, message, pointer)
+            return value
+        try:
+            compile_template(value, variables=variables)
+        except ExpressionSyntaxError as error:
+            place = pointer + str(getattr(error, "pointer", ""))
+            self.error(Rule.EXPRESSION, f"expression: {error.message}", place, offset=error.offset)
+            return value
+        for text in strings:
+            for source in expressions_in(text):
+                self._note(source, pointer)
+        return value
+
+    def expression(self, value: Any, pointer: str, variables: frozenset[str], what: str) -> str | None:
+        """A place that takes one expression, with or without `${ }`."""
+        if not isinstance(value, str):
+            self.error(Rule.WRONG_TYPE, f"{what} must be an expression, not {kind_of(value)}", pointer)
+            return None
+        if not value.strip():
+            self.error(Rule.EXPRESSION, f"{what} is empty", pointer)
+            return None
+        text: str = self.template(_wrapped(value), pointer, variables)
+        return text
+
+    def transformation(self, value: Any, pointer: str, variables: frozenset[str], what: str) -> Any:
+        """A place that takes an expression or an object with expressions in it (`from`, `as`)."""
+        if isinstance(value, str):
+            return self.expression(value, pointer, variables, what)
+        if isinstance(value, dict):
+            return self.template(value, pointer, variables)
+        self.error(Rule.WRONG_TYPE, f"{what} must be an expression or an object, not {kind_of(value)}", pointer)
+        return None
+
+    def duration(self, value: Any, pointer: str, variables: frozenset[str], what: str) -> Any:
+        """A duration: object, ISO 8601, or expression."""
+        if any(True for _ in template_strings(value)):
+            return self.template(value, pointer, variables)
+        try:
+            parse_duration(value)
+        except DurationError as error:
+            self.error(Rule.INVALID_VALUE, f"{what}: {error}", pointer)
+            return None
+        return value
+
+    def schema(self, value: Any, pointer: str, what: str) -> Any:
+        """A schema: `document` inline, in the format json."""
+        members = self.mapping(value, pointer, what, frozenset({"format", "document", "resource"}))
+        kind = members.get("format", "json")
+        if kind != "json" and not str(kind).startswith("json:"):
+            self.unsupported(f"the schema format '{kind}'", "use JSON Schema", join_pointer(pointer, "format"))
+        if "resource" in members:
+            hint = "schemas from elsewhere are not built yet; put it inline as `document`"
+            self.unsupported("'resource' of a schema", hint, join_pointer(pointer, "resource"))
+            return None
+        if "document" not in members:
+            self.error(Rule.MISSING_FIELD, f"{what} needs 'document'", pointer)
+            return None
+        place = join_pointer(pointer, "document")
+        document = members["document"]
+        if not isinstance(document, dict | bool):
+            self.error(Rule.WRONG_TYPE, f"a JSON schema is an object, not {kind_of(document)}", place)
+            return None
+        try:
+            Schema(document)
+        except (ValueError, jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError) as error:
+            reason = getattr(error, "message", None) or str(error)
+            self.error(Rule.SCHEMA, f"not a usable JSON schema: {str(reason)[:300]}", place)
+            return None
+        return document
+
+    def _note(self, source: str, pointer: str) -> None:
+        if READS_DEFINITION.search(source):
+            self.reads_definition = True
+        for match in _STEP.finditer(source):
+            name = match.group(1) or match.group(2)
+            self.steps_read.setdefault(self.task, set()).add(name)
+            if name:
+                self.step_places.setdefault((self.task, name), pointer)
+        for match in _SECRET.finditer(source):
+            name = match.group(1) or match.group(2)
+            if not name:
+                self.error(Rule.SECRET, "name the secret outright, as in $secrets.apiKey", pointer)
+            elif name not in self.secrets:
+                hint = suggestion(name, self.secrets) or "; list it in use.secrets"
+                self.error(Rule.SECRET, f"the secret '{name}' is not declared{hint}", pointer)
+
+
+def _wrapped(text: str) -> str:
+    return text if "${" in text else f"${{ {text.strip()} }}"

@@ -1,0 +1,65 @@
+"""Findings: what is wrong, or doubtful, about a definition, and where."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = ["DefinitionLimits", "Finding", "Rule", "Severity", "suggestion"]
+
+
+class Severity(StrEnum):
+    """An error refuses the definition; a warning does not."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+class Rule:
+    """Names of the rules that findings cite."""
+
+    YAML = "yaml"  # not well-formed
+    LIMIT = "limit"  # too large, too deep, too many
+    DUPLICATE_KEY = "duplicate-key"
+    UNKNOWN_FIELD = "unknown-field"
+    MISSING_FIELD = "missing-field"
+    WRONG_TYPE = "wrong-type"
+    INVALID_VALUE = "invalid-value"
+    UNSUPPORTED = "unsupported"
+    EXPRESSION = "expression"
+    SECRET = "secret"  # noqa: S105 - the name of a rule
+    REFERENCE = "reference"  # a name that nothing defines
+    SCHEMA = "schema"
+    ARGUMENTS = "arguments"
+    NO_TIMEOUT = "no-timeout"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One finding. `pointer` is a JSON pointer into the definition; line and column count from 1."""
+
+    severity: Severity
+    rule: str
+    message: str
+    pointer: str
+    line: int
+    column: int
+
+
+@dataclass(frozen=True, slots=True)
+class DefinitionLimits:
+    """Bounds of a definition."""
+
+    definition_bytes: int = 1_048_576
+    depth: int = 64
+    nodes: int = 100_000  # after aliases are expanded
+    tasks: int = 10_000
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """“did you mean …?” for a word that is close to a known one, else the empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,246 @@
+"""Reads a definition's text: YAML 1.2 (JSON is a subset) to plain values, with the place of each.
+
+Built on the parser's events without recursion, so that hostile nesting costs nothing; scalars follow the core schema of
+YAML 1.2 (`on` is text, `012` is twelve). Refused: duplicate keys, keys that are no text, integers beyond 64 bits, several
+documents, tags of one's own, aliases that expand beyond the bound.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Final
+
+import orjson
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+)
+
+from flint_core.definition.findings import DefinitionLimits, Rule
+
+__all__ = ["Node", "ReadError", "join_pointer", "read", "split_pointer"]
+
+_NULL: Final = re.compile(r"~|null|Null|NULL|")
+_BOOL: Final = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INT: Final = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_SPECIAL: Final = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+_CORE: Final = "tag:yaml.org,2002:"
+
+
+class ReadError(Exception):
+    """The text is no definition. Line and column count from 1."""
+
+    def __init__(self, rule: str, message: str, line: int = 1, column: int = 1) -> None:
+        super().__init__(message)
+        self.rule = rule
+        self.message = message
+        self.line = line
+        self.column = column
+
+
+class Node:
+    """A value in the text: a scalar, a list of nodes, or a mapping of keys to nodes."""
+
+    __slots__ = ("column", "depth", "keys", "line", "size", "value")
+
+    def __init__(self, value: Any, line: int, column: int) -> None:
+        self.value = value  # scalar, list[Node] or dict[str, Node]
+        self.keys: dict[str, tuple[int, int]] = {}  # where the mapping's keys stand
+        self.line = line
+        self.column = column
+        self.depth = 1  # levels of this value
+        self.size = 1  # values within it, aliases expanded
+
+    def plain(self) -> Any:
+        """The value without places. Depth is bounded by `read`."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain() for node in self.value]
+        return self.value
+
+    def place(self, pointer: str, key: bool = False) -> tuple[int, int]:
+        """Line and column of what a pointer names, or of the closest thing around it. `key`: of the key itself."""
+        node, place = self, (self.line, self.column)
+        for part in split_pointer(pointer):
+            if isinstance(node.value, dict) and part in node.value:
+                key_place = node.keys[part]
+                node = node.value[part]
+                place = key_place if key else (node.line, node.column)
+            elif isinstance(node.value, list) and part.isdigit() and int(part) < len(node.value):
+                node = node.value[int(part)]
+                place = (node.line, node.column)
+            else:
+                break
+        return place
+
+
+def split_pointer(pointer: str) -> list[str]:
+    """The parts of a JSON pointer."""
+    return [part.replace("~1", "/").replace("~0", "~") for part in pointer.split("/")[1:]]
+
+
+def join_pointer(pointer: str, *parts: str | int) -> str:
+    """A longer JSON pointer."""
+    return pointer + "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+
+
+def read(source: str | bytes, limits: DefinitionLimits) -> Node:
+    """The definition as a tree of nodes. Raises ReadError."""
+    data = source.encode("utf-8", "surrogatepass") if isinstance(source, str) else source
+    if len(data) > limits.definition_bytes:
+        message = f"the definition has {len(data)} bytes; the limit is {limits.definition_bytes}"
+        raise ReadError(Rule.LIMIT, message)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ReadError(Rule.YAML, f"the definition is not UTF-8 (byte {error.start})") from None
+    try:
+        return _Builder(limits).build(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
+        reason = " ".join(str(part) for part in (error.context, error.problem) if part)
+        raise ReadError(Rule.YAML, f"this is not well-formed YAML: {reason}", *place) from None
+    except (YAMLError, ValueError) as error:
+        raise ReadError(Rule.YAML, f"this is not well-formed YAML: {str(error)[:300]}") from None
+
+
+class _Builder:
+    def __init__(self, limits: DefinitionLimits) -> None:
+        self.limits = limits
+        self.anchors: dict[str, Node] = {}
+        self.open: list[tuple[Node, list[Any], str | None]] = []
+        self.root: Node | None = None
+
+    def build(self, text: str) -> Node:
+        yaml = YAML(typ="safe", pure=True)
+        yaml.version = (1, 2)
+        documents = 0
+        for event in yaml.parse(text):
+            if isinstance(event, DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    raise self.error(event, Rule.YAML, "a definition is one YAML document, not several")
+            elif isinstance(event, ScalarEvent):
+                self.add(self.anchored(event, self.scalar(event)), event)
+            elif isinstance(event, AliasEvent):
+                node = self.anchors.get(event.anchor)
+                if node is None:
+                    raise self.error(event, Rule.YAML, f"the alias *{event.anchor} names no finished anchor before it")
+                self.add(node, event)
+            elif isinstance(event, SequenceStartEvent | MappingStartEvent):
+                self.check_tag(event)
+                if len(self.open) >= self.limits.depth:
+                    raise self.error(event, Rule.LIMIT, f"nested deeper than {self.limits.depth} levels")
+                container: Any = [] if isinstance(event, SequenceStartEvent) else {}
+                node = Node(container, event.start_mark.line + 1, event.start_mark.column + 1)
+                self.open.append((node, [], event.anchor))
+            elif isinstance(event, SequenceEndEvent | MappingEndEvent):
+                node, _, anchor = self.open.pop()
+                if anchor is not None:
+                    self.anchors[anchor] = node
+                self.add(node, event)
+        if self.root is None:
+            raise ReadError(Rule.YAML, "the definition is empty")
+        return self.root
+
+    def anchored(self, event: Any, node: Node) -> Node:
+        if event.anchor is not None:
+            self.anchors[event.anchor] = node
+        return node
+
+    def add(self, node: Node, event: Any) -> None:
+        """Put a finished value where it belongs."""
+        if not self.open:
+            self.root = node
+            return
+        parent, pending, _ = self.open[-1]
+        if isinstance(parent.value, list):
+            parent.value.append(node)
+        elif not pending:
+            pending.append(self.key(parent, node, event))
+            return
+        else:
+            parent.value[pending.pop()] = node
+        parent.size += node.size
+        parent.depth = max(parent.depth, node.depth + 1)
+        if parent.size > self.limits.nodes:
+            raise self.error(event, Rule.LIMIT, f"more than {self.limits.nodes} values, aliases expanded")
+        if parent.depth + len(self.open) - 1 > self.limits.depth:
+            raise self.error(event, Rule.LIMIT, f"nested deeper than {self.limits.depth} levels, aliases expanded")
+
+    def key(self, parent: Node, node: Node, event: Any) -> str:
+        if not isinstance(node.value, str):
+            raise self.error(event, Rule.YAML, "a key must be text: put it into quotes")
+        if node.value in parent.value:
+            raise self.error(event, Rule.DUPLICATE_KEY, f"the key '{node.value[:80]}' stands here twice")
+        mark = event.start_mark
+        parent.keys[node.value] = (mark.line + 1, mark.column + 1)
+        return node.value
+
+    def scalar(self, event: Any) -> Node:
+        mark = event.start_mark
+        return Node(self.scalar_value(event), mark.line + 1, mark.column + 1)
+
+    def scalar_value(self, event: Any) -> Any:
+        text: str = event.value
+        tag = self.check_tag(event)
+        if tag == "str" or (tag is None and event.style is not None):
+            try:
+                orjson.dumps(text)
+            except orjson.JSONEncodeError:
+                raise self.error(event, Rule.YAML, "the text holds half of a surrogate pair") from None
+            return text
+        if tag in (None, "null") and _NULL.fullmatch(text):
+            return None
+        if tag in (None, "bool") and text in _BOOL:
+            return _BOOL[text]
+        if tag in (None, "int") and _INT.fullmatch(text):
+            return self.integer(text, event)
+        if tag in (None, "float") and _FLOAT.fullmatch(text):
+            number = float(text)
+            if math.isfinite(number):
+                return number
+            raise self.error(event, Rule.INVALID_VALUE, "the number is too large")
+        if tag in (None, "float") and _SPECIAL.fullmatch(text):
+            raise self.error(
+                event, Rule.INVALID_VALUE, "infinity and NaN are not JSON; put it into quotes if it is text"
+            )
+        if tag is not None:
+            raise self.error(event, Rule.YAML, f"'{text[:40]}' is not a value of the tag !!{tag}")
+        return text
+
+    def integer(self, text: str, event: Any) -> int:
+        digits = text[2:] if text[1:2] in ("o", "x") else text
+        number = int(digits, {"o": 8, "x": 16}.get(text[1:2], 10)) if len(digits) <= 24 else 1 << 65
+        if not -(2**63) <= number < 2**64:
+            raise self.error(event, Rule.INVALID_VALUE, "an integer must fit into 64 bits; put it into quotes")
+        return number
+
+    def check_tag(self, event: Any) -> str | None:
+        tag = event.tag
+        if tag is None:
+            return None
+        name = str(tag)
+        if name == "!":
+            return "str"
+        short = name[len(_CORE) :] if name.startswith(_CORE) else name.removeprefix("!!")
+        wanted = ("str", "null", "bool", "int", "float") if isinstance(event, ScalarEvent) else ("map", "seq")
+        if short not in wanted:
+            raise self.error(event, Rule.YAML, f"the tag {name[:60]} is not part of a definition")
+        return short
+
+    @staticmethod
+    def error(event: Any, rule: str, message: str) -> ReadError:
+        mark = event.start_mark
+        return ReadError(rule, message, mark.line + 1, mark.column + 1)

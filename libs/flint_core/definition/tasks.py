@@ -1,0 +1,433 @@
+"""Compiles tasks: the kind is told first, then the task is checked against that kind alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import jsonschema_rs
+
+from flint_core.definition import unsupported
+from flint_core.definition.context import Context, kind_of
+from flint_core.definition.findings import Rule, suggestion
+from flint_core.definition.policies import Reusable
+from flint_core.definition.reader import join_pointer
+from flint_core.functions import FUNCTIONS
+from flint_core.plan import Places
+from flint_core.program import Case, Catch, Flow, FlowKind, Task
+
+__all__ = ["Scope", "TaskCompiler"]
+
+_COMMON: Final = frozenset({"if", "input", "output", "export", "timeout", "then", "metadata"})
+_MEMBERS: Final = {
+    "call": frozenset({"call", "with"}),
+    "do": frozenset({"do"}),
+    "for": frozenset({"for", "while", "do"}),
+    "fork": frozenset({"fork"}),
+    "raise": frozenset({"raise"}),
+    "set": frozenset({"set"}),
+    "switch": frozenset({"switch"}),
+    "try": frozenset({"try", "catch"}),
+    "wait": frozenset({"wait"}),
+}
+_KINDS: Final = (*(kind for kind in _MEMBERS if kind != "do"), *unsupported.TASKS, "do")
+_RESERVED: Final = frozenset(
+    {"context", "input", "output", "secrets", "task", "workflow", "runtime", "steps", "authorization"}
+)
+_DIRECTIVES: Final = (FlowKind.CONTINUE, FlowKind.EXIT, FlowKind.END)
+_VALIDATORS: Final = {name: jsonschema_rs.validator_for(spec.schema) for name, spec in FUNCTIONS.items()}
+
+
+@dataclass
+class Scope:
+    """A list of tasks that `then` can jump within. `parent` is the scope around it."""
+
+    parent: Scope | None
+    pointer: str
+    names: dict[str, int] = field(default_factory=dict)  # name → position
+    tasks: dict[str, int] = field(default_factory=dict)  # name → task
+    branches: bool = False
+
+
+class TaskCompiler:
+    """Turns lists of tasks into the program's flat list."""
+
+    def __init__(self, context: Context, reusable: Reusable) -> None:
+        self.context = context
+        self.reusable = reusable
+        self.tasks: list[Task | None] = [None]  # 0 is the workflow's
+        self.scopes: dict[int, Scope] = {}
+
+    def scope(
+        self,
+        value: Any,
+        pointer: str,
+        what: str,
+        parent: Scope | None,
+        local: tuple[str, ...],
+        timed: bool,
+        branches: bool = False,
+    ) -> tuple[int, ...]:
+        """Compile a list of named tasks. Their indexes, in order."""
+        context = self.context
+        if not isinstance(value, list) or not value:
+            context.error(Rule.WRONG_TYPE, f"{what} must be a list of named tasks, such as - greet: {{...}}", pointer)
+            return ()
+        scope = Scope(parent, pointer, branches=branches)
+        entries: list[tuple[str, Any, str]] = []
+        for position, entry in enumerate(value):
+            place = join_pointer(pointer, position)
+            if not isinstance(entry, dict) or len(entry) != 1:
+                message = "an entry of a task list is an object with one member, the task's name"
+                context.error(Rule.WRONG_TYPE, message, place)
+                continue
+            name, body = next(iter(entry.items()))
+            if name in scope.names:
+                context.error(Rule.DUPLICATE_KEY, f"'{name[:80]}' is the name of another task in this list", place)
+            if name in _DIRECTIVES:
+                context.error(Rule.INVALID_VALUE, f"'{name}' is a flow directive and no name for a task", place)
+            scope.names.setdefault(name, len(entries))
+            entries.append((name, body, join_pointer(place, name)))
+        indexes: list[int] = []
+        for name, body, place in entries:
+            index = len(self.tasks)
+            if index > context.limits.tasks:
+                context.error(Rule.LIMIT, f"more than {context.limits.tasks} tasks", place)
+                break
+            self.tasks.append(None)
+            self.scopes[index] = scope
+            scope.tasks.setdefault(name, index)
+            indexes.append(index)
+            self.tasks[index] = self.task(index, name, body, place, scope, local, timed)
+        self._reachability(scope, [self.tasks[index] for index in indexes])
+        return tuple(indexes)
+
+    def task(
+        self, index: int, name: str, body: Any, pointer: str, scope: Scope, local: tuple[str, ...], timed: bool
+    ) -> Task | None:
+        """Compile one task."""
+        context = self.context
+        kind = self._kind(name, body, pointer)
+        if kind is None:
+            return None
+        members = context.mapping(body, pointer, f"a {kind} task", _MEMBERS[kind] | _COMMON)
+        places = Places(kind, local)
+        context.task = index
+        task = Task(pointer=pointer, name=name, kind=kind, locals=local)
+        common: dict[str, Any] = {"flow": self._flow(members.get("then", FlowKind.CONTINUE), pointer, scope)}
+        if "if" in members:
+            place = join_pointer(pointer, "if")
+            condition = members["if"]
+            if isinstance(condition, bool):
+                condition = "true" if condition else "false"
+            common["condition"] = context.expression(condition, place, places.condition, "'if'")
+        if "timeout" in members:
+            place = join_pointer(pointer, "timeout")
+            common["timeout"] = self.reusable.timeout(members["timeout"], place, places.body)
+            timed = True
+        if "metadata" in members:
+            self._metadata(members["metadata"], join_pointer(pointer, "metadata"))
+        common |= self.data_flow(members, pointer, places)
+        compile_kind = getattr(self, f"_{kind}")
+        specific: dict[str, Any] = compile_kind(members, pointer, scope, local, places, timed)
+        context.task = index
+        return replace(task, **common, **specific)
+
+    def _kind(self, name: str, body: Any, pointer: str) -> str | None:
+        context = self.context
+        if not isinstance(body, dict):
+            context.error(Rule.WRONG_TYPE, f"the task '{name[:80]}' must be an object, not {kind_of(body)}", pointer)
+            return None
+        found = [kind for kind in _KINDS if kind in body]
+        if "for" in found and "do" in found:
+            found.remove("do")
+        if not found:
+            near = next((hint for key in body if key not in _COMMON and (hint := suggestion(key, _KINDS))), "")
+            known = ", ".join(sorted(_MEMBERS))
+            message = f"the task '{name[:80]}' has no kind{near or f': it needs one of {known}'}"
+            context.error(Rule.MISSING_FIELD, message, pointer)
+            return None
+        if found[0] in unsupported.TASKS:
+            kind = found[0]
+            context.unsupported(f"the task '{kind}'", unsupported.TASKS[kind], join_pointer(pointer, kind))
+            return None
+        if len(found) > 1:
+            message = f"a task is of one kind; this one is {' and '.join(found)}"
+            context.error(Rule.INVALID_VALUE, message, join_pointer(pointer, found[1]), key=True)
+            return None
+        return found[0]
+
+    def data_flow(self, members: dict[str, Any], pointer: str, places: Places) -> dict[str, Any]:
+        """`input`, `output` and `export` of a task or of the workflow."""
+        context = self.context
+        result: dict[str, Any] = {}
+        stations = (
+            ("input", "from", places.condition),
+            ("output", "as", places.output),
+            ("export", "as", places.export),
+        )
+        for name, word, variables in stations:
+            if name not in members:
+                continue
+            place = join_pointer(pointer, name)
+            parts = context.mapping(members[name], place, f"'{name}'", frozenset({"schema", word}))
+            if word in parts:
+                what = f"'{name}.{word}'"
+                result[f"{name}_{word}"] = context.transformation(
+                    parts[word], join_pointer(place, word), variables, what
+                )
+            if "schema" in parts:
+                spot = join_pointer(place, "schema")
+                result[f"{name}_schema"] = context.schema(parts["schema"], spot, f"the schema of '{name}'")
+        return result
+
+    def _metadata(self, value: Any, pointer: str) -> None:
+        metadata = self.context.mapping(value, pointer, "'metadata'", value if isinstance(value, dict) else {})
+        if "flint" not in metadata:
+            return
+        place = join_pointer(pointer, "flint")
+        if not isinstance(metadata["flint"], dict):
+            self.context.mapping(metadata["flint"], place, "'metadata.flint'", {})
+            return
+        for name in metadata["flint"]:
+            spot = join_pointer(place, name)
+            if name in unsupported.FLINT_HINTS:
+                self.context.unsupported(f"the hint '{name}' here", unsupported.FLINT_HINTS[name], spot)
+            else:
+                message = f"'{name[:80]}' is not a hint that Flint knows{suggestion(name, unsupported.FLINT_HINTS)}"
+                self.context.error(Rule.UNKNOWN_FIELD, message, spot, key=True)
+
+    # --- flow
+
+    def _flow(self, value: Any, pointer: str, scope: Scope) -> Flow:
+        context = self.context
+        place = join_pointer(pointer, "then")
+        if not isinstance(value, str):
+            context.error(Rule.WRONG_TYPE, f"'then' must be text, not {kind_of(value)}", place)
+            return Flow()
+        if value in _DIRECTIVES:
+            return Flow(value)
+        if scope.branches:
+            message = "branches of a fork run side by side: 'then' may be continue, exit or end here"
+            context.error(Rule.REFERENCE, message, place)
+            return Flow()
+        if value in scope.names:
+            return Flow(FlowKind.GOTO, scope.names[value])
+        known = [*scope.names, *_DIRECTIVES]
+        hint = suggestion(value, known) or "; it must be continue, exit, end or a task of the same list"
+        context.error(Rule.REFERENCE, f"'then' names '{value[:80]}', which is not in this list{hint}", place)
+        return Flow()
+
+    def _reachability(self, scope: Scope, tasks: list[Task | None]) -> None:
+        if scope.branches or any(task is None for task in tasks):
+            return
+        open_positions, reached = [0], set[int]()
+        while open_positions:
+            position = open_positions.pop()
+            task = tasks[position] if position < len(tasks) else None
+            if task is None or position in reached:
+                continue
+            reached.add(position)
+            flows = [case.flow for case in task.cases]
+            if task.kind != "raise" and all(case.when is not None for case in task.cases):
+                flows.append(task.flow)
+            if task.condition is not None:
+                flows.append(Flow())
+            for flow in flows:
+                if flow.kind == FlowKind.CONTINUE:
+                    open_positions.append(position + 1)
+                elif flow.kind == FlowKind.GOTO:
+                    open_positions.append(flow.position)
+        for position, task in enumerate(tasks):
+            if task is not None and position not in reached:
+                self.context.warn(Rule.UNREACHABLE, f"'{task.name}' is never reached", task.pointer, key=True)
+
+    # --- kinds: what each adds to the common members
+
+    def _call(
+        self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool
+    ) -> dict[str, Any]:
+        context = self.context
+        place = join_pointer(pointer, "call")
+        function = context.text(members["call"], place, "'call'")
+        arguments, argument_place = members.get("with", {}), join_pointer(pointer, "with")
+        if not isinstance(arguments, dict):
+            context.error(Rule.WRONG_TYPE, f"'with' must be an object, not {kind_of(arguments)}", argument_place)
+            return {}
+        result: dict[str, Any] = {}
+        variables = places.arguments
+        if function in self.reusable.functions:
+            if "with" in members:
+                result["parameters"] = context.template(arguments, argument_place, places.body)
+                variables = places.arguments - set(local)
+            argument_place = join_pointer("/use/functions", function, "with")
+            definition = self.reusable.functions[function]
+            function, arguments = definition["call"], definition.get("with", {})
+        if function in unsupported.CALLS:
+            context.unsupported(f"call: {function}", unsupported.CALLS[function], place)
+            return {}
+        if function not in FUNCTIONS:
+            self._unknown_function(function, place)
+            return {}
+        if not timed and function != "noop":
+            message = f"no timeout limits this call of '{function}': set `timeout` on it, on a task around it or on the workflow"
+            context.warn(Rule.NO_TIMEOUT, message, pointer, key=True)
+        context.template(arguments, argument_place, variables)
+        self._check_arguments(function, arguments, argument_place)
+        return {"function": function, "arguments": arguments, **result}
+
+    def _unknown_function(self, function: str, pointer: str) -> None:
+        if any(mark in function for mark in "@/:"):
+            hint = "functions of catalogs and of workers are not built yet; built in are http, sql, email and noop"
+            self.context.unsupported(f"the function '{function[:80]}'", hint, pointer)
+        elif function:
+            known = [*FUNCTIONS, *self.reusable.functions]
+            hint = suggestion(function, known) or f"; known are {', '.join(sorted(known))}"
+            self.context.error(Rule.REFERENCE, f"there is no function '{function[:80]}'{hint}", pointer)
+
+    def _check_arguments(self, function: str, arguments: dict[str, Any], pointer: str) -> None:
+        for error in _VALIDATORS[function].iter_errors(arguments):
+            place = join_pointer(pointer, *error.instance_path)
+            message = f"the arguments of '{function}': {error.message[:300]}"
+            self.context.error(Rule.ARGUMENTS, message, place)
+
+    def _do(
+        self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool
+    ) -> dict[str, Any]:
+        return {"scope": self.scope(members["do"], join_pointer(pointer, "do"), "'do'", scope, local, timed)}
+
+    def _set(
+        self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool
+    ) -> dict[str, Any]:
+        return {
+            "value": self.context.transformation(members["set"], join_pointer(pointer, "set"), places.body, "'set'")
+        }
+
+    def _wait(
+        self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool
+    ) -> dict[str, Any]:
+        place = join_pointer(pointer, "wait")
+        return {"value": self.context.duration(members["wait"], place, places.body, "'wait'")}
+
+    def _raise(
+        self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool
+    ) -> dict[str, Any]:
+        place = join_pointer(pointer, "raise")
+        parts = self.context.mapping(members["raise"], place, "'raise'", frozenset({"error"}), ("error",))
+        if "error" not in parts:
+            return {}
+        return {"value": self.reusable.error(parts["error"], join_pointer(place, "error"), places.body)}
+
+    def _switch(
+        self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool
+    ) -> dict[str, Any]:
+        context = self.context
+        place = join_pointer(pointer, "switch")
+        entries = members["switch"]
+        if not isinstance(entries, list) or not entries:
+            context.error(
+                Rule.WRONG_TYPE, "'switch' must be a list of named cases, such as - paid: {when, then}", place
+            )
+            return {}
+        cases: list[Case] = []
+        for position, entry in enumerate(entries):
+            spot = join_pointer(place, position)
+            if not isinstance(entry, dict) or len(entry) != 1:
+                context.error(Rule.WRONG_TYPE, "a case is an object with one member, the case's name", spot)
+                continue
+            name, body = next(iter(entry.items()))
+            spot = join_pointer(spot, name)
+            parts = context.mapping(body, spot, f"the case '{name[:80]}'", frozenset({"when", "then"}), ("then",))
+            flow = self._flow(parts.get("then", FlowKind.CONTINUE), spot, scope)
+            when = None
+            if "when" in parts:
+                when = context.expression(parts["when"], join_pointer(spot, "when"), places.body, "'when'")
+            if cases and cases[-1].when is None:
+                context.warn(
+                    Rule.UNREACHABLE, f"the case '{name[:80]}' stands after one that always matches", spot, key=True
+                )
+            cases.append(Case(name, flow, when))
+        return {"cases": tuple(cases)}
+
+    def _for(
+        self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool
+    ) -> dict[str, Any]:
+        context = self.context
+        place = join_pointer(pointer, "for")
+        parts = context.mapping(members["for"], place, "'for'", frozenset({"each", "at", "in"}), ("in",))
+        each = self._variable(parts.get("each", "item"), join_pointer(place, "each"), "'each'")
+        at = self._variable(parts.get("at", "index"), join_pointer(place, "at"), "'at'")
+        if each == at:
+            context.error(Rule.INVALID_VALUE, f"'each' and 'at' are both '{each}'", place)
+        result: dict[str, Any] = {"each": each, "at": at}
+        if "in" in parts:
+            spot = join_pointer(place, "in")
+            collection = parts["in"]
+            if isinstance(collection, list):
+                result["items"] = context.template(collection, spot, places.body)
+            else:
+                result["items"] = context.expression(collection, spot, places.body, "'in'")
+        if "while" in members:
+            inner = places.body | {each, at}
+            spot = join_pointer(pointer, "while")
+            result["condition_while"] = context.expression(members["while"], spot, inner, "'while'")
+        if "do" not in members:
+            context.error(Rule.MISSING_FIELD, "a for task needs 'do'", pointer)
+            return result
+        names = (*local, *(name for name in (each, at) if name not in local))
+        spot = join_pointer(pointer, "do")
+        return {**result, "scope": self.scope(members["do"], spot, "'do'", scope, names, timed)}
+
+    def _fork(
+        self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool
+    ) -> dict[str, Any]:
+        context = self.context
+        place = join_pointer(pointer, "fork")
+        parts = context.mapping(members["fork"], place, "'fork'", frozenset({"branches", "compete"}), ("branches",))
+        compete = parts.get("compete", False)
+        if not isinstance(compete, bool):
+            context.error(Rule.WRONG_TYPE, "'compete' must be true or false", join_pointer(place, "compete"))
+            compete = False
+        if "branches" not in parts:
+            return {}
+        spot = join_pointer(place, "branches")
+        branches = self.scope(parts["branches"], spot, "'branches'", scope, local, timed, branches=True)
+        return {"scope": branches, "compete": compete}
+
+    def _try(
+        self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool
+    ) -> dict[str, Any]:
+        context = self.context
+        place = join_pointer(pointer, "catch")
+        allowed = frozenset({"errors", "as", "when", "exceptWhen", "retry", "do"})
+        if "catch" not in members:
+            context.error(Rule.MISSING_FIELD, "a try task needs 'catch'", pointer)
+        parts = context.mapping(members.get("catch", {}), place, "'catch'", allowed)
+        name = self._variable(parts.get("as", "error"), join_pointer(place, "as"), "'as'")
+        caught: dict[str, Any] = {"matches": {}, "name": name}
+        if "errors" in parts:
+            caught["matches"] = self.reusable.filter(parts["errors"], join_pointer(place, "errors"))
+        for word, target in (("when", "when"), ("exceptWhen", "except_when")):
+            if word in parts:
+                spot = join_pointer(place, word)
+                caught[target] = context.expression(parts[word], spot, places.body | {name}, f"'{word}'")
+        if "retry" in parts:
+            spot = join_pointer(place, "retry")
+            retry = self.reusable.retry(parts["retry"], spot, places.body, name)
+            caught["retry"] = retry
+            timed = timed or (retry is not None and retry.limit_attempt is not None)
+        result: dict[str, Any] = {}
+        result["scope"] = self.scope(members["try"], join_pointer(pointer, "try"), "'try'", scope, local, timed)
+        if "do" in parts:
+            names = local if name in local else (*local, name)
+            caught["scope"] = self.scope(parts["do"], join_pointer(place, "do"), "'catch.do'", scope, names, timed)
+        return {**result, "catch": Catch(**caught)}
+
+    def _variable(self, value: Any, pointer: str, what: str) -> str:
+        name = self.context.text(value, pointer, what)
+        if name in _RESERVED:
+            self.context.error(Rule.INVALID_VALUE, f"${name} is a variable of Flint's; choose another name", pointer)
+        elif name and not (name.isascii() and name.isidentifier()):
+            message = f"{what} must be a name of letters, digits and underscores, without a $"
+            self.context.error(Rule.INVALID_VALUE, message, pointer)
+        return name or "_"

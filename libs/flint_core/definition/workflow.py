@@ -1,0 +1,231 @@
+"""Compiles a whole document: its head, what it reuses, its tasks, and what `$steps` means in each place."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any, Final
+
+from flint_core.definition import unsupported
+from flint_core.definition.context import Context, kind_of
+from flint_core.definition.findings import Rule, suggestion
+from flint_core.definition.policies import Reusable
+from flint_core.definition.reader import join_pointer
+from flint_core.definition.tasks import Scope, TaskCompiler
+from flint_core.functions import FUNCTIONS
+from flint_core.plan import Places
+from flint_core.program import Program, Task
+
+__all__ = ["compile_workflow"]
+
+_TOP: Final = frozenset({"document", "input", "use", "do", "timeout", "output", "schedule", "evaluate"})
+_HEAD: Final = frozenset({"dsl", "namespace", "name", "version", "title", "summary", "tags", "metadata"})
+_USE: Final = frozenset(
+    {"authentications", "catalogs", "errors", "extensions", "functions", "retries", "secrets", "timeouts"}
+)
+_NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_NUMBER: Final = r"(?:0|[1-9][0-9]{0,8})"
+_VERSION: Final = re.compile(
+    rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:-[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?"
+)
+_DSL: Final = re.compile(r"1\.0\.[0-3]")
+
+
+def compile_workflow(context: Context, source: Any) -> Program | None:
+    """The program of a document; None when findings of severity error were noted in `context`."""
+    document = context.mapping(source, "", "a workflow", _TOP, ("document", "do"))
+    for name, hint in unsupported.TOP_LEVEL.items():
+        if name in document:
+            context.unsupported(f"'{name}'", hint, f"/{name}")
+    head = _head(context, document.get("document", {}))
+    if "evaluate" in document:
+        _evaluate(context, document["evaluate"])
+    reusable = Reusable(context)
+    if "use" in document:
+        _use(context, reusable, document["use"])
+    places = Places("workflow", ())
+    compiler = TaskCompiler(context, reusable)
+    members: dict[str, Any] = {}
+    if "timeout" in document:
+        members["timeout"] = reusable.timeout(document["timeout"], "/timeout", places.body)
+    members |= compiler.data_flow({key: document[key] for key in ("input", "output") if key in document}, "", places)
+    scope = ()
+    if "do" in document:
+        scope = compiler.scope(document["do"], "/do", "'do'", None, (), "timeout" in document)
+    reusable.check_unused()
+    compiler.tasks[0] = Task(pointer="", name="", kind="workflow", scope=scope, **members)
+    tasks = _with_steps(context, compiler)
+    if context.failed:
+        return None
+    return Program(
+        tasks=tasks,
+        secrets=tuple(sorted(context.secrets)),
+        document=source if context.reads_definition else None,
+        **head,
+    )
+
+
+def _head(context: Context, value: Any) -> dict[str, Any]:
+    head = context.mapping(value, "/document", "'document'", _HEAD, ("dsl", "namespace", "name", "version"))
+    texts = {
+        key: context.text(head[key], f"/document/{key}", f"'{key}'")
+        for key in ("dsl", "namespace", "name", "version", "title", "summary")
+        if key in head
+    }
+    dsl = texts.get("dsl")
+    if dsl and not _DSL.fullmatch(dsl):
+        context.unsupported(f"version {dsl[:20]} of the DSL", "Flint reads 1.0.0 to 1.0.3", "/document/dsl")
+    for key in ("namespace", "name"):
+        if texts.get(key) and not _NAME.fullmatch(texts[key]):
+            message = (
+                f"'{key}' must be 1 to 63 lower-case letters, digits and hyphens, not beginning or ending with a hyphen"
+            )
+            context.error(Rule.INVALID_VALUE, message, f"/document/{key}")
+    version = texts.get("version")
+    if version and not (_VERSION.fullmatch(version) and len(version) <= 100):
+        context.error(Rule.INVALID_VALUE, "'version' must be a semantic version such as 1.2.0", "/document/version")
+    if "tags" in head and not isinstance(head["tags"], dict):
+        context.error(Rule.WRONG_TYPE, f"'tags' must be an object, not {kind_of(head['tags'])}", "/document/tags")
+    return {
+        "namespace": texts.get("namespace", ""),
+        "workflow_id": texts.get("name", ""),
+        "version": version or "",
+        "title": texts.get("title", ""),
+        "summary": texts.get("summary", ""),
+        "level": _level(context, head.get("metadata", {})),
+    }
+
+
+def _level(context: Context, metadata: Any) -> int | None:
+    members = context.mapping(
+        metadata, "/document/metadata", "'metadata'", metadata if isinstance(metadata, dict) else {}
+    )
+    place = "/document/metadata/flint"
+    hints = members.get("flint", {})
+    if not isinstance(hints, dict):
+        context.mapping(hints, place, "'metadata.flint'", {})
+        return None
+    for name in hints:
+        if name == "level":
+            continue
+        if name in unsupported.FLINT_HINTS:
+            context.unsupported(f"the hint '{name}'", unsupported.FLINT_HINTS[name], join_pointer(place, name))
+        else:
+            message = f"'{name[:80]}' is not a hint that Flint knows{suggestion(name, unsupported.FLINT_HINTS)}"
+            context.error(Rule.UNKNOWN_FIELD, message, join_pointer(place, name), key=True)
+    if "level" not in hints:
+        return None
+    return context.integer(hints["level"], f"{place}/level", "the level (0 is most urgent)", 0, 9)
+
+
+def _evaluate(context: Context, value: Any) -> None:
+    members = context.mapping(value, "/evaluate", "'evaluate'", frozenset({"language", "mode"}))
+    if members.get("language", "jq") != "jq":
+        context.unsupported("this expression language", "Flint evaluates jq", "/evaluate/language")
+    if members.get("mode", "strict") != "strict":
+        context.unsupported("this evaluation mode", "Flint evaluates strictly", "/evaluate/mode")
+
+
+def _use(context: Context, reusable: Reusable, value: Any) -> None:
+    use = context.mapping(value, "/use", "'use'", _USE)
+    for name, hint in unsupported.USE.items():
+        if name in use:
+            context.unsupported(f"'use.{name}'", hint, f"/use/{name}")
+    for name, target in (
+        ("retries", reusable.retries),
+        ("errors", reusable.errors),
+        ("timeouts", reusable.timeouts),
+    ):
+        if name in use:
+            parts = use[name]
+            target.update(
+                context.mapping(parts, f"/use/{name}", f"'use.{name}'", parts if isinstance(parts, dict) else {})
+            )
+    if "secrets" in use:
+        secrets = use["secrets"]
+        if isinstance(secrets, list) and all(isinstance(name, str) for name in secrets):
+            context.secrets = frozenset(secrets)
+        else:
+            context.error(Rule.WRONG_TYPE, "'use.secrets' must be a list of names", "/use/secrets")
+    if "functions" in use:
+        _functions(context, reusable, use["functions"])
+
+
+def _functions(context: Context, reusable: Reusable, value: Any) -> None:
+    known = value if isinstance(value, dict) else {}
+    for name, body in context.mapping(value, "/use/functions", "'use.functions'", known).items():
+        place = join_pointer("/use/functions", name)
+        if not isinstance(body, dict):
+            context.error(Rule.WRONG_TYPE, f"a function is an object with 'call', not {kind_of(body)}", place)
+            continue
+        if name in FUNCTIONS or name in unsupported.CALLS:
+            context.error(
+                Rule.INVALID_VALUE, f"'{name}' is a function of Flint's own; choose another name", place, key=True
+            )
+            continue
+        if "call" not in body:
+            hint = "a reusable function is a call for now; put other tasks where they are needed"
+            context.unsupported(f"the function '{name[:80]}', which calls nothing,", hint, place)
+            continue
+        for extra in sorted(body.keys() & {"if", "input", "output", "export", "timeout", "then"}):
+            hint = "set it on the tasks that call the function"
+            context.unsupported(f"'{extra}' of a reusable function", hint, join_pointer(place, extra))
+        kept = frozenset({"call", "with", "metadata", "if", "input", "output", "export", "timeout", "then"})
+        members = context.mapping(body, place, f"the function '{name[:80]}'", kept)
+        function = context.text(members["call"], f"{place}/call", "'call'")
+        if function in unsupported.CALLS:
+            context.unsupported(f"call: {function}", unsupported.CALLS[function], f"{place}/call")
+        elif function and function not in FUNCTIONS:
+            hint = suggestion(function, FUNCTIONS) or f"; known are {', '.join(sorted(FUNCTIONS))}"
+            context.error(Rule.REFERENCE, f"there is no function '{function[:80]}'{hint}", f"{place}/call")
+        elif not isinstance(members.get("with", {}), dict):
+            context.error(Rule.WRONG_TYPE, "'with' must be an object", f"{place}/with")
+        else:
+            reusable.functions[name] = members
+
+
+# --- $steps
+
+
+def _with_steps(context: Context, compiler: TaskCompiler) -> tuple[Task, ...]:
+    """Resolve what `$steps` offers in each task: a name that is unique in the document, or the nearest one around."""
+    everywhere: dict[str, list[int]] = {}
+    for index, task in enumerate(compiler.tasks):
+        if task is not None and index:
+            everywhere.setdefault(task.name, []).append(index)
+    views: dict[int, dict[str, int]] = {}
+    for index, names in context.steps_read.items():
+        scope = compiler.scopes.get(index)
+        view: dict[str, int] = {}
+        for name in everywhere if None in names else sorted(name for name in names if name):
+            found = _resolve(everywhere.get(name, []), name, scope)
+            if found is not None:
+                view[name] = found
+            elif name in names:
+                _unresolved(context, everywhere, index, name)
+        views[index] = view
+    kept = {found for view in views.values() for found in view.values()}
+    return tuple(
+        replace(task, steps=views.get(index) or None, keep=index in kept)
+        for index, task in enumerate(compiler.tasks)
+        if task is not None
+    )
+
+
+def _resolve(candidates: list[int], name: str, scope: Scope | None) -> int | None:
+    if len(candidates) == 1:
+        return candidates[0]
+    while scope is not None:
+        if name in scope.tasks:
+            return scope.tasks[name]
+        scope = scope.parent
+    return None
+
+
+def _unresolved(context: Context, everywhere: dict[str, list[int]], index: int, name: str) -> None:
+    place = context.step_places.get((index, name), "")
+    if name in everywhere:
+        message = f"$steps.{name} is not clear: several tasks have this name and none is in a list around this one"
+    else:
+        message = f"$steps.{name} names no task{suggestion(name, everywhere)}"
+    context.error(Rule.REFERENCE, message, place)

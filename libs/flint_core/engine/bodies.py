@@ -1,0 +1,217 @@
+"""What each kind of task does between its input and its output.
+
+A body is entered again and again until it moves the frame's phase on; `station` says how far it is. Between two
+evaluations it must move the station, since a guarded expression suspends it and it is entered anew with the result.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from flint_core.effects import TimerKind
+from flint_core.engine.frames import Frame, Strand
+from flint_core.engine.kernel import SCOPE_LEFT, Fault, Kernel
+from flint_core.problems import Problem, ProblemType
+from flint_core.program import FlowKind
+
+if TYPE_CHECKING:
+    from flint_core.plan import Body
+
+__all__ = ["BODIES", "run_scope"]
+
+
+def run_scope(kernel: Kernel, strand: Strand, frame: Frame, scope: tuple[Any, ...], base: str) -> bool:
+    """Begin the scope's next task, if there is one. False when the scope is done; `frame.value` is then its output."""
+    cursor = frame.cursor
+    if cursor >= len(scope):
+        return False
+    iteration = f"{base}~{frame.round}" if frame.round else base
+    kernel.push(strand, scope[cursor], frame.value, frame.attempt, iteration, frame.child_variables)
+    return True
+
+
+def _do(kernel: Kernel, strand: Strand, frame: Frame) -> None:
+    if not run_scope(kernel, strand, frame, frame.plan.scope, frame.iteration):
+        frame.phase = frame.plan.after_body
+
+
+def _set(kernel: Kernel, strand: Strand, frame: Frame) -> None:
+    plan = frame.plan
+    assert plan.value is not None  # noqa: S101 - a set has a value
+    value = kernel.value(frame, plan.value, frame.input)
+    frame.value = value if plan.value.constant else kernel.checked(frame, value, "The value")
+    frame.phase = plan.after_body
+
+
+def _switch(kernel: Kernel, strand: Strand, frame: Frame) -> None:
+    plan = frame.plan
+    for position in range(frame.station, len(plan.cases)):
+        when, flow = plan.cases[position]
+        frame.station = position
+        if when is not None:
+            outcome = kernel.value(frame, when, frame.input)
+            if outcome is None or outcome is False:
+                continue
+        frame.flow = flow
+        break
+    frame.phase = plan.after_body
+
+
+def _raise(kernel: Kernel, strand: Strand, frame: Frame) -> None:
+    plan = frame.plan
+    assert plan.value is not None  # noqa: S101 - a raise has an error
+    error = kernel.value(frame, plan.value, frame.input)
+    status = error.get("status", 500)
+    if isinstance(status, bool) or not isinstance(status, int) or not 100 <= status <= 599:
+        detail = f"The status of the error to raise is {str(status)[:60]}, not a number from 100 to 599."
+        raise Fault(Problem(ProblemType.EXPRESSION, 400, "Expression failed", detail, plan.pointer))
+    members = {key: _as_text(error.get(key)) for key in ("type", "title", "detail", "instance")}
+    raise Fault(
+        Problem(
+            members["type"] or "about:blank",
+            status,
+            members["title"] or "Raised",
+            members["detail"],
+            members["instance"] or plan.pointer,
+        )
+    )
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _wait(kernel: Kernel, strand: Strand, frame: Frame) -> None:
+    plan = frame.plan
+    assert plan.moment is not None  # noqa: S101 - a wait has a duration
+    frame.effect_until = kernel.until(frame, plan.moment, frame.input)
+    if frame.effect_until <= kernel.now:
+        frame.phase = plan.after_body
+        return
+    frame.effect = kernel.emit_timer(strand, frame, frame.effect_until, TimerKind.WAIT)
+    kernel.note_waiting(frame)
+    kernel.sleep(strand)
+
+
+def _call(kernel: Kernel, strand: Strand, frame: Frame) -> None:
+    plan = frame.plan
+    data = frame.input
+    if plan.parameters is not None:
+        if frame.station == 0:
+            frame.items = [kernel.value(frame, plan.parameters, data)]
+            frame.station = 1
+        data = frame.items[0]
+    assert plan.arguments is not None  # noqa: S101 - a call has arguments, perhaps {}
+    arguments = kernel.value(frame, plan.arguments, data, None, data)
+    frame.args = arguments if plan.arguments.constant else kernel.checked(frame, arguments, "The arguments")
+    frame.items = None
+    kernel.emit_call(strand, frame)
+    kernel.sleep(strand)
+
+
+_ITERATE: Final = 1
+_INSIDE: Final = 2
+
+
+def _for(kernel: Kernel, strand: Strand, frame: Frame) -> None:
+    plan = frame.plan
+    if frame.station == 0:
+        assert plan.collection is not None  # noqa: S101 - a for has a collection
+        items = kernel.value(frame, plan.collection, frame.input)
+        if not isinstance(items, list):
+            kind = "null" if items is None else type(items).__name__
+            detail = f"'for.in' must give an array; it gave {_JSON_KIND.get(kind, kind)}."
+            raise Fault(Problem(ProblemType.EXPRESSION, 400, "Expression failed", detail, plan.pointer))
+        frame.items = kernel.checked(frame, items, "The collection")
+        frame.index = -1
+        _next_iteration(frame)
+    elif frame.station == _ITERATE:
+        _begin_iteration(kernel, frame)
+    else:
+        base = f"{frame.iteration}.{frame.index}" if frame.iteration else str(frame.index)
+        if not run_scope(kernel, strand, frame, plan.scope, base):
+            _next_iteration(frame)
+
+
+def _next_iteration(frame: Frame) -> None:
+    frame.index += 1
+    if frame.index >= len(frame.items):
+        _end_loop(frame)
+        return
+    frame.child_variables = loop_variables(frame)
+    frame.station = _ITERATE
+
+
+def _begin_iteration(kernel: Kernel, frame: Frame) -> None:
+    plan = frame.plan
+    if plan.loop_while is not None:
+        outer = frame.variables
+        frame.variables = frame.child_variables
+        try:
+            outcome = kernel.value(frame, plan.loop_while, frame.value)
+        finally:
+            frame.variables = outer
+        if outcome is None or outcome is False:
+            _end_loop(frame)
+            return
+    frame.cursor = 0
+    frame.round = 0
+    frame.station = _INSIDE
+
+
+def _end_loop(frame: Frame) -> None:
+    frame.items = None
+    frame.child_variables = frame.variables
+    frame.phase = frame.plan.after_body
+
+
+def loop_variables(frame: Frame) -> dict[str, Any]:
+    """The variables of the iteration that a `for` is in."""
+    return {**frame.variables, frame.plan.each: frame.items[frame.index], frame.plan.at: frame.index}
+
+
+_JSON_KIND: Final = {
+    "dict": "an object",
+    "str": "a string",
+    "bool": "a boolean",
+    "int": "a number",
+    "float": "a number",
+}
+
+
+def _fork(kernel: Kernel, strand: Strand, frame: Frame) -> None:
+    plan = frame.plan
+    frame.items = [None] * len(plan.scope)
+    frame.branches = []
+    kernel.sleep(strand)
+    for position, branch in enumerate(plan.scope):
+        child = kernel.open_strand(strand.id, position)
+        frame.branches.append(child.id)
+        iteration = f"{frame.iteration}.{position}" if frame.iteration else str(position)
+        kernel.push(child, branch, frame.input, frame.attempt, iteration, frame.variables)
+        if kernel.end is not None:
+            return
+        kernel.wake(child)
+
+
+def _workflow(kernel: Kernel, strand: Strand, frame: Frame) -> None:
+    if not run_scope(kernel, strand, frame, frame.plan.scope, ""):
+        kernel.checked(frame, frame.value, "The output")
+        frame.phase = frame.plan.after_body
+
+
+BODIES: Final[dict[str, Body]] = {
+    "workflow": _workflow,
+    "do": _do,
+    "set": _set,
+    "switch": _switch,
+    "raise": _raise,
+    "wait": _wait,
+    "call": _call,
+    "for": _for,
+    "fork": _fork,
+}

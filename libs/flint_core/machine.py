@@ -1,0 +1,358 @@
+"""The machine: executes one run of a program. Pure: no I/O, no clock, no threads.
+
+    machine = Machine.start(program, facts, input, at_ms, limits)
+    while machine.end is None:
+        while machine.advance(200): ...            # pure work, in slices
+        records = machine.take_records()           # what is to be shown
+        for effect in machine.take_effects(): ...  # carry out
+        machine.apply(event)                       # feed back what came of it
+
+Replay. State is a function of the program, the facts, the input and the events in the order in which they were applied
+(`Evaluated` apart). To resume: `restore` the last snapshot, `apply` every recorded event after it in order, then advance and
+answer `Evaluate` effects until nothing is left to do. All recorded events may be applied at once: each is taken up only when
+everything before it is done. Effects that they answer are not handed out again. Traces come in the same sequence
+as the first time, so a driver that knows how many were recorded since the snapshot drops as many.
+Take traces before a snapshot: it does not hold them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any, Final
+
+import orjson
+
+from flint_core.effects import Call, CancelEffect, Effect, Evaluate, Timer, TimerKind
+from flint_core.engine.bodies import loop_variables
+from flint_core.engine.catching import HANDLING, PAUSED, attempt_expired, catch_variables, retry_due
+from flint_core.engine.frames import Frame, Phase, Strand, decode_strand, encode_strand
+from flint_core.engine.kernel import (
+    CAUGHT,
+    TRYING,
+    Cancelled,
+    End,
+    Failed,
+    Kernel,
+    MachineLimits,
+    RunFacts,
+    Succeeded,
+)
+from flint_core.events import (
+    CallFailed,
+    CallSucceeded,
+    CancelRequested,
+    Evaluated,
+    EvaluateFailed,
+    Event,
+    TimerFired,
+    decode_event,
+    encode_event,
+)
+from flint_core.problems import Problem
+from flint_core.program import Program
+from flint_core.traces import StepState, StepTrace
+
+__all__ = [
+    "Cancelled",
+    "End",
+    "Failed",
+    "Machine",
+    "MachineLimits",
+    "RunFacts",
+    "SnapshotError",
+    "StateTooLarge",
+    "StepState",
+    "StepTrace",
+    "Succeeded",
+]
+
+_SNAPSHOT: Final = 1
+
+
+class StateTooLarge(Exception):
+    """The state is beyond its limit; sizes in bytes."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"the run's state is {size} bytes; the limit is {limit}")
+        self.size = size
+        self.limit = limit
+
+
+class SnapshotError(ValueError):
+    """The bytes are not a snapshot of this program."""
+
+
+class Machine:
+    """One run. Not thread-safe; cheap to create and to drop."""
+
+    __slots__ = ("_kernel", "_queue", "_queued")
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._queue: deque[Event] = deque()
+        self._queued: dict[int, int] = {}
+
+    @classmethod
+    def start(
+        cls, program: Program, facts: RunFacts, input: Any, at_ms: int, limits: MachineLimits | None = None
+    ) -> Machine:
+        """A run at its beginning. `input` is JSON and is never changed. Nothing happens before `advance`."""
+        plan = program.plan
+        kernel = Kernel(plan, facts, limits or MachineLimits())
+        kernel.now = kernel.started = at_ms
+        strand = kernel.open_strand(-1, 0)
+        strand.stack.append(Frame(plan.tasks[0], input, at_ms, 1, "", {}))
+        kernel.wake(strand)
+        return cls(kernel)
+
+    @classmethod
+    def restore(
+        cls, program: Program, facts: RunFacts, snapshot: bytes, limits: MachineLimits | None = None
+    ) -> Machine:
+        """A run as `snapshot()` left it. Raises SnapshotError. `pending()` tells what it waits for."""
+        kernel = Kernel(program.plan, facts, limits or MachineLimits())
+        machine = cls(kernel)
+        try:
+            document = orjson.loads(snapshot)
+            if document["format"] != _SNAPSHOT:
+                raise SnapshotError("the snapshot has a format that this version of Flint does not read")
+            machine._load(document)
+        except (KeyError, IndexError, TypeError, AttributeError, orjson.JSONDecodeError) as error:
+            raise SnapshotError(f"not a snapshot of this program: {error}") from None
+        return machine
+
+    @property
+    def end(self) -> End | None:
+        """How the run ended; None while it goes on."""
+        return self._kernel.end
+
+    @property
+    def now_ms(self) -> int:
+        """The time of the latest event taken up (Unix epoch, ms)."""
+        return self._kernel.now
+
+    def apply(self, event: Event) -> None:
+        """Note an event. Cheap; what it causes happens in `advance`. Answers to unknown effects are ignored."""
+        if isinstance(event, Evaluated | EvaluateFailed):
+            self._kernel.answers[event.effect_id] = event
+            return
+        self._queue.append(event)
+        if not isinstance(event, CancelRequested):
+            self._queued[event.effect_id] = self._queued.get(event.effect_id, 0) + 1
+
+    def advance(self, budget: int) -> bool:
+        """Do at most `budget` moves of pure work. True when more can be done at once, without new events."""
+        kernel = self._kernel
+        ready = kernel.ready
+        while kernel.end is None:
+            if ready:
+                strand = ready[0]
+                if strand.dead:
+                    ready.popleft()
+                    continue
+                if kernel.evaluating and kernel.evaluating not in kernel.answers:
+                    return False
+                if budget <= 0:
+                    return True
+                budget -= 1
+                kernel.turn(strand)
+            elif self._queue:
+                if budget <= 0:
+                    return True
+                budget -= 1
+                self._take_up(self._queue.popleft())
+            else:
+                return False
+        return False
+
+    def take_effects(self) -> list[Effect]:
+        """Effects since the last time, in order; those that an event already noted answers are kept back."""
+        kernel = self._kernel
+        effects: list[Effect] = list(kernel.cancelled)
+        kernel.cancelled.clear()
+        if kernel.outbox:
+            if self._queued:
+                held = {key: effect for key, effect in kernel.outbox.items() if key in self._queued}
+                effects.extend(effect for key, effect in kernel.outbox.items() if key not in held)
+                kernel.outbox.clear()
+                kernel.outbox.update(held)
+            else:
+                effects.extend(kernel.outbox.values())
+                kernel.outbox.clear()
+        return effects
+
+    def pending(self) -> list[Effect]:
+        """All effects that are outstanding, in order of their ids, taken or not. They count as taken from now on.
+
+        Meant for after a restore and replay: whatever this returns, `take_effects` does not return again.
+        """
+        kernel = self._kernel
+        effects: list[Effect] = [
+            self._effect(effect_id, frame)
+            for effect_id, (_, frame) in sorted(kernel.owners.items())
+            if effect_id not in self._queued
+        ]
+        if kernel.question is not None and kernel.evaluating and kernel.evaluating not in kernel.answers:
+            effects.append(kernel.question)
+        for effect in effects:
+            kernel.outbox.pop(effect.effect_id, None)
+        return effects
+
+    def take_records(self) -> list[StepTrace]:
+        """Traces since the last time, in order."""
+        records = self._kernel.records
+        if records:
+            self._kernel.records = []
+        return records
+
+    def snapshot(self) -> bytes:
+        """The whole state as bytes, at any moment. Raises StateTooLarge; the state is unharmed then."""
+        kernel = self._kernel
+        document: dict[str, Any] = {
+            "format": _SNAPSHOT,
+            "now": kernel.now,
+            "started": kernel.started,
+            "steps": kernel.steps_begun,
+            "effect": kernel.next_effect,
+            "strand": kernel.next_strand,
+            "strands": [encode_strand(strand) for strand in kernel.strands.values()],
+            "ready": [strand.id for strand in kernel.ready if not strand.dead],
+        }
+        if kernel.context is not None:
+            document["context"] = kernel.context
+        if kernel.outputs:
+            document["outputs"] = [[task, value] for task, value in kernel.outputs.items()]
+        if kernel.evaluating:
+            document["evaluating"] = kernel.evaluating
+        if self._queue or kernel.answers:
+            events: list[Event] = [*kernel.answers.values(), *self._queue]
+            document["queue"] = [encode_event(event) for event in events]
+        if kernel.end is not None:
+            document["end"] = _encode_end(kernel.end)
+        data = orjson.dumps(document)
+        if len(data) > kernel.limits.state_bytes:
+            raise StateTooLarge(len(data), kernel.limits.state_bytes)
+        return data
+
+    # --- inside
+
+    def _take_up(self, event: Event) -> None:
+        kernel = self._kernel
+        if isinstance(event, CancelRequested):
+            kernel.now = max(kernel.now, event.at_ms)
+            kernel.finish(Cancelled())
+            self._queue.clear()
+            self._queued.clear()
+            return
+        effect_id = event.effect_id
+        left = self._queued.pop(effect_id) - 1
+        if left:
+            self._queued[effect_id] = left
+        owner = kernel.owners.get(effect_id)
+        if owner is None or isinstance(event, Evaluated | EvaluateFailed):
+            return
+        strand, frame = owner
+        if isinstance(event, TimerFired) is (frame.effect == effect_id and frame.plan.kind == "call"):
+            return  # an answer of the wrong kind
+        kernel.settle(effect_id)
+        if event.at_ms > kernel.now:
+            kernel.now = event.at_ms
+        if isinstance(event, TimerFired):
+            self._fire(strand, frame, effect_id)
+            return
+        frame.effect = 0
+        frame.args = None
+        frame.started = event.started_ms
+        if isinstance(event, CallSucceeded):
+            frame.value = event.output
+            frame.phase = frame.plan.after_body
+            kernel.wake(strand)
+        else:
+            kernel.fault(strand, _at(event.problem, frame), event.retry_after_ms)
+
+    def _fire(self, strand: Strand, frame: Frame, effect_id: int) -> None:
+        kernel = self._kernel
+        if effect_id == frame.deadline:
+            kernel.expire(strand, frame)
+            return
+        if frame.plan.catch is not None and frame.station == TRYING:
+            attempt_expired(kernel, strand, frame)
+            return
+        frame.effect = 0
+        if frame.plan.catch is not None:
+            retry_due(frame)
+        else:
+            frame.phase = frame.plan.after_body
+        kernel.wake(strand)
+
+    def _effect(self, effect_id: int, frame: Frame) -> Call | Timer:
+        if effect_id == frame.deadline:
+            return Timer(effect_id, frame.deadline_until, TimerKind.DEADLINE)
+        if frame.plan.kind == "call":
+            return self._kernel.call_of(frame)
+        if frame.plan.kind == "wait":
+            return Timer(effect_id, frame.effect_until, TimerKind.WAIT)
+        kind = TimerKind.RETRY if frame.station == PAUSED else TimerKind.DEADLINE
+        return Timer(effect_id, frame.effect_until, kind)
+
+    def _load(self, document: dict[str, Any]) -> None:
+        kernel = self._kernel
+        kernel.now = document["now"]
+        kernel.started = document["started"]
+        kernel.steps_begun = document["steps"]
+        kernel.next_effect = document["effect"]
+        kernel.next_strand = document["strand"]
+        kernel.context = document.get("context")
+        kernel.outputs = {task: value for task, value in document.get("outputs", ())}
+        kernel.evaluating = document.get("evaluating", 0)
+        for entry in document["strands"]:
+            strand = decode_strand(entry, kernel.plan)
+            kernel.strands[strand.id] = strand
+            _derive_variables(kernel, strand)
+            for frame in strand.stack:
+                for effect_id in (frame.deadline, frame.effect):
+                    if effect_id:
+                        kernel.owners[effect_id] = (strand, frame)
+        for effect_id in sorted(kernel.owners):
+            kernel.outbox[effect_id] = self._effect(effect_id, kernel.owners[effect_id][1])
+        for strand_id in document["ready"]:
+            kernel.wake(kernel.strands[strand_id])
+        for entry in document.get("queue", ()):
+            self.apply(decode_event(entry))
+        if "end" in document:
+            kernel.end = _decode_end(document["end"])
+        elif kernel.evaluating and kernel.evaluating not in kernel.answers:
+            kernel.turn(kernel.ready[0])  # asks the same question again
+
+
+def _derive_variables(kernel: Kernel, strand: Strand) -> None:
+    """Set the variables of each frame from the frames around it. A branch's strand follows its parent's."""
+    variables: dict[str, Any] = {}
+    if strand.parent >= 0:
+        variables = kernel.strands[strand.parent].stack[-1].child_variables
+    for frame in strand.stack:
+        frame.variables = frame.child_variables = variables
+        if frame.plan.kind == "for" and frame.items is not None and frame.phase == Phase.BODY:
+            frame.child_variables = loop_variables(frame)
+        elif frame.plan.catch is not None and frame.problem is not None:
+            frame.child_variables = catch_variables(frame)
+        variables = frame.child_variables
+
+
+def _at(problem: Problem, frame: Frame) -> Problem:
+    if problem.instance:
+        return problem
+    return Problem(problem.type, problem.status, problem.title, problem.detail, frame.plan.pointer)
+
+
+def _encode_end(end: End) -> list[Any]:
+    if isinstance(end, Succeeded):
+        return ["succeeded", end.output]
+    return ["failed", end.problem.to_json()] if isinstance(end, Failed) else ["cancelled", None]
+
+
+def _decode_end(fields: list[Any]) -> End:
+    kind, content = fields
+    if kind == "succeeded":
+        return Succeeded(content)
+    return Failed(Problem.from_json(content)) if kind == "failed" else Cancelled()

@@ -1,0 +1,310 @@
+"""The plan: a program with everything compiled that can be compiled before a run.
+
+Built once per program and process, then shared by all its runs: bindings for every place that takes a value, validators
+for schemas, parsed durations, and direct references between tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import jsonschema_rs
+
+from flint_core.bindings import Binding
+from flint_core.durations import Duration, parse_duration
+from flint_core.engine.bodies import BODIES
+from flint_core.engine.catching import try_body
+from flint_core.engine.frames import Phase
+from flint_core.program import Catch, Flow, Program, Retry, Task
+
+if TYPE_CHECKING:
+    from flint_core.engine.frames import Frame, Strand
+    from flint_core.engine.kernel import Kernel
+
+__all__ = [
+    "Body",
+    "CatchPlan",
+    "Moment",
+    "Plan",
+    "Places",
+    "RetryPlan",
+    "Schema",
+    "TaskPlan",
+    "build_plan",
+    "places_of",
+]
+
+Body = Callable[["Kernel", "Strand", "Frame"], None]
+
+_BODIES: Final[dict[str, Body]] = {**BODIES, "try": try_body}
+
+
+class Schema:
+    """A compiled JSON schema. Never reads from network or disk."""
+
+    __slots__ = ("_validator",)
+
+    def __init__(self, schema: Any) -> None:
+        self._validator = jsonschema_rs.validator_for(schema, retriever=_no_retrieval, validate_formats=True)
+
+    def first_error(self, value: Any) -> str | None:
+        """Why the value does not match, for a person; None when it does."""
+        if self._validator.is_valid(value):
+            return None
+        error = next(iter(self._validator.iter_errors(value)))
+        path = "/".join(str(part) for part in error.instance_path)
+        return f"{error.message[:500]}{f' (at /{path})' if path else ''}"
+
+
+def _no_retrieval(uri: str) -> Any:
+    raise ValueError(f"a schema may not refer to another document ({uri})")
+
+
+class Moment:
+    """A duration's place: a fixed duration, or a binding whose value is parsed when it is needed."""
+
+    __slots__ = ("binding", "duration")
+
+    def __init__(self, template: Any, variables: frozenset[str]) -> None:
+        self.binding = Binding(template, variables)
+        self.duration: Duration | None = parse_duration(template) if self.binding.constant else None
+
+
+class Places:
+    """The variables that expressions see, by the place of the expression."""
+
+    __slots__ = ("arguments", "body", "condition", "export", "output")
+
+    def __init__(self, kind: str, local: tuple[str, ...]) -> None:
+        if kind == "workflow":
+            base = frozenset({"workflow", "runtime"})
+            self.condition = base
+            self.body = base | {"input"}
+            self.arguments = self.body
+            self.output = base | {"input", "output", "context", "steps"}
+            self.export = self.output
+            return
+        base = frozenset({"context", "task", "workflow", "runtime", "steps", *local})
+        self.condition = base
+        self.body = base | {"input"}
+        self.arguments = self.body | {"secrets"}
+        self.output = self.body | {"output"}
+        self.export = self.output
+
+
+def places_of(task: Task) -> Places:
+    """The variables of a task's places."""
+    return Places(task.kind, task.locals)
+
+
+def retry_template(retry: Retry) -> dict[str, Any]:
+    """All values of a retry as one template, evaluated together when something was caught."""
+    members = {
+        "when": retry.when,
+        "exceptWhen": retry.except_when,
+        "delay": retry.delay,
+        "increment": retry.increment,
+        "maxDelay": retry.max_delay,
+        "limitDuration": retry.limit_duration,
+        "jitterFrom": retry.jitter_from,
+        "jitterTo": retry.jitter_to,
+    }
+    return {name: value for name, value in members.items() if value is not None}
+
+
+class RetryPlan:
+    """A retry policy, compiled."""
+
+    __slots__ = ("backoff", "factor", "limit_attempt", "limit_count", "policy")
+
+    def __init__(self, retry: Retry, variables: frozenset[str], error: str) -> None:
+        self.policy = Binding(retry_template(retry), variables | {error})
+        self.backoff = retry.backoff
+        self.factor = retry.factor
+        self.limit_count = retry.limit_count
+        self.limit_attempt = None if retry.limit_attempt is None else Moment(retry.limit_attempt, variables)
+
+
+class CatchPlan:
+    """The catch of a try, compiled."""
+
+    __slots__ = ("guard", "matches", "name", "retry", "scope")
+
+    def __init__(self, catch: Catch, variables: frozenset[str]) -> None:
+        self.matches = catch.matches
+        self.name = catch.name
+        guard = {
+            name: value
+            for name, value in (("when", catch.when), ("exceptWhen", catch.except_when))
+            if value is not None
+        }
+        self.guard = Binding(guard, variables | {catch.name}) if guard else None
+        self.retry = None if catch.retry is None else RetryPlan(catch.retry, variables, catch.name)
+        self.scope: tuple[TaskPlan, ...] | None = None
+
+
+class TaskPlan:
+    """One task, compiled. Never changed after `build_plan`."""
+
+    __slots__ = (
+        "after_body",
+        "after_condition",
+        "arguments",
+        "at",
+        "body",
+        "cases",
+        "catch",
+        "collection",
+        "compete",
+        "condition",
+        "definition",
+        "each",
+        "entry",
+        "export_as",
+        "export_schema",
+        "flow",
+        "function",
+        "index",
+        "input_from",
+        "input_schema",
+        "keep",
+        "kind",
+        "loop_while",
+        "moment",
+        "name",
+        "output_as",
+        "output_schema",
+        "parameters",
+        "places",
+        "pointer",
+        "scope",
+        "steps",
+        "timeout",
+        "value",
+    )
+
+    def __init__(self, task: Task, index: int, definition: Any) -> None:
+        places = places_of(task)
+        self.places = places
+        self.index = index
+        self.pointer = task.pointer
+        self.name = task.name
+        self.kind = task.kind
+        self.flow = task.flow
+        self.definition = definition
+        self.steps = task.steps or {}
+        self.keep = task.keep
+        self.body = _BODIES[task.kind]
+        self.scope: tuple[TaskPlan, ...] = ()
+        self.condition = _binding(task.condition, places.condition)
+        self.input_schema = _schema(task.input_schema)
+        self.input_from = _binding(task.input_from, places.condition)
+        self.timeout = _moment(task.timeout, places.body)
+        self.output_as = _binding(task.output_as, places.output)
+        self.output_schema = _schema(task.output_schema)
+        self.export_as = _binding(task.export_as, places.export)
+        self.export_schema = _schema(task.export_schema)
+        self.value = None if task.kind == "wait" else _binding(task.value, places.body)
+        self.moment = _moment(task.value, places.body) if task.kind == "wait" else None
+        self.cases = tuple((_binding(case.when, places.body), case.flow) for case in task.cases)
+        self.each = task.each
+        self.at = task.at
+        self.collection = _binding(task.items, places.body)
+        self.loop_while = _binding(task.condition_while, places.body | {task.each, task.at})
+        self.compete = task.compete
+        self.catch = None if task.catch is None else CatchPlan(task.catch, places.body)
+        self.function = task.function
+        inner = places.arguments if task.parameters is None else places.arguments - set(task.locals)
+        self.arguments = _binding(task.arguments, inner)
+        self.parameters = _binding(task.parameters, places.body)
+        if self.export_as is not None or self.export_schema is not None:
+            self.after_body = Phase.EXPORT
+        else:
+            self.after_body = Phase.LEAVE
+        if self.output_as is not None or self.output_schema is not None:
+            self.after_body = Phase.OUTPUT
+        prepared = self.input_schema is None and self.input_from is None and self.timeout is None
+        self.after_condition = Phase.BODY if prepared else Phase.INPUT_SCHEMA
+        self.entry = self.after_condition if self.condition is None else Phase.CONDITION
+
+    def bindings(self) -> Iterator[tuple[Binding, frozenset[str]]]:
+        """Every binding with the variables of its place."""
+        places = self.places
+        inner = places.body | {self.each, self.at}
+        yield from _present((self.condition, places.condition), (self.input_from, places.condition))
+        yield from _present((self.output_as, places.output), (self.export_as, places.export))
+        yield from _present((self.value, places.body), (self.collection, places.body), (self.loop_while, inner))
+        yield from _present((self.arguments, places.arguments), (self.parameters, places.body))
+        yield from _present(*((when, places.body) for when, _ in self.cases))
+        for moment in (self.timeout, self.moment):
+            yield from _present((moment.binding if moment else None, places.body))
+        if self.catch is not None:
+            caught = places.body | {self.catch.name}
+            yield from _present((self.catch.guard, caught))
+            if self.catch.retry is not None:
+                yield from _present((self.catch.retry.policy, caught))
+                attempt = self.catch.retry.limit_attempt
+                yield from _present((attempt.binding if attempt else None, places.body))
+
+
+def _present(*pairs: tuple[Binding | None, frozenset[str]]) -> Iterator[tuple[Binding, frozenset[str]]]:
+    return ((binding, variables) for binding, variables in pairs if binding is not None)
+
+
+def _binding(template: Any, variables: frozenset[str]) -> Binding | None:
+    return None if template is None else Binding(template, variables)
+
+
+def _schema(schema: Any) -> Schema | None:
+    return None if schema is None else Schema(schema)
+
+
+def _moment(template: Any, variables: frozenset[str]) -> Moment | None:
+    return None if template is None else Moment(template, variables)
+
+
+class Plan:
+    """A whole program, compiled. `tasks[0]` is the workflow."""
+
+    __slots__ = ("program", "tasks")
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.tasks: tuple[TaskPlan, ...] = tuple(
+            TaskPlan(task, index, _definition_at(program.document, task.pointer))
+            for index, task in enumerate(program.tasks)
+        )
+        for task, plan in zip(program.tasks, self.tasks, strict=True):
+            plan.scope = tuple(self.tasks[child] for child in task.scope)
+            if task.catch is not None and plan.catch is not None and task.catch.scope is not None:
+                plan.catch.scope = tuple(self.tasks[child] for child in task.catch.scope)
+
+    @staticmethod
+    def flow(kind: str, position: int) -> Flow:
+        """A flow directive from its encoding."""
+        return Flow(kind, position)
+
+    def jq_sources(self) -> list[tuple[str, frozenset[str], str]]:
+        """Expressions outside the fast path: (source, variables of its place, pointer of its task)."""
+        return [
+            (source, variables, plan.pointer or "/")
+            for plan in self.tasks
+            for binding, variables in plan.bindings()
+            for source in binding.guarded
+        ]
+
+
+def build_plan(program: Program) -> Plan:
+    """Compile a program. Raises BindingError, DurationError or jsonschema_rs errors only for what was not compiled here."""
+    return Plan(program)
+
+
+def _definition_at(document: Any, pointer: str) -> Any:
+    if document is None:
+        return None
+    node = document
+    for part in pointer.split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        node = node[int(key)] if isinstance(node, list) else node[key]
+    return node
