@@ -132,7 +132,10 @@ def _numbers(numbers: Sequence[int]) -> str:
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:
-    return f"{error.code().name}: {' '.join((error.details() or '').split())[:300]}"
+    details = " ".join((error.details() or "").split())
+    if error.code() == grpc.StatusCode.UNAVAILABLE and "refused" in details:
+        return "nothing listens there"
+    return f"{error.code().name}: {details[:300]}"
 
 
 def _look(name: str) -> str:

@@ -27,6 +27,7 @@ from flint_stack.state import StackState, read_state
 
 __all__ = ["Diagnosis", "diagnose", "print_diagnosis"]
 
+_SUPERVISOR = "supervisor"
 _SCARCE_BYTES = 5 * 2**30
 _TOO_FEW_BYTES = 2**30
 _STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "bold red"}
@@ -81,6 +82,8 @@ def print_diagnosis(console: Console, diagnosis: Diagnosis) -> None:
     for finding in diagnosis.findings:
         if finding.advice:
             console.print(f"{finding.part}: {finding.advice}", markup=False, highlight=False)
+        if finding.part == _SUPERVISOR and finding.verdict is Verdict.FAILED:
+            break  # nothing else can be well, and nothing else needs doing
     console.print("All is well." if diagnosis.healthy else "Something is wrong.")
 
 
@@ -120,7 +123,7 @@ async def _found(finding: Finding) -> Finding:
 
 
 def _check_supervisor(state: StackState | None) -> Finding:
-    part = "supervisor"
+    part = _SUPERVISOR
     if state is None:
         return Finding.failed(part, "nothing was ever started here", "Start it with `flint up`.")
     if not state.supervisor.alive():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flint_stack.errors import StackError
+from flint_stack.errors import AlreadyRunning, StackError
 from flint_stack.layout import Layout
 from flint_stack.orphans import end_orphans
 from flint_stack.state import StackLock, StackState, read_state
@@ -29,13 +29,16 @@ async def down(data_dir: Path, console: Console, *, hurry: bool = False) -> bool
     layout = Layout.at(data_dir)
     if not layout.lock_file.exists():
         return False
-    state = read_state(layout.state_file)
-    supervised = state is not None and state.supervisor.alive()
-    if state is not None and supervised:
+    lock = StackLock(layout.lock_file)
+    supervised = not _taken(lock)
+    if supervised:
+        # Only who holds the lock is a supervisor; a process that is merely named in the state file may be done with it.
+        state = read_state(layout.state_file)
+        if state is None or not state.supervisor.alive():
+            raise StackError(f"Something uses {layout.root}, but its state file does not say which process. Try again.")
         console.print(f"Stopping process {state.supervisor.pid} and what it runs.")
         await _ask(state, hurry=hurry)
-    lock = StackLock(layout.lock_file)
-    lock.acquire()
+        lock.acquire()
     try:
         ended = await end_orphans(layout)
     finally:
@@ -43,6 +46,14 @@ async def down(data_dir: Path, console: Console, *, hurry: bool = False) -> bool
     if ended:
         console.print(f"Ended {len(ended)} processes that no supervisor kept any more.")
     return supervised or bool(ended)
+
+
+def _taken(lock: StackLock) -> bool:
+    try:
+        lock.acquire()
+    except AlreadyRunning:
+        return False
+    return True
 
 
 async def _ask(state: StackState, *, hurry: bool) -> None:

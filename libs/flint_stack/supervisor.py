@@ -42,7 +42,10 @@ _EXEC_CHILD = str(Path(__file__).with_name("exec_child.py"))
 
 @dataclass(frozen=True, slots=True)
 class ChildEvent:
-    """Something that happened to a child: `started`, `ready`, `unready` (for long), `died`, `killed` (at its end)."""
+    """Something that happened to a child.
+
+    `started`; `ready`; `unready`: for long; `stumbled`: died before it was ever ready; `died`; `killed`: at its end.
+    """
 
     name: str
     kind: str
@@ -164,6 +167,10 @@ class Supervisor:
         """Process id of a running child. Raises StackError when it does not run."""
         return self._alive(self._child(name)).pid
 
+    def identity(self, name: str) -> ProcessIdentity:
+        """Who a running child is. Raises StackError when it does not run."""
+        return self._alive(self._child(name))
+
     def restarts(self, name: str) -> int:
         """How often the child was started again after it died."""
         return self._child(name).restarts
@@ -250,7 +257,7 @@ class Supervisor:
             child.gone.set()
             if not child.wanted:
                 break
-            self._on_event(ChildEvent(child.spec.name, "died", ending))
+            self._on_event(ChildEvent(child.spec.name, "died" if was_ready else "stumbled", ending))
             if not was_ready:
                 first_tries += 1
                 if code in child.spec.fatal_exit_codes or first_tries >= _FIRST_TRIES:
