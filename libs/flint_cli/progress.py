@@ -121,7 +121,7 @@ class RunProgress:
             self._drop_provisional()
             where = f" on {run.worker}" if run.worker else ""
             if before.state is RunState.RUNNING:
-                lines += self._note(f"leg {run.leg} goes on{where}")
+                lines += self._note(f"continues as leg {run.leg}{where}")
         if before is None or before.state is not run.state:
             lines.append(self._run_line(run))
         if run.cancel_requested and (before is None or not before.cancel_requested) and not run.state.terminal:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from flint_sdk import AsyncFlint, DefinitionInvalid
+from flint_sdk import AsyncFlint, DefinitionInvalid, FieldViolation
 
 from flint_cli.exits import CommandFailed, say
 from flint_cli.output import Format, FormatOption, print_json
@@ -27,9 +28,7 @@ def apply(
         try:
             applied = await client.apply(source, validate_only=dry_run)
         except DefinitionInvalid as error:
-            places = "\n".join(
-                f"  {v.field}: {v.description}" if v.field else f"  {v.description}" for v in error.violations
-            )
+            places = "\n".join(_place(file, violation) for violation in error.violations)
             raise CommandFailed(f"{file} was refused.\n{places or error.message}") from error
         for finding in applied.findings:
             say(f"{file}:{finding.line}:{finding.column}: {finding.severity}: {finding.message} [{finding.rule}]")
@@ -41,6 +40,13 @@ def apply(
         print(f"{workflow.workflow_id} {workflow.version} {what}")
 
     with_client(context, command)
+
+
+def _place(file: str, violation: FieldViolation) -> str:
+    """One finding as compilers write it, when the gateway names line and column (`source:3:5`)."""
+    where = re.fullmatch(r"source:(\d+):(\d+)", violation.field)
+    place = f"{file}:{where[1]}:{where[2]}" if where else violation.field or file
+    return f"{place}: error: {violation.description}"
 
 
 def read_source(file: str) -> str:
