@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
@@ -13,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 __all__ = ["WorkerState", "check_card", "check_incarnation", "shown", "sorted_workers"]
 
-WorkerState = fleet_pb2.Worker.State.ValueType
+WorkerState: TypeAlias = fleet_pb2.Worker.State.ValueType
 
 _MAX_SLOTS = 10_000
 _MAX_LABELS = 32

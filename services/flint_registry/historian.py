@@ -2,12 +2,14 @@
 
 States of a leader: **reconciling** (first the rows without an end are read, then the keys in etcd: a row is only
 written after its key stood, so a row whose key is missing has ended) → **following** the keys: a new one is recorded,
-a vanished one ends its row. It was LOST when its lease ran out, ENDED when it left by itself (Deregister writes
-`departures/…` before it revokes the lease). Changes are written one after another, each until it succeeds; meanwhile
-etcd keeps the rest. A break of the watch is reconciled again.
+a vanished one ends its row. It was LOST when its lease ran out, ENDED when it left by itself: Deregister writes its
+card to `departures/…` before it revokes the lease, and the leader deletes that note once it is recorded. Changes are
+written one after another, each until it succeeds; meanwhile etcd keeps the rest. A break of the watch is reconciled
+again.
 
-When the leader dies or loses its lease in the middle, the next one reconciles, so nothing is missed. Two leaders that
-overlap for a moment write the same: each write may be repeated, and the first end stays.
+When the leader dies or loses its lease in the middle, the next one reconciles, so nothing that a leader saw is missed,
+nor a departure of the last ten minutes; a worker that came and was lost while nobody led leaves no row. Two leaders
+that overlap for a moment write the same: each write may be repeated, and the first end stays.
 """
 
 from __future__ import annotations
@@ -56,16 +58,23 @@ class Historian:
                 async for change in changes:
                     if change.kind is ChangeKind.SNAPSHOT:
                         present = {item.key.removeprefix(keys.WORKERS): item.value for item in change.items}
-                        for incarnation in [known for known in self._open if known not in present]:
-                            await self._ended(incarnation)
-                        for incarnation, value in present.items():
-                            await self._lives(incarnation, value)
+                        await self._reconcile(present)
                     elif change.kind is ChangeKind.PUT:
                         await self._lives(change.key.removeprefix(keys.WORKERS), change.value)
                     else:
                         await self._ended(change.key.removeprefix(keys.WORKERS))
         finally:
             metrics.LEADING.set(0)
+
+    async def _reconcile(self, present: dict[str, bytes]) -> None:
+        for incarnation in [known for known in self._open if known not in present]:
+            await self._ended(incarnation)
+        for incarnation, value in present.items():
+            await self._lives(incarnation, value)
+        for note in await _insist(lambda: self._coord.scan(keys.DEPARTURES)):
+            incarnation = note.key.removeprefix(keys.DEPARTURES)
+            if incarnation not in present:
+                await self._ended(incarnation)
 
     async def _lives(self, incarnation: str, value: bytes) -> None:
         card = read_card(value)
@@ -92,15 +101,17 @@ class Historian:
     async def _ended(self, incarnation: str) -> None:
         at = datetime.now(UTC)
         pool = self._open.get(incarnation, "")
-        departed = await _insist(lambda: self._coord.get(keys.departure(incarnation)))
-        state = fleet_pb2.Worker.STATE_LOST if departed is None else fleet_pb2.Worker.STATE_ENDED
-        recorded = await _insist(lambda: fleet.end_worker(self._engine, incarnation, state, at))
-        if recorded:
-            _log.info("worker_ended" if departed else "worker_lost", incarnation=incarnation, pool=pool)
-            if departed is None:
+        note = await _insist(lambda: self._coord.get(keys.departure(incarnation)))
+        if note is not None:
+            # It may have come and gone while nobody led.
+            await self._lives(incarnation, note.value)
+        state = fleet_pb2.Worker.STATE_LOST if note is None else fleet_pb2.Worker.STATE_ENDED
+        if await _insist(lambda: fleet.end_worker(self._engine, incarnation, state, at)):
+            _log.info("worker_lost" if note is None else "worker_ended", incarnation=incarnation, pool=pool)
+            if note is None:
                 metrics.LOST.labels(pool).inc()
         self._open.pop(incarnation, None)
-        if departed is not None:
+        if note is not None:
             await _insist(lambda: self._coord.delete(keys.departure(incarnation)))
 
 

@@ -133,10 +133,11 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         """Ends an incarnation at once. Repeating it, also at another replica, does no harm."""
         check_incarnation(request.incarnation)
         try:
-            if await self._stands(request.incarnation, request.lease_id):
+            worker = await self._find(request.incarnation)
+            if worker is not None and worker.card.lease_id == request.lease_id:
                 note = await self._coord.grant(_DEPARTURE_TTL_S, timeout_s=_ETCD_TIMEOUT_S)
-                departure = keys.departure(request.incarnation)
-                await self._coord.put(departure, b"", note.id, timeout_s=_ETCD_TIMEOUT_S)
+                departure, card = keys.departure(request.incarnation), worker.card.SerializeToString(deterministic=True)
+                await self._coord.put(departure, card, note.id, timeout_s=_ETCD_TIMEOUT_S)
                 await self._coord.revoke(request.lease_id, timeout_s=_ETCD_TIMEOUT_S)
                 _log.info("worker_deregistered", incarnation=request.incarnation)
         except CoordUnavailable as error:
