@@ -1,8 +1,8 @@
 """A place of a definition that takes a value: constant, expression, or a structure with expressions in it.
 
-A binding is compiled once, when a program is loaded. What is constant stays one object for ever; what lies within the fast
-path of expressions is evaluated here; the rest is listed in `externals`, whose results the caller obtains (`Evaluate`)
-and passes in. Strings that name `$secrets` become `Deferred`: only the executor's side may evaluate them.
+A binding is compiled once, when a program is loaded. What is constant stays one object for ever; what lies within the
+fast path of expressions is evaluated here; the rest is listed in `externals`, whose results the caller obtains
+(`Evaluate`) and passes in. Strings that name `$secrets` become `Deferred`: only the executor's side may evaluate them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Binding:
     """A compiled value of one place. Immutable; safe to share.
 
     `names`: variables it reads. `externals`: jq sources outside the fast path, in the order in which their results are
-    passed to `run` as last argument. `guarded`: all jq sources that only jq itself can check, those with secrets included.
+    passed to `run` as last argument. `guarded`: all jq sources that only jq itself can check, also those with secrets.
     Raises TemplateSyntaxError.
     """
 

@@ -1,7 +1,7 @@
 """What the machine asks of the world: effects.
 
-The machine has no I/O. It emits effects; whoever drives it (a worker, a test kit) carries them out and feeds the outcome
-back as an event with the same `effect_id`. Effects are never stored: they are derived again from the state
+The machine has no I/O. It emits effects; whoever drives it (a worker, a test kit) carries them out and feeds the
+outcome back as an event with the same `effect_id`. Effects are never stored: they are derived again from the state
 (`Machine.pending()`) after a restore.
 """
 

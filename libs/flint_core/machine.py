@@ -8,10 +8,10 @@
         machine.apply(event)                       # feed back what came of it
 
 Replay. State is a function of the program, the facts, the input and the events in the order in which they were applied
-(`Evaluated` apart). To resume: `restore` the last snapshot, `apply` every recorded event after it in order, then advance and
-answer `Evaluate` effects until nothing is left to do. All recorded events may be applied at once: each is taken up only when
-everything before it is done. Effects that they answer are not handed out again. Traces come in the same sequence
-as the first time, so a driver that knows how many were recorded since the snapshot drops as many.
+(`Evaluated` apart). To resume: `restore` the last snapshot, `apply` every recorded event after it in order, then
+advance and answer `Evaluate` effects until nothing is left to do. All recorded events may be applied at once: each is
+taken up only when everything before it is done. Effects that they answer are not handed out again. Traces come in the
+same sequence as the first time, so a driver that knows how many were recorded since the snapshot drops as many.
 Take traces before a snapshot: it does not hold them.
 """
 
@@ -22,23 +22,13 @@ from typing import Any, Final
 
 import orjson
 
-from flint_core.effects import Call, CancelEffect, Effect, Evaluate, Timer, TimerKind
+from flint_core.effects import Call, Effect, Timer, TimerKind
 from flint_core.engine.bodies import loop_variables
-from flint_core.engine.catching import HANDLING, PAUSED, attempt_expired, catch_variables, retry_due
+from flint_core.engine.catching import PAUSED, attempt_expired, catch_variables, retry_due
+from flint_core.engine.dataflow import MachineLimits, RunFacts, located
 from flint_core.engine.frames import Frame, Phase, Strand, decode_strand, encode_strand
-from flint_core.engine.kernel import (
-    CAUGHT,
-    TRYING,
-    Cancelled,
-    End,
-    Failed,
-    Kernel,
-    MachineLimits,
-    RunFacts,
-    Succeeded,
-)
+from flint_core.engine.kernel import TRYING, Cancelled, End, Failed, Kernel, Succeeded
 from flint_core.events import (
-    CallFailed,
     CallSucceeded,
     CancelRequested,
     Evaluated,
@@ -268,7 +258,7 @@ class Machine:
             frame.phase = frame.plan.after_body
             kernel.wake(strand)
         else:
-            kernel.fault(strand, _at(event.problem, frame), event.retry_after_ms)
+            kernel.fault(strand, located(event.problem, frame), event.retry_after_ms)
 
     def _fire(self, strand: Strand, frame: Frame, effect_id: int) -> None:
         kernel = self._kernel
@@ -303,7 +293,7 @@ class Machine:
         kernel.next_effect = document["effect"]
         kernel.next_strand = document["strand"]
         kernel.context = document.get("context")
-        kernel.outputs = {task: value for task, value in document.get("outputs", ())}
+        kernel.outputs = dict(document.get("outputs", ()))
         kernel.evaluating = document.get("evaluating", 0)
         for entry in document["strands"]:
             strand = decode_strand(entry, kernel.plan)
@@ -337,12 +327,6 @@ def _derive_variables(kernel: Kernel, strand: Strand) -> None:
         elif frame.plan.catch is not None and frame.problem is not None:
             frame.child_variables = catch_variables(frame)
         variables = frame.child_variables
-
-
-def _at(problem: Problem, frame: Frame) -> Problem:
-    if problem.instance:
-        return problem
-    return Problem(problem.type, problem.status, problem.title, problem.detail, frame.plan.pointer)
 
 
 def _encode_end(end: End) -> list[Any]:

@@ -26,8 +26,8 @@ __all__ = [
     "Body",
     "CatchPlan",
     "Moment",
-    "Plan",
     "Places",
+    "Plan",
     "RetryPlan",
     "Schema",
     "TaskPlan",
@@ -296,7 +296,7 @@ class Plan:
 
 
 def build_plan(program: Program) -> Plan:
-    """Compile a program. Raises BindingError, DurationError or jsonschema_rs errors only for what was not compiled here."""
+    """Compile a program that the definition compiler made; what it refuses is not expected here."""
     return Plan(program)
 
 

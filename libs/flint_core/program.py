@@ -1,8 +1,8 @@
 """The program: the intermediate form of a definition, which the machine executes.
 
-A program is a flat list of tasks that name each other by index (task 0 is the workflow itself), so that neither decoding nor
-executing it recurses. It is plain frozen data: it encodes to canonical JSON, and the hash of those bytes is its identity.
-Values that a definition writes stay templates (JSON with `${ … }` strings in it); `plan` compiles them once per process.
+A program is a flat list of tasks that name each other by index (task 0 is the workflow itself), so that neither
+decoding nor executing it recurses. It is plain frozen data: it encodes to canonical JSON, and the hash of those bytes
+is its identity. Values that a definition writes stay templates (JSON with `${ … }` strings in it); `plan` compiles them once.
 """
 
 from __future__ import annotations

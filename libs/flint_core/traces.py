@@ -29,9 +29,9 @@ class StepState(StrEnum):
 class StepTrace(NamedTuple):
     """One attempt of one step.
 
-    `step` is the task's JSON pointer; `iteration` the indexes of enclosing `for` iterations and fork branches, outermost
-    first, joined by dots, where a scope that a `then` sent back appends `~` and its round (`3~1`). `attempt` grows with
-    every retry of an enclosing `try`. Times are Unix epoch milliseconds; `ended_ms` is None while it waits.
+    `step` is the task's JSON pointer; `iteration` the indexes of enclosing `for` iterations and fork branches, outer
+    ones first, joined by dots, where a scope that a `then` sent back appends `~` and its round (`3~1`). `attempt` grows
+    with every retry of an enclosing `try`. Times are Unix epoch milliseconds; `ended_ms` is None while it waits.
     """
 
     step: str

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import jsonschema_rs
 
+from flint_core.bindings import expressions_in, template_strings
 from flint_core.definition.findings import DefinitionLimits, Finding, Rule, Severity, suggestion
 from flint_core.definition.reader import Node, join_pointer
 from flint_core.durations import DurationError, parse_duration
 from flint_core.expressions import ExpressionSyntaxError, compile_template
-from flint_core.bindings import expressions_in, template_strings
 from flint_core.plan import Schema
 from flint_core.program import READS_DEFINITION
 

@@ -1,8 +1,8 @@
 """Reads a definition's text: YAML 1.2 (JSON is a subset) to plain values, with the place of each.
 
 Built on the parser's events without recursion, so that hostile nesting costs nothing; scalars follow the core schema of
-YAML 1.2 (`on` is text, `012` is twelve). Refused: duplicate keys, keys that are no text, integers beyond 64 bits, several
-documents, tags of one's own, aliases that expand beyond the bound.
+YAML 1.2 (`on` is text, `012` is twelve). Refused: duplicate keys, keys that are no text, integers beyond 64 bits,
+several documents, tags of one's own, aliases that expand beyond the bound.
 """
 
 from __future__ import annotations

@@ -270,7 +270,7 @@ class TaskCompiler:
             self._unknown_function(function, place)
             return {}
         if not timed and function != "noop":
-            message = f"no timeout limits this call of '{function}': set `timeout` on it, on a task around it or on the workflow"
+            message = f"no timeout limits this call of '{function}': set `timeout` on it, around it or on the workflow"
             context.warn(Rule.NO_TIMEOUT, message, pointer, key=True)
         context.template(arguments, argument_place, variables)
         self._check_arguments(function, arguments, argument_place)

@@ -8,8 +8,8 @@ __all__ = ["CALLS", "FLINT_HINTS", "TASKS", "TOP_LEVEL", "USE"]
 
 TASKS: Final = {
     "emit": "publishing events is not built yet; a `call: http` to the receiver does today",
-    "listen": "waiting for events is not built yet; poll with `call: http` and `wait` in a loop, or end one run and start another",
-    "run": "running containers, scripts, shells and sub-workflows is not built yet; put the work behind an HTTP endpoint",
+    "listen": "waiting for events is not built yet; poll with `call: http` and `wait` in a loop",
+    "run": "containers, scripts, shells and sub-workflows are not built yet; put the work behind an HTTP endpoint",
 }
 
 CALLS: Final = {
@@ -26,7 +26,7 @@ TOP_LEVEL: Final = {
 }
 
 USE: Final = {
-    "authentications": "named authentications are not built yet; write `endpoint.authentication` with `$secrets` at the call",
+    "authentications": "named authentications are not built yet; write `endpoint.authentication` at the call",
     "catalogs": "catalogs are not built yet; built in are http, sql, email and noop",
     "extensions": "extensions are not built yet; write the tasks before and after outright",
 }

@@ -49,7 +49,7 @@ def compile_workflow(context: Context, source: Any) -> Program | None:
     if "timeout" in document:
         members["timeout"] = reusable.timeout(document["timeout"], "/timeout", places.body)
     members |= compiler.data_flow({key: document[key] for key in ("input", "output") if key in document}, "", places)
-    scope = ()
+    scope: tuple[int, ...] = ()
     if "do" in document:
         scope = compiler.scope(document["do"], "/do", "'do'", None, (), "timeout" in document)
     reusable.check_unused()

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from flint_core.effects import TimerKind
+from flint_core.engine.dataflow import Fault
 from flint_core.engine.frames import Frame, Strand
-from flint_core.engine.kernel import SCOPE_LEFT, Fault, Kernel
+from flint_core.engine.kernel import Kernel
 from flint_core.problems import Problem, ProblemType
-from flint_core.program import FlowKind
 
 if TYPE_CHECKING:
     from flint_core.plan import Body

@@ -1,7 +1,7 @@
 """State: strands of frames, as plain data.
 
 A strand is one line of execution: the run's own, or a branch of a fork. Its stack holds a frame for every task in
-progress, outermost first. Values in frames are JSON and never changed in place, only replaced; so frames may share them.
+progress, outermost first. Values in frames are JSON, never changed in place but replaced; so frames may share them.
 """
 
 from __future__ import annotations

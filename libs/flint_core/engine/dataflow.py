@@ -1,0 +1,229 @@
+"""Data flow: values of a task's places, the variables they see, and the checks on what comes out."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import orjson
+
+from flint_core.bindings import Binding
+from flint_core.durations import DurationError, parse_duration
+from flint_core.effects import CancelEffect, Effect, Evaluate
+from flint_core.engine.frames import NO_VARIABLES, Frame, Strand
+from flint_core.events import Evaluated, EvaluateFailed
+from flint_core.expressions import ExpressionFault
+from flint_core.problems import Problem, ProblemType
+from flint_core.traces import StepTrace
+
+if TYPE_CHECKING:
+    from flint_core.plan import Moment, Plan, Schema
+
+__all__ = ["DataFlow", "Fault", "MachineLimits", "RunFacts", "Suspended", "located"]
+
+RUNTIME: Final = {"name": "Flint", "version": "0.1.0", "metadata": {}}
+NO_RESULTS: Final[list[Any]] = []
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What never changes about a run. `seed` makes its jitter its own; `reset` counts resets to an earlier step."""
+
+    run_id: str
+    namespace: str
+    workflow_id: str
+    version: str
+    created_ms: int
+    level: int
+    reset: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MachineLimits:
+    """Sizes in bytes of encoded JSON; `steps_per_run` counts tasks begun, also those that need no call."""
+
+    payload_bytes: int = 262_144
+    state_bytes: int = 262_144
+    steps_per_run: int = 100_000
+
+
+class Fault(Exception):
+    """The task on top of the strand fails with this problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.title)
+        self.problem = problem
+
+
+class Suspended(Exception):
+    """The handler cannot go on before an expression is evaluated; it is entered again with the result."""
+
+
+_SUSPENDED: Final = Suspended()
+
+
+class DataFlow:
+    """The state of one run, and how values are read from it."""
+
+    def __init__(self, plan: Plan, facts: RunFacts, limits: MachineLimits) -> None:
+        self.plan = plan
+        self.facts = facts
+        self.limits = limits
+        self.now = 0
+        self.started = 0
+        self.steps_begun = 0
+        self.next_effect = 1
+        self.next_strand = 0
+        self.context: Any = None
+        self.outputs: dict[int, Any] = {}
+        self.strands: dict[int, Strand] = {}
+        self.ready: deque[Strand] = deque()
+        self.evaluating = 0
+        self.question: Evaluate | None = None
+        self.answers: dict[int, Evaluated | EvaluateFailed] = {}
+        self.owners: dict[int, tuple[Strand, Frame]] = {}
+        self.outbox: dict[int, Effect] = {}
+        self.cancelled: list[CancelEffect] = []
+        self.records: list[StepTrace] = []
+
+    def value(
+        self, frame: Frame, binding: Binding, data: Any, output: Any = None, scope_input: Any = NO_VARIABLES
+    ) -> Any:
+        """The binding's value for `data`. Raises Suspended until guarded expressions are answered, or Fault."""
+        if binding.constant:
+            return binding.value
+        variables = NO_VARIABLES
+        if binding.names:
+            source = frame.input if scope_input is NO_VARIABLES else scope_input
+            variables = self._variables(frame, binding.names, source, output)
+        results: list[Any] = NO_RESULTS
+        if binding.externals:
+            results = frame.results or []
+            while len(results) < len(binding.externals):
+                results = [*results, self._evaluate(frame, binding.externals[len(results)], data, variables)]
+                frame.results = results
+            frame.results = None
+        try:
+            return binding.run(data, variables, self.now, results)
+        except ExpressionFault as error:
+            raise Fault(self._expression_problem(frame, error.detail)) from None
+
+    def _evaluate(self, frame: Frame, source: str, data: Any, variables: dict[str, Any]) -> Any:
+        effect_id = self.evaluating or self.next_effect
+        if not self.evaluating:
+            self.next_effect += 1
+            self.evaluating = effect_id
+        answer = self.answers.pop(effect_id, None)
+        if answer is None:
+            self.question = self.outbox[effect_id] = Evaluate(effect_id, source, data, variables, self.now)
+            raise _SUSPENDED
+        self.evaluating = 0
+        self.question = None
+        self.outbox.pop(effect_id, None)
+        if isinstance(answer, Evaluated):
+            return answer.value
+        self.now = max(self.now, answer.at_ms)
+        frame.results = None
+        raise Fault(located(answer.problem, frame))
+
+    def _variables(self, frame: Frame, names: Iterable[str], scope_input: Any, output: Any) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name in names:
+            if name in frame.variables:
+                values[name] = frame.variables[name]
+            elif name == "input":
+                values[name] = scope_input
+            elif name == "context":
+                values[name] = self.context
+            elif name == "steps":
+                visible = frame.plan.steps
+                values[name] = {key: self.outputs[task] for key, task in visible.items() if task in self.outputs}
+            elif name == "output":
+                values[name] = output
+            elif name == "task":
+                values[name] = self._task_variable(frame, output)
+            elif name == "workflow":
+                values[name] = self._workflow_variable()
+            elif name == "runtime":
+                values[name] = RUNTIME
+        return values
+
+    def _task_variable(self, frame: Frame, output: Any) -> dict[str, Any]:
+        return {
+            "name": frame.plan.name,
+            "reference": frame.plan.pointer,
+            "definition": frame.plan.definition,
+            "input": frame.raw,
+            "output": output,
+            "startedAt": _moment(frame.started),
+        }
+
+    def _workflow_variable(self) -> dict[str, Any]:
+        root = self.strands[0].stack[0]
+        return {
+            "id": self.facts.run_id,
+            "definition": self.plan.program.document,
+            "input": root.raw,
+            "startedAt": _moment(self.started),
+        }
+
+    def checked(self, frame: Frame, value: Any, what: str) -> Any:
+        """The value, if it is within the payload limit. Raises Fault."""
+        if value is None or value is True or value is False:
+            return value
+        try:
+            size = len(orjson.dumps(value, default=_deferred_size))
+        except orjson.JSONEncodeError as error:
+            raise Fault(self._expression_problem(frame, f"{what} cannot be written as JSON: {error}")) from None
+        if size > self.limits.payload_bytes:
+            detail = f"{what} is {size} bytes of JSON; the limit is {self.limits.payload_bytes}."
+            raise Fault(
+                Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, "Payload too large", detail, frame.plan.pointer)
+            ) from None
+        return value
+
+    def until(self, frame: Frame, moment: Moment, data: Any) -> int:
+        """When the duration of a place ends that begins now. Raises Suspended or Fault."""
+        if moment.duration is not None:
+            return moment.duration.after(self.now)
+        try:
+            return parse_duration(self.value(frame, moment.binding, data)).after(self.now)
+        except DurationError as error:
+            raise Fault(self._expression_problem(frame, str(error))) from None
+
+    @staticmethod
+    def _expression_problem(frame: Frame, detail: str) -> Problem:
+        return Problem(ProblemType.EXPRESSION, 400, "Expression failed", detail, frame.plan.pointer)
+
+    def expression_fault(self, frame: Frame, detail: str) -> NoReturn:
+        """Fail the task because an expression's value is not what its place needs."""
+        raise Fault(self._expression_problem(frame, detail))
+
+    @staticmethod
+    def validate(frame: Frame, schema: Schema, value: Any, what: str) -> None:
+        """Check a value against a schema. Raises Fault."""
+        message = schema.first_error(value)
+        if message is not None:
+            detail = f"{what} does not match its schema: {message}"
+            raise Fault(Problem(ProblemType.VALIDATION, 400, "Validation failed", detail, frame.plan.pointer))
+
+
+def located(problem: Problem, frame: Frame) -> Problem:
+    """The problem with its step as instance, unless it has one."""
+    if problem.instance:
+        return problem
+    return Problem(problem.type, problem.status, problem.title, problem.detail, frame.plan.pointer)
+
+
+def _moment(at_ms: int) -> dict[str, Any]:
+    at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=at_ms)
+    iso = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return {"iso8601": iso, "epoch": {"seconds": at_ms // 1000, "milliseconds": at_ms}}
+
+
+def _deferred_size(value: Any) -> Any:
+    return {"source": value.source, "input": value.input, "variables": value.variables}
