@@ -49,30 +49,43 @@ FROM (SELECT *, total <= :budget OR place = 1 AS fits FROM sized) r JOIN workflo
 _LIST_COLUMNS = RUN_COLUMNS.format(
     payloads=f"NULL, NULL, CASE WHEN octet_length(r.error) <= {LIST_ERROR_BYTES} THEN r.error END"
 )
-_RANGE = "run_id < :below AND run_id >= :lowest"
+# Ranges are comparisons of rows, and the order names both columns: only an index that begins with the namespace (or the
+# definition) gives that order. With "namespace_id = …" the planner may walk the primary key through everybody's runs,
+# trusting statistics that are wrong for a rare namespace or workflow.
+_OF_NAMESPACE = """
+    (SELECT * FROM run
+     WHERE (namespace_id, run_id) < (:namespace, :below) AND (namespace_id, run_id) >= (:namespace, :lowest)
+           {condition}
+     ORDER BY namespace_id DESC, run_id DESC LIMIT :limit)"""
+_AMONG_VERSIONS = """AND definition_id = ANY(ARRAY(
+               SELECT definition_id FROM workflow_version
+               WHERE namespace_id = :namespace AND workflow_id = :workflow_id))"""
 
-# Backward range of run_namespace; where states narrow it to what ended badly or has not ended, of run_unsuccessful or
-# run_unfinished. The page is cut before the join.
+# Backward range of run_namespace; where states narrow it to what has not ended or ended badly, of run_unfinished and
+# run_unsuccessful, merged. Pages are cut before the join (primary key of workflow_version).
 _LIST_NAMESPACE = f"""
 SELECT {_LIST_COLUMNS}, r.error IS NOT NULL
-FROM (SELECT * FROM run WHERE namespace_id = :namespace AND {_RANGE} {{states}}
-      ORDER BY run_id DESC LIMIT :limit) r
+FROM (SELECT * FROM ({{sources}}) source ORDER BY run_id DESC LIMIT :limit) r
 JOIN workflow_version d USING (definition_id)
 ORDER BY r.run_id DESC
 """
 
-# A backward range of run_definition (or of run_unfinished) for each of the workflow's versions, deleted ones too, found
-# by workflow_version_latest; merged.
+# A backward range of run_definition for each of the workflow's versions, deleted ones too, found by
+# workflow_version_latest; merged.
 _LIST_WORKFLOW = f"""
 SELECT {_LIST_COLUMNS}, r.error IS NOT NULL
 FROM workflow_version d
 CROSS JOIN LATERAL (
     SELECT * FROM run
-    WHERE namespace_id = :namespace AND definition_id = d.definition_id AND {_RANGE} {{states}}
-    ORDER BY run_id DESC LIMIT :limit) r
+    WHERE (definition_id, run_id) < (d.definition_id, :below) AND (definition_id, run_id) >= (d.definition_id, :lowest)
+          {{condition}}
+    ORDER BY definition_id DESC, run_id DESC LIMIT :limit) r
 WHERE d.namespace_id = :namespace AND d.workflow_id = :workflow_id
 ORDER BY r.run_id DESC LIMIT :limit
 """
+
+_UNFINISHED = frozenset({runs_pb2.Run.STATE_QUEUED, runs_pb2.Run.STATE_RUNNING, runs_pb2.Run.STATE_WAITING})
+_UNSUCCESSFUL = frozenset({runs_pb2.Run.STATE_FAILED, runs_pb2.Run.STATE_CANCELLED})
 
 _HIGHEST = UUID(int=2**128 - 1)
 _LOWEST = UUID(int=0)
@@ -140,8 +153,18 @@ async def list_runs(
 @lru_cache(maxsize=128)
 def list_statement(of_workflow: bool, states: frozenset[int]) -> TextClause:
     """The list's statement. States stand in it as literals: only then can the planner use partial indexes on them."""
-    literal = f"AND state IN ({', '.join(str(int(state)) for state in sorted(states))})" if states else ""
-    return text((_LIST_WORKFLOW if of_workflow else _LIST_NAMESPACE).format(states=literal))
+    if states and states <= _UNFINISHED | _UNSUCCESSFUL:
+        parts = [part for part in (states & _UNFINISHED, states & _UNSUCCESSFUL) if part]
+        versions = _AMONG_VERSIONS if of_workflow else ""
+        sources = [_OF_NAMESPACE.format(condition=f"{_in(part)} {versions}") for part in parts]
+        return text(_LIST_NAMESPACE.format(sources=" UNION ALL ".join(sources)))
+    if of_workflow:
+        return text(_LIST_WORKFLOW.format(condition=_in(states)))
+    return text(_LIST_NAMESPACE.format(sources=_OF_NAMESPACE.format(condition=_in(states))))
+
+
+def _in(states: frozenset[int]) -> str:
+    return f"AND state IN ({', '.join(str(int(state)) for state in sorted(states))})" if states else ""
 
 
 def _bounds(before_id: bytes, filters: RunFilter) -> tuple[UUID, UUID]:

@@ -110,7 +110,8 @@ LIMIT :limit
 # Index workflow_version_hash; deleted versions too: their runs still need them.
 PROGRAM_BY_HASH = text("SELECT program FROM workflow_version WHERE definition_hash = :definition_hash LIMIT 1")
 
-# workflow_version_name finds the version, one probe of run_unfinished its first unfinished run.
+# workflow_version_name finds the version; its unfinished runs are looked for among the namespace's (run_unfinished),
+# which costs a moment where a million runs sleep: deletes are rare, another index on every start is not.
 DELETE_VERSION = text("""
 WITH target AS (
     SELECT definition_id FROM workflow_version

@@ -137,7 +137,7 @@ TABLES = (
     "CREATE INDEX run_namespace ON run (namespace_id, run_id)",
     "CREATE INDEX run_definition ON run (definition_id, run_id)",
     "CREATE INDEX run_unsuccessful ON run (namespace_id, run_id) WHERE state IN (5, 6)",
-    "CREATE INDEX run_unfinished ON run (namespace_id, definition_id, run_id) WHERE state IN (1, 2, 3)",
+    "CREATE INDEX run_unfinished ON run (namespace_id, run_id) WHERE state IN (1, 2, 3)",
     # steps: a flint.journal.v1.JournalEntry with only steps and end set; events: flint_core's encoding.
     # end_kind: 0 the leg went on, 1 succeeded, 2 failed, 3 cancelled, 4 blocked, 5 yielded.
     """
