@@ -1,7 +1,7 @@
 """`noop`: does nothing, or fails or waits on demand. For examples, drills and measurements.
 
-Arguments, all optional: `output` (returned as it is; default null), `delay_ms` (how long to wait first, at most an hour),
-`fail` (an object with `type`, `status`, `title`, `detail`: the problem to raise).
+Arguments, all optional: `output` (returned as it is; default null), `delay_ms` (how long to wait first, at most an
+hour), `fail` (an object with `type`, `status`, `title`, `detail`: the problem to raise).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 from typing import Any, Final
 
 from flint_core.problems import Problem, ProblemType
+
 from flint_worker.executors import ExecutionFailed, ResolvedCall
 
 __all__ = ["NoopExecutor"]

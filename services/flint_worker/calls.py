@@ -1,0 +1,136 @@
+"""Carrying out one call: arguments with secrets resolved, the executor run, the outcome made an event.
+
+Every outcome is an event: what an executor raises never ends a leg. Only the loss of the lease (LegStopped) and
+cancellation pass through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+from flint_core.effects import Call
+from flint_core.events import CallFailed, CallSucceeded
+from flint_core.problems import Problem, ProblemType
+from flint_ops.clock import now_ms
+from flint_ops.logging import get_logger
+
+from flint_worker.executors import ExecutionFailed, Executor, ResolvedCall
+from flint_worker.journal import LegStopped
+from flint_worker.lease import Lease
+from flint_worker.secrets import SecretResolver, has_deferred
+from flint_worker.telemetry import step_seconds
+
+__all__ = ["Caller"]
+
+_DETAIL_LIMIT: Final = 4_096
+
+_log = get_logger("flint_worker.calls")
+
+
+class Caller:
+    """Executes calls for all legs of the process."""
+
+    def __init__(self, executors: Mapping[str, Executor], resolver: SecretResolver, payload_bytes: int) -> None:
+        self._executors = executors
+        self._resolver = resolver
+        self._payload_bytes = payload_bytes
+
+    async def perform(
+        self, call: Call, lease: Lease, run_id: str, trace_id: str, deadline_s: float | None
+    ) -> CallSucceeded | CallFailed:
+        """The outcome of one call, executed now. Raises LegStopped when the lease does not allow it to begin (R6)."""
+        started_ms = now_ms()
+        try:
+            arguments = call.arguments
+            if arguments and has_deferred(arguments):
+                arguments = await self._resolver.resolve(arguments, started_ms, call.step)
+            executor = self._executors.get(call.function)
+            if executor is None:
+                raise ExecutionFailed(
+                    Problem(
+                        ProblemType.CONFIGURATION,
+                        400,
+                        "Function not available",
+                        f"this worker cannot execute «{call.function}»",
+                        call.step,
+                    )
+                )
+            if not lease.valid():
+                raise LegStopped("lease")
+            output = self._checked(
+                await executor.execute(
+                    ResolvedCall(
+                        function=call.function,
+                        arguments=arguments,
+                        idempotency_key=call.idempotency_key,
+                        step=call.step,
+                        run_id=run_id,
+                        trace_id=trace_id,
+                        deadline_s=deadline_s,
+                    )
+                ),
+                call.step,
+            )
+        except ExecutionFailed as failure:
+            return self._failed(call, failure.problem, started_ms, failure.retry_after_ms)
+        except (LegStopped, asyncio.CancelledError):
+            raise
+        except Exception as defect:
+            _log.error("executor_defect", run=run_id, step=call.step, function=call.function, where=_where(defect))
+            problem = Problem(
+                ProblemType.RUNTIME,
+                500,
+                "Function failed unexpectedly",
+                f"{type(defect).__name__} in the executor of «{call.function}»",
+                call.step,
+            )
+            return self._failed(call, problem, started_ms, None)
+        at_ms = max(started_ms, now_ms())
+        step_seconds(call.function, "succeeded").observe((at_ms - started_ms) / 1000)
+        return CallSucceeded(call.effect_id, output, started_ms, at_ms)
+
+    def _checked(self, output: Any, step: str) -> Any:
+        """The output as the JSON that a replay will read. Raises ExecutionFailed."""
+        if output is None or output is True or output is False:
+            return output
+        try:
+            encoded = orjson.dumps(output)
+        except TypeError as error:
+            raise ExecutionFailed(
+                Problem(ProblemType.RUNTIME, 500, "Output is not JSON", str(error)[:_DETAIL_LIMIT], step)
+            ) from None
+        size = len(encoded)
+        if size > self._payload_bytes:
+            raise ExecutionFailed(
+                Problem(
+                    ProblemType.PAYLOAD_TOO_LARGE,
+                    413,
+                    "Payload too large",
+                    f"the output is {size} bytes; the limit is {self._payload_bytes}",
+                    step,
+                )
+            )
+        if isinstance(output, str | int):
+            return output
+        # Containers are read back: what the machine goes on with is then exactly what the journal holds (NaN, tuples,
+        # and objects that the executor still holds included).
+        return orjson.loads(encoded)
+
+    def _failed(self, call: Call, problem: Problem, started_ms: int, retry_after_ms: int | None) -> CallFailed:
+        at_ms = max(started_ms, now_ms())
+        step_seconds(call.function, "failed").observe((at_ms - started_ms) / 1000)
+        if len(problem.detail) > _DETAIL_LIMIT:
+            problem = Problem(
+                problem.type, problem.status, problem.title, problem.detail[:_DETAIL_LIMIT], problem.instance
+            )
+        return CallFailed(call.effect_id, problem, started_ms, at_ms, retry_after_ms)
+
+
+def _where(defect: BaseException) -> list[str]:
+    """The places of a defect, without its text, which might quote an argument."""
+    frames = traceback.extract_tb(defect.__traceback__)[-6:]
+    return [type(defect).__name__, *(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames)]

@@ -1,0 +1,39 @@
+"""What owners ask of this incarnation: release legs, cancel legs. Answered at once, within the reader."""
+
+from __future__ import annotations
+
+from flint_bus import Message
+from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_ops.logging import get_logger
+from google.protobuf.message import DecodeError
+
+from flint_worker.table import LegTable
+
+__all__ = ["Control"]
+
+_log = get_logger("flint_worker.control")
+
+
+class Control:
+    """The handler of `flint.control.<incarnation>`."""
+
+    def __init__(self, incarnation: str, table: LegTable) -> None:
+        self._incarnation = incarnation
+        self._table = table
+
+    def handle(self, message: Message) -> None:
+        """Carries out one request. One that cannot be read gets no answer: its sender asks again."""
+        try:
+            request = dispatch_pb2.ControlRequest.FromString(message.data)
+        except DecodeError:
+            _log.warning("control_request_unreadable", size=len(message.data))
+            return
+        response = dispatch_pb2.ControlResponse(incarnation=self._incarnation)
+        kind = request.WhichOneof("request")
+        if kind == "release":
+            lost = request.release.journal_lost
+            response.released.extend(self._table.release(leg.leg_nonce, lost) for leg in request.release.legs)
+        elif kind == "cancel":
+            for leg in request.cancel.legs:
+                self._table.cancel(leg.leg_nonce)
+        message.respond(response.SerializeToString())

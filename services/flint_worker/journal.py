@@ -1,0 +1,122 @@
+"""The leg's end of the journal: entries with their fence, appended until it is known what became of them (R8, R9).
+
+States of one append: SENT → STORED, or → UNSURE (no answer, the stream is missing or full): sent again with the same id
+and the same expected sequence, for as long as the lease holds and nobody told us to give up, or → STOPPED: the subject
+moved on without us. Repeating is safe: the same entry can be stored once only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from flint_bus import AppendUnknown, Bus, BusError, SequenceMismatch, StreamFull, StreamMissing, journal_stream
+from flint_bus.subjects import journal_subject
+from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_contracts.gen.flint.journal.v1 import journal_pb2
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
+
+from flint_worker.lease import Lease
+from flint_worker.telemetry import APPEND_RETRIES, APPENDS
+
+__all__ = ["JournalWriter", "LegStopped"]
+
+_APPEND_TIMEOUT_S: Final = 2.0
+_READ_TIMEOUT_S: Final = 2.0
+_FIRST_PAUSE_S: Final = 0.02
+_LONGEST_PAUSE_S: Final = 1.0
+
+
+class LegStopped(Exception):
+    """The leg must stop without another word. `reason`: lease, superseded, given-up, refused."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class JournalWriter:
+    """Appends one leg's entries in order. One append at a time."""
+
+    def __init__(self, bus: Bus, lease: Lease, job: dispatch_pb2.Job) -> None:
+        self._bus = bus
+        self._lease = lease
+        self._nonce = job.leg_nonce.hex()
+        self._subject = journal_subject(job.generation, job.group, job.run_id)
+        self._stream = journal_stream(job.generation)
+        self._expected: int = job.expected_sequence
+        self._index = job.position + 1
+        # Fields that are the same in every entry, serialised once: protobuf messages may be joined.
+        self._constant = journal_pb2.JournalEntry(
+            run_id=job.run_id, leg_nonce=job.leg_nonce, leg=job.leg, claimant=job.claimant
+        ).SerializeToString()
+        self.give_up = asyncio.Event()
+        """Set: stop trying, the journal is gone."""
+        self.unsure = False
+        """Whether an append is being tried again."""
+        self.written = 0
+        """Entries stored by this leg."""
+
+    async def append(
+        self,
+        steps: list[runs_pb2.StepRecord],
+        events: bytes = b"",
+        snapshot: bytes = b"",
+        end: journal_pb2.LegEnd | None = None,
+    ) -> None:
+        """Returns when the entry is stored. Raises LegStopped, or MessageTooLarge before anything was sent."""
+        entry = journal_pb2.JournalEntry(index=self._index, steps=steps, events=events, snapshot=snapshot, end=end)
+        data = self._constant + entry.SerializeToString()
+        msg_id = f"{self._nonce}.{self._index}"
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            if not self._lease.valid():
+                raise LegStopped("lease")
+            try:
+                sequence = await self._bus.append(
+                    self._subject,
+                    data,
+                    msg_id=msg_id,
+                    stream=self._stream,
+                    expected_sequence=self._expected,
+                    timeout_s=_APPEND_TIMEOUT_S,
+                )
+            except SequenceMismatch:
+                sequence = await self._sequence_of(msg_id)
+            except (AppendUnknown, StreamMissing, StreamFull):
+                APPEND_RETRIES.inc()
+                self.unsure = True
+                await self._pause(pause_s)
+                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                continue
+            self.unsure = False
+            self._expected = sequence
+            self._index += 1
+            self.written += 1
+            APPENDS.inc()
+            return
+
+    async def _sequence_of(self, msg_id: str) -> int:
+        """After error 10071: the subject's last message is ours (an acknowledgement was lost), or we stop (R9)."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            if not self._lease.valid():
+                raise LegStopped("lease")
+            try:
+                last = await self._bus.last_message(self._stream, self._subject, _READ_TIMEOUT_S)
+            except BusError:
+                self.unsure = True
+                await self._pause(pause_s)
+                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+                continue
+            if last is not None and last.msg_id == msg_id:
+                return last.sequence
+            raise LegStopped("superseded")
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(min(seconds, max(0.001, self._lease.remaining_s))):
+                await self.give_up.wait()
+        except TimeoutError:
+            return
+        raise LegStopped("given-up")

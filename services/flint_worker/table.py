@@ -1,0 +1,201 @@
+"""The legs of one incarnation: what was taken, what runs, what waits for a slot, what was released (R4, R6).
+
+A job is taken once for the incarnation's life. Owners number their jobs densely per session and worker and send the
+number up to which all are settled: so what must be remembered of the taken ones stays small. Nonces that were released
+before their job came are remembered, so that the job is refused when it does come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_ops.logging import get_logger
+
+from flint_worker.leg import Leg
+from flint_worker.telemetry import JOBS_REFUSED, LEGS_RUNNING, LEGS_WAITING, legs_ended
+
+__all__ = ["LegTable"]
+
+_REVOKED_LIMIT: Final = 200_000
+_SESSION_LIMIT: Final = 10_000
+
+_log = get_logger("flint_worker.table")
+
+
+class _Session:
+    """What one owner session has sent."""
+
+    __slots__ = ("taken", "watermark")
+
+    def __init__(self) -> None:
+        self.watermark = 0
+        self.taken: OrderedDict[int, bytes] = OrderedDict()
+
+
+class LegTable:
+    """All legs of one incarnation. `make` builds a leg for a job that was taken."""
+
+    def __init__(self, incarnation: str, slots: int, make: Callable[[dispatch_pb2.Job], Leg]) -> None:
+        self._incarnation = incarnation
+        self._slots = slots
+        self._waiting_limit = slots * 4 + 1000
+        self._make = make
+        self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
+        self._taken: set[bytes] = set()
+        self._revoked: OrderedDict[bytes, None] = OrderedDict()
+        self._waiting: OrderedDict[bytes, dispatch_pb2.Job] = OrderedDict()
+        self._running: dict[bytes, Leg] = {}
+        self._draining = False
+        self._closed = False
+        self.idle = asyncio.Event()
+        """Set while it holds no leg."""
+        self.idle.set()
+
+    @property
+    def held(self) -> int:
+        """Legs it holds, running or waiting for a slot."""
+        return len(self._running) + len(self._waiting)
+
+    @property
+    def running(self) -> Iterable[Leg]:
+        """Legs that run."""
+        return self._running.values()
+
+    # -- jobs ---------------------------------------------------------------------------------------------------------
+
+    def offer(self, job: dispatch_pb2.Job) -> bool:
+        """Takes a job, or refuses it: addressed to another incarnation, taken before, settled, revoked, or too many."""
+        reason = self._refusal(job)
+        if reason:
+            JOBS_REFUSED.labels(reason).inc()
+            return False
+        self._remember(job)
+        nonce = job.leg_nonce
+        if len(self._running) < self._slots or self._draining:
+            self._start(nonce, job)
+        else:
+            self._waiting[nonce] = job
+            LEGS_WAITING.set(len(self._waiting))
+        self.idle.clear()
+        return True
+
+    def _refusal(self, job: dispatch_pb2.Job) -> str:
+        if self._closed or job.claimant != self._incarnation:
+            return "incarnation"
+        nonce = job.leg_nonce
+        if nonce in self._taken:
+            return "taken"
+        if nonce in self._revoked:
+            return "revoked"
+        session = self._sessions.get(job.owner_session)
+        if session is not None and job.sequence and job.sequence <= session.watermark:
+            return "settled"
+        if len(self._waiting) >= self._waiting_limit:
+            return "full"
+        return ""
+
+    def _remember(self, job: dispatch_pb2.Job) -> None:
+        self._taken.add(job.leg_nonce)
+        if not job.sequence:
+            return
+        session = self._sessions.get(job.owner_session)
+        if session is None:
+            session = self._sessions[job.owner_session] = _Session()
+            if len(self._sessions) > _SESSION_LIMIT:
+                _, oldest = self._sessions.popitem(last=False)
+                self._taken.difference_update(oldest.taken.values())
+        session.taken[job.sequence] = job.leg_nonce
+        if job.watermark > session.watermark:
+            session.watermark = job.watermark
+            while session.taken:
+                sequence, nonce = next(iter(session.taken.items()))
+                if sequence > session.watermark:
+                    break
+                del session.taken[sequence]
+                self._taken.discard(nonce)
+
+    def _start(self, nonce: bytes, job: dispatch_pb2.Job) -> None:
+        leg = self._make(job)
+        self._running[nonce] = leg
+        if self._draining:
+            leg.drain()
+        LEGS_RUNNING.set(len(self._running))
+        leg.start().add_done_callback(lambda task: self._ended(nonce, leg, task))
+
+    def _ended(self, nonce: bytes, leg: Leg, task: asyncio.Task[str]) -> None:
+        if task.cancelled():
+            outcome = "dropped"
+        elif (error := task.exception()) is not None:
+            outcome = "defect"
+            _log.error("leg_task_died", run=leg.run_id, exc_info=error)
+        else:
+            outcome = task.result()
+        legs_ended(outcome).inc()
+        if self._running.get(nonce) is leg:
+            del self._running[nonce]
+        while self._waiting and len(self._running) < self._slots and not self._closed:
+            self._start(*self._waiting.popitem(last=False))
+        LEGS_RUNNING.set(len(self._running))
+        LEGS_WAITING.set(len(self._waiting))
+        if not self.held:
+            self.idle.set()
+
+    # -- commands -----------------------------------------------------------------------------------------------------
+
+    def release(self, nonce: bytes, journal_lost: bool) -> bool:
+        """True: the leg is not here, or had not begun, or nothing of it is in progress; it never will begin again.
+
+        With `journal_lost` also a leg that has begun is given up, as soon as nothing of it is in progress.
+        """
+        leg = self._running.get(nonce)
+        if leg is not None and leg.begun:
+            if not journal_lost:
+                return False
+            leg.give_up()
+            if leg.in_progress:
+                return False
+        if leg is not None:
+            leg.drop()
+        elif self._waiting.pop(nonce, None) is not None:
+            LEGS_WAITING.set(len(self._waiting))
+            if not self.held:
+                self.idle.set()
+        self._revoked[nonce] = None
+        if len(self._revoked) > _REVOKED_LIMIT:
+            self._revoked.popitem(last=False)
+        return True
+
+    def cancel(self, nonce: bytes) -> None:
+        """The run is to end early. A leg that waits begins now, to end at once."""
+        job = self._waiting.pop(nonce, None)
+        if job is not None:
+            job.cancel_requested = True
+            self._start(nonce, job)
+            return
+        leg = self._running.get(nonce)
+        if leg is not None:
+            leg.request_cancel()
+
+    def drain(self) -> None:
+        """Every leg gives its run back at its next boundary; those that wait do so at once."""
+        self._draining = True
+        for leg in list(self._running.values()):
+            leg.drain()
+        while self._waiting:
+            self._start(*self._waiting.popitem(last=False))
+        LEGS_WAITING.set(0)
+
+    def drop_all(self) -> list[asyncio.Task[str]]:
+        """Stops everything at once, nothing more is begun or appended. Returns the tasks that are ending."""
+        self._closed = True
+        self._waiting.clear()
+        tasks = []
+        for leg in list(self._running.values()):
+            leg.drop()
+            if leg.task is not None:
+                tasks.append(leg.task)
+        return tasks
