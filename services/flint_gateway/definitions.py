@@ -15,6 +15,7 @@ import grpc
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
 from flint_core.definition import compile_definition
 from flint_core.definition.findings import DefinitionLimits, Finding, Rule, Severity
+from flint_core.definition.reader import read
 from flint_core.program import Program
 from flint_jq.errors import EvaluatorsBusy
 from flint_jq.pool import EvaluatorPool
@@ -78,18 +79,27 @@ class DefinitionChecker:
         if program is None or errors:
             raise _refused(errors)
         if program.namespace != namespace:
-            message = f"is «{program.namespace}», but the definition is applied to namespace «{namespace}»"
-            raise _refused([Finding(Severity.ERROR, Rule.INVALID_VALUE, message, "/document/namespace", 0, 0)])
-        errors = await self._check_expressions(program)
-        if errors:
-            raise _refused(errors)
+            message = f"is '{program.namespace}', but the definition is applied to namespace '{namespace}'"
+            faults = [(Rule.INVALID_VALUE, message, "/document/namespace")]
+            raise _refused(await asyncio.to_thread(self._place, source, faults))
+        faults = await self._check_expressions(program)
+        if faults:
+            raise _refused(await asyncio.to_thread(self._place, source, faults))
         return Checked(program, program.encode(), warnings)
 
-    async def _check_expressions(self, program: Program) -> list[Finding]:
+    def _place(self, source: str, faults: list[tuple[str, str, str]]) -> list[Finding]:
+        """Findings for (rule, message, pointer), with line and column."""
+        root = read(source, self._limits)
+        return [
+            Finding(Severity.ERROR, rule, message, pointer, *root.place(pointer, key=True))
+            for rule, message, pointer in faults
+        ]
+
+    async def _check_expressions(self, program: Program) -> list[tuple[str, str, str]]:
         sources = program.jq_sources()
         if not sources:
             return []
-        errors = []
+        faults = []
         try:
             if not self._pool_started:
                 await self._pool.start()
@@ -97,10 +107,10 @@ class DefinitionChecker:
             for text, variables, pointer in sources:
                 message = await self._pool.check(text, variables)
                 if message is not None:
-                    errors.append(Finding(Severity.ERROR, Rule.EXPRESSION, message, pointer, 0, 0))
+                    faults.append((Rule.EXPRESSION, f"jq refuses '{text}': {message}", pointer))
         except EvaluatorsBusy as error:
             raise component_unavailable("evaluator", str(error)) from None
-        return errors
+        return faults
 
 
 def finding_message(finding: Finding) -> workflows_pb2.Finding:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.fleet.v1.fleet_pb2_grpc import FleetServiceServicer
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
-from flint_contracts.gen.flint.registry.v1.registry_pb2_grpc import RegistryServiceAsyncStub
 from flint_rpc.errors import field_invalid
 from flint_rpc.names import is_label, parse_worker
 from flint_rpc.paging import PageBinding, page_size
 from flint_rpc.upstream import Client
+
+if TYPE_CHECKING:  # these names exist in the stubs only
+    from flint_contracts.gen.flint.registry.v1.registry_pb2_grpc import RegistryServiceAsyncStub
 
 __all__ = ["FleetServicer"]
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from flint_contracts.gen.flint.identity.v1.identity_pb2_grpc import IdentityServiceServicer
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
-from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import PrincipalServiceAsyncStub
 from flint_rpc import api_keys
 from flint_rpc.errors import FieldViolation, field_invalid
 from flint_rpc.names import parse_key, parse_parent
@@ -17,6 +16,9 @@ from flint_rpc.paging import PageBinding, page_size
 from flint_rpc.upstream import Client
 
 from flint_gateway.auth import authorise, current_principal
+
+if TYPE_CHECKING:
+    from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import PrincipalServiceAsyncStub
 
 __all__ = ["IdentityServicer"]
 

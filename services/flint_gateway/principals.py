@@ -11,16 +11,19 @@ import asyncio
 import hashlib
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
-from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import PrincipalServiceAsyncStub
 from flint_ops import metrics
 from flint_rpc import api_keys
 from flint_rpc.errors import ErrorReason, Refused
 from flint_rpc.names import parse_key
 from flint_rpc.upstream import Client
+
+if TYPE_CHECKING:
+    from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import PrincipalServiceAsyncStub
 
 __all__ = ["KeyCache", "Principal"]
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
-from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import SchedulingServiceAsyncStub
 from flint_ops import metrics
 from flint_rpc.errors import Refused
 from flint_rpc.names import RunName
 from flint_rpc.upstream import Client
+
+if TYPE_CHECKING:
+    from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import SchedulingServiceAsyncStub
 
 __all__ = ["Answer", "RunReader"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from flint_bus.bus import Bus
@@ -15,7 +15,6 @@ from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.runs.v1.runs_pb2_grpc import RunServiceServicer
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
-from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import SchedulingServiceAsyncStub
 from flint_ops.config import LimitSettings
 from flint_rpc.errors import ErrorReason, FieldViolation, Refused, field_invalid, from_status_proto, status_proto
 from flint_rpc.names import RunName, format_run, format_version, is_label, parse_run
@@ -31,6 +30,9 @@ from flint_gateway.starts import StartBatcher
 from flint_gateway.validation import OWN_REQUEST_ID, make_start, namespace_of_parent
 from flint_gateway.watches import Watch
 from flint_gateway.watching import Hub, run_not_found
+
+if TYPE_CHECKING:
+    from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import SchedulingServiceAsyncStub
 
 __all__ = ["RunServicer"]
 

@@ -12,13 +12,16 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import grpc
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
-from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import SchedulingServiceAsyncStub
 from flint_ops import metrics
 from flint_rpc.errors import ErrorReason, Refused, component_unavailable
 from flint_rpc.upstream import Client
+
+if TYPE_CHECKING:
+    from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import SchedulingServiceAsyncStub
 
 __all__ = ["StartBatcher"]
 

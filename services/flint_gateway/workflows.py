@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
-from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import SchedulingServiceAsyncStub
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
 from flint_contracts.gen.flint.workflows.v1.workflows_pb2_grpc import WorkflowServiceServicer
 from flint_ops.config import LimitSettings
@@ -17,6 +16,9 @@ from flint_rpc.upstream import Client
 
 from flint_gateway.definitions import DefinitionChecker, finding_message
 from flint_gateway.validation import namespace_of_parent
+
+if TYPE_CHECKING:
+    from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import SchedulingServiceAsyncStub
 
 __all__ = ["WorkflowServicer"]
 
