@@ -63,6 +63,7 @@ class _Child:
     process: asyncio.subprocess.Process | None = None
     identity: ProcessIdentity | None = None
     keeper: asyncio.Task[None] | None = None
+    preparation: asyncio.Future[None] | None = None
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -245,7 +246,7 @@ class Supervisor:
             started, code = loop.time(), None
             try:
                 code = await self._live(child)
-                ending = _exit_text(code)
+                ending = "" if code is None else _exit_text(code)
             except StackError as error:
                 if not was_ready:
                     child.wanted, child.state = False, "held"
@@ -271,11 +272,13 @@ class Supervisor:
             child.restarts += 1
         child.state = "held"
 
-    async def _live(self, child: _Child) -> int:
-        """One life of a child, from its preparation to its end; returns the exit code."""
-        if child.spec.before_start is not None:
-            await child.spec.before_start()
+    async def _live(self, child: _Child) -> int | None:
+        """One life of a child, from its preparation to its end; the exit code, None when it was not begun."""
+        if not await self._prepare(child):
+            return None
         process = await self._spawn(child)
+        if not child.wanted:  # its end was asked for while it was being made
+            process.send_signal(child.spec.stop_signal)
         ended = asyncio.create_task(process.wait())
         probing = asyncio.create_task(self._probe_until_ready(child))
         try:
@@ -290,6 +293,21 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(probing, ended, return_exceptions=True)
             self._clear_group(process.pid)
+
+    async def _prepare(self, child: _Child) -> bool:
+        """Runs `before_start`; False when the child's end was asked for meanwhile, which interrupts it."""
+        if child.spec.before_start is None:
+            return True
+        child.preparation = asyncio.ensure_future(child.spec.before_start())
+        try:
+            await asyncio.wait({child.preparation})
+            if not child.preparation.cancelled():
+                await child.preparation
+            return child.wanted
+        finally:
+            child.preparation.cancel()
+            await asyncio.gather(child.preparation, return_exceptions=True)
+            child.preparation = None
 
     async def _probe_until_ready(self, child: _Child) -> None:
         loop = asyncio.get_running_loop()
@@ -343,6 +361,8 @@ class Supervisor:
         if child.keeper is None:
             return
         if not child.keeper.done():
+            if child.preparation is not None:
+                child.preparation.cancel()
             for number in (child.spec.stop_signal, signal.SIGCONT):  # a stopped process must be able to act on it
                 if child.process is not None and child.process.returncode is None:
                     child.process.send_signal(number)
