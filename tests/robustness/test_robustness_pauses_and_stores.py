@@ -1,0 +1,131 @@
+"""Zombies and lost stores: processes that were stopped past their lease and go on; JetStream's or etcd's files deleted."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from flint_bus import Bus, journal_stream
+from support.outside import outside_world
+from support.stack import RunningStack, eventually, running_stack
+from support.traffic import Traffic
+
+pytestmark = pytest.mark.robustness
+
+RUNS = 200
+
+
+def run_of(key: str) -> str:
+    return key.split("/")[0]
+
+
+async def test_stopped_owner_is_fenced(tmp_path: Path) -> None:
+    async with outside_world(delay_s=0.5) as world, running_stack(tmp_path) as stack:
+        traffic = await Traffic.start(stack, world, RUNS)
+        try:
+            await traffic.until_executions(2 * RUNS)
+            groups = await traffic.record.groups_of("scheduler-1")
+            before = await traffic.record.terms()
+            assert groups
+            stack.pause("scheduler-1")
+
+            async def taken_over() -> bool:
+                return (await traffic.record.groups_of("scheduler-2")) >= groups
+
+            await eventually(taken_over, timeout_s=30)
+            after = await traffic.record.terms()
+            assert all(after[g] > before[g] for g in groups)
+            stack.resume("scheduler-1")
+            # Awake, it finds out by a commit that PostgreSQL refuses.
+            await eventually(lambda: '"commit_refused"' in stack.log("scheduler-1", lines=500), timeout_s=30)
+            await traffic.finish()
+            assert await traffic.judge() == {}
+        finally:
+            await traffic.close()
+
+
+async def test_stopped_worker_records_nothing_more(tmp_path: Path) -> None:
+    async with outside_world(delay_s=0.5) as world, running_stack(tmp_path) as stack:
+        traffic = await Traffic.start(stack, world, RUNS)
+        try:
+            await traffic.until_executions(2 * RUNS)
+            victim = await traffic.incarnation("worker-1")
+            stack.pause("worker-1")
+            held = (await traffic.record.open_legs()).get(victim, [])
+            assert held, "the victim held no leg"
+
+            async def none_left() -> bool:
+                return victim not in await traffic.record.open_legs()
+
+            await eventually(none_left, timeout_s=30)
+            folded = {(s.run, s.step) for s in await traffic.record.steps() if s.worker == victim}
+            stack.resume("worker-1")
+            await traffic.finish()
+            legs = await traffic.record.legs()
+            repeats = await traffic.judge()
+            assert any(legs[run] > 1 for run in held)
+            assert {run_of(key) for key in repeats} <= set(held)
+            now = {(s.run, s.step) for s in await traffic.record.steps() if s.worker == victim}
+            assert now == folded, "the zombie's outcome was recorded"
+        finally:
+            await traffic.close()
+
+
+async def unfolded_entries(stack: RunningStack, traffic: Traffic) -> int:
+    """Journal entries in JetStream that PostgreSQL does not have yet."""
+    generation = int(str(await traffic.record.one("SELECT journal_generation FROM cluster")))
+    bus = await Bus.connect(stack.settings.nats, name="test")
+    try:
+        state = await bus.stream_state(journal_stream(generation))
+    finally:
+        await bus.close()
+    folded = int(str(await traffic.record.one("SELECT count(*) FROM run_entry")))
+    return (state.last_sequence if state else 0) - folded
+
+
+async def test_deleted_journal(tmp_path: Path) -> None:
+    async with outside_world(delay_s=0.3) as world, running_stack(tmp_path) as stack:
+        traffic = await Traffic.start(stack, world, RUNS)
+        try:
+            await traffic.until_executions(RUNS)
+            before = int(str(await traffic.record.one("SELECT journal_generation FROM cluster")))
+            # The owners are held for a moment, shorter than their lease, so that entries pile up unfolded.
+            for name in ("scheduler-1", "scheduler-2"):
+                stack.pause(name)
+
+            async def piled_up() -> bool:
+                return await unfolded_entries(stack, traffic) > 50
+
+            await eventually(piled_up, timeout_s=10)
+            await stack.kill("nats", hold=True)
+            shutil.rmtree(stack.data_dir / "nats")
+            for name in ("scheduler-1", "scheduler-2"):
+                stack.resume(name)
+            await stack.start("nats")
+            await traffic.finish()
+            after = int(str(await traffic.record.one("SELECT journal_generation FROM cluster")))
+            assert after > before, "no new generation was opened"
+            legs = await traffic.record.legs()
+            repeats = await traffic.judge()
+            assert any(leg > 1 for leg in legs.values())
+            assert all(count <= legs[run_of(key)] for key, count in repeats.items())
+        finally:
+            await traffic.close()
+
+
+async def test_deleted_etcd_store(tmp_path: Path) -> None:
+    async with outside_world(delay_s=0.3) as world, running_stack(tmp_path) as stack:
+        traffic = await Traffic.start(stack, world, RUNS)
+        try:
+            await traffic.until_executions(RUNS)
+            assert await traffic.record.open_legs()
+            await stack.kill("etcd", hold=True)
+            shutil.rmtree(stack.data_dir / "etcd")
+            await stack.start("etcd")
+            await traffic.finish()
+            legs = await traffic.record.legs()
+            repeats = await traffic.judge()
+            assert all(count <= legs[run_of(key)] for key, count in repeats.items())
+        finally:
+            await traffic.close()

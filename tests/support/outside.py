@@ -1,0 +1,84 @@
+"""The outside world of robustness tests: a small HTTP server that keeps a log of every call that reaches it.
+
+A step `POST`s to `/steps/<run>/<step>`; the server holds the call for as long as the test told it to, then answers. The log has
+each call's idempotency key and the moment it came, so a test can say which steps were executed more than once, and when.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+__all__ = ["Execution", "Outside", "outside_world"]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """One call that came in. Times are seconds since the Unix epoch."""
+
+    key: str
+    step: str
+    came_at: float
+
+
+@dataclass
+class Outside:
+    """The log, and how long calls take."""
+
+    port: int
+    delay_s: float = 0.05
+    executions: list[Execution] = field(default_factory=list)
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def by_key(self) -> dict[str, list[Execution]]:
+        """Executions by idempotency key, in order of arrival."""
+        found: dict[str, list[Execution]] = defaultdict(list)
+        for execution in self.executions:
+            found[execution.key].append(execution)
+        return found
+
+
+@asynccontextmanager
+async def outside_world(delay_s: float = 0.05) -> AsyncIterator[Outside]:
+    """Serve on a free port within this event loop until the block is left. The gate is open at first."""
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    world = Outside(sock.getsockname()[1], delay_s)
+    world.gate.set()
+
+    async def step(request: Request) -> JSONResponse:
+        key = request.headers["idempotency-key"]
+        world.executions.append(Execution(key, request.path_params["step"], time.time()))
+        await asyncio.sleep(world.delay_s)
+        await world.gate.wait()
+        return JSONResponse({"key": key})
+
+    app = Starlette(routes=[Route("/steps/{step}", step, methods=["POST"])])
+    config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    try:
+        while not server.started:
+            await asyncio.sleep(0.01)
+        yield world
+    finally:
+        world.gate.set()
+        server.should_exit = True
+        await serving
+        sock.close()
