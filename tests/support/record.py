@@ -125,5 +125,6 @@ async def add_entries(engine: AsyncEngine, run_id: bytes, rows: Sequence[dict[st
         | {"run_id": UUID(bytes=run_id), "index": number}
         for number, row in enumerate(rows, start=1)
     ]
-    async with engine.connect() as connection:
-        await connection.execute(INSERT_ENTRY, complete)
+    if complete:
+        async with engine.connect() as connection:
+            await connection.execute(INSERT_ENTRY, complete)
