@@ -1,8 +1,9 @@
 """Composition root of the worker.
 
 States: CONNECTING (bus, evaluators) → REGISTERING → OPEN → LAPSED → REGISTERING …, until it is told to stop (SIGTERM,
-or a drain asked for by the registry): DRAINING → DEREGISTERED → exit code 0. When a task that an incarnation needs dies,
-the service stops with exit code 1: its supervisor starts a fresh one, and the owners find its legs by its lease.
+or a drain asked for by the registry): DRAINING → DEREGISTERED → exit code 0. When a task that an incarnation needs
+dies, the service stops with exit code 1: its supervisor starts a fresh one, and the owners find its legs by its
+lease.
 """
 
 from __future__ import annotations

@@ -32,26 +32,27 @@ class Intake:
         self._subject = subject
         self._table = table
         self.reading = asyncio.Event()
-        """Set once jobs can arrive."""
+        """Set while jobs can arrive."""
+        self._told = False
 
     async def run(self) -> None:
         """For ever."""
         while True:
             consumer = self._bus.consume(JOBS_STREAM, self._subject, 1)
+            opened = asyncio.create_task(self._opened(consumer.live))
             try:
-                async with asyncio.TaskGroup() as group:
-                    opened = group.create_task(self._opened(consumer.live))
-                    try:
-                        while True:
-                            for message in await consumer.next_batch(_BATCH):
-                                self._take(message.data)
-                            # A full stream of jobs must not keep running legs from their turn.
-                            await asyncio.sleep(0)
-                    finally:
-                        opened.cancel()
-            except* StreamLost as lost:
-                _log.warning("jobs_stream_lost", error=str(lost.exceptions[0]))
+                while True:
+                    for message in await consumer.next_batch(_BATCH):
+                        self._take(message.data)
+                    # A full stream of jobs must not keep running legs from their turn.
+                    await asyncio.sleep(0)
+            except StreamLost as lost:
+                if self.reading.is_set() or not self._told:
+                    _log.warning("jobs_stream_lost", error=str(lost))
+                    self._told = True
+                self.reading.clear()
             finally:
+                opened.cancel()
                 await consumer.close()
             await asyncio.sleep(_PAUSE_S)
 

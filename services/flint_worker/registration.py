@@ -1,8 +1,9 @@
 """Registering with the fleet and keeping the lease.
 
-States: REGISTERING (tried for ever, with a bounded wait: the registry may come later) → HELD (a heartbeat each interval,
-to any replica) → LAPSED (our own validity has passed, or the registry says that the incarnation ended): the lease's
-`ended` is set and the caller begins anew with another incarnation. When the heartbeat task dies the lease lapses.
+States: REGISTERING (tried for ever, with a bounded wait: the registry may come later) → HELD (a heartbeat each
+interval, to any replica) → LAPSED (our own validity has passed, or the registry says that the incarnation ended): the
+lease's `ended` is set and the caller begins anew with another incarnation. When the heartbeat task dies the lease
+lapses.
 """
 
 from __future__ import annotations

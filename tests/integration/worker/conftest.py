@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from flint_bus import Bus
+from flint_ops.config import JournalSettings, NatsSettings
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
+sys.path.insert(0, str(Path(__file__).parent))
+from nats_server import NatsServer
+from worker_bench import Bench
+
+
+@pytest.fixture(scope="module")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    server = NatsServer(tmp_path_factory.mktemp("nats"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
+    """A server that the test may kill."""
+    server = NatsServer(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def bench(nats: NatsServer) -> AsyncIterator[Bench]:
+    bus = await Bus.connect(NatsSettings(urls=[nats.url]), name="test")
+    await bus.create_journal(1, JournalSettings())
+    bench = await Bench.open(bus)
+    yield bench
+    await bench.close()
+    await bus.close()
+
+
+@pytest.fixture
+async def own_bench(own_nats: NatsServer) -> AsyncIterator[Bench]:
+    bus = await Bus.connect(NatsSettings(urls=[own_nats.url]), name="test")
+    await bus.create_journal(1, JournalSettings())
+    bench = await Bench.open(bus)
+    yield bench
+    await bench.close()
+    await bus.close()

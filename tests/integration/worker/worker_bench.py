@@ -1,0 +1,192 @@
+"""Drives legs with jobs of our own making and reads what they wrote, without any other service."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+
+from flint_bus import Bus, Subscription, journal_stream
+from flint_bus.subjects import DEFINITIONS, journal_subject
+from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_contracts.gen.flint.journal.v1 import journal_pb2
+from flint_core.definition import compile_definition
+from flint_core.ids import make_run_id
+from flint_core.machine import MachineLimits
+from flint_core.program import Program
+from flint_jq import EvaluatorPool
+from flint_ops.clock import boottime, now_ms
+from flint_ops.config import LimitSettings, Settings
+from flint_worker.calls import Caller
+from flint_worker.definitions import Definitions
+from flint_worker.executors import Executor, ResolvedCall
+from flint_worker.executors.noop import NoopExecutor
+from flint_worker.lease import Lease
+from flint_worker.leg import Leg, LegServices
+from flint_worker.secrets import SecretResolver
+
+INCARNATION = "0123456789abcdef0123456789abcdef"
+STREAM = journal_stream(1)
+
+
+class Probe:
+    """An executor that records its calls and does what the test says."""
+
+    def __init__(self, act: Callable[[ResolvedCall], Any] | None = None) -> None:
+        self.calls: list[ResolvedCall] = []
+        self.act = act
+        self.hold: asyncio.Event | None = None
+        self.begun = asyncio.Event()
+        self.cancelled = 0
+
+    async def execute(self, call: ResolvedCall) -> Any:
+        self.calls.append(call)
+        self.begun.set()
+        if self.hold is not None:
+            try:
+                await self.hold.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        return self.act(call) if self.act is not None else {"n": len(self.calls)}
+
+    async def close(self) -> None:
+        pass
+
+
+class Bench:
+    def __init__(self, bus: Bus, services: LegServices, probe: Probe) -> None:
+        self.bus = bus
+        self.services = services
+        self.probe = probe
+        self.programs: dict[bytes, Program] = {}
+        self.lease = Lease(INCARNATION, 1, boottime(), 300)
+        self._answering: Subscription | None = None
+
+    @classmethod
+    async def open(cls, bus: Bus, settings: Settings | None = None) -> Bench:
+        settings = settings or Settings()
+        limits: LimitSettings = settings.limits
+        evaluators = EvaluatorPool(1, limits.evaluate_ms, limits.evaluate_bytes, limits.payload_bytes)
+        await evaluators.start()
+        probe = Probe()
+        executors: dict[str, Executor] = {"noop": NoopExecutor(), "http": probe}
+        services = LegServices(
+            bus=bus,
+            definitions=Definitions(bus),
+            evaluators=evaluators,
+            caller=Caller(executors, SecretResolver(settings.secrets, evaluators), limits.payload_bytes),
+            limits=limits,
+            machine_limits=MachineLimits(limits.payload_bytes, limits.state_bytes, limits.steps_per_run),
+            inline_wait_ms=200,
+        )
+        bench = cls(bus, services, probe)
+        bench._answering = await bus.subscribe(DEFINITIONS, bench._answer)
+        return bench
+
+    async def close(self) -> None:
+        if self._answering is not None:
+            await self._answering.close()
+        await self.services.definitions.close()
+        await self.services.evaluators.close()
+
+    def _answer(self, message: Any) -> None:
+        program = self.programs.get(bytes.fromhex(message.subject.rsplit(".", 1)[1]))
+        encoded = program.encode() if program is not None else b""
+        message.respond(dispatch_pb2.DefinitionResponse(program=encoded).SerializeToString())
+
+    def define(self, do: Sequence[Any], **document: Any) -> Program:
+        """Compiles `do:` of a workflow."""
+        source = {
+            "document": {"dsl": "1.0.3", "namespace": "default", "name": "test", "version": "1.0.0"},
+            "do": list(do),
+            **document,
+        }
+        compiled = compile_definition(orjson.dumps(source))
+        assert compiled.program is not None, compiled.findings
+        self.programs[compiled.program.hash] = compiled.program
+        return compiled.program
+
+    def job(self, program: Program, input: Any = None, **fields: Any) -> dispatch_pb2.Job:
+        run_id = make_run_id(0, now_ms(), os.urandom(9))
+        values: dict[str, Any] = {
+            "run_id": run_id,
+            "namespace": "default",
+            "workflow_id": "test",
+            "version": "1.0.0",
+            "definition_hash": program.hash,
+            "leg": 1,
+            "leg_nonce": os.urandom(16),
+            "claimant": INCARNATION,
+            "generation": 1,
+            "input": orjson.dumps(input if input is not None else {}),
+            "create_time_ms": now_ms(),
+            "trace_id": bytes(16),
+        }
+        values.update(fields)
+        return dispatch_pb2.Job(**values)
+
+    def next_job(self, job: dispatch_pb2.Job, entries: Sequence[journal_pb2.JournalEntry], seal: int) -> dispatch_pb2.Job:
+        """What the owner would send after folding these entries and appending a SEAL at sequence `seal`."""
+        following = dispatch_pb2.Job()
+        following.CopyFrom(job)
+        following.leg += 1
+        following.leg_nonce = os.urandom(16)
+        following.expected_sequence = seal
+        for entry in entries:
+            following.position = entry.index
+            if entry.snapshot:
+                following.snapshot = entry.snapshot
+                following.input = b""
+                del following.events[:]
+            else:
+                following.events.append(entry.events)
+        return following
+
+    async def seal(self, job: dispatch_pb2.Job) -> int:
+        entry = journal_pb2.JournalEntry(run_id=job.run_id, leg_nonce=job.leg_nonce, seal=True)
+        return await self.bus.append(
+            journal_subject(1, 0, job.run_id),
+            entry.SerializeToString(),
+            msg_id=f"seal.{job.leg_nonce.hex()}",
+            stream=STREAM,
+        )
+
+    def leg(self, job: dispatch_pb2.Job, lease: Lease | None = None) -> Leg:
+        return Leg(job, lease or self.lease, self.services)
+
+    async def run(self, job: dispatch_pb2.Job, timeout_s: float = 20) -> str:
+        """Runs one leg to its end; how it ended."""
+        async with asyncio.timeout(timeout_s):
+            return await self.leg(job).run()
+
+    async def entries(self, job: dispatch_pb2.Job) -> list[journal_pb2.JournalEntry]:
+        """What the run's journal holds, in order, SEALs included."""
+        found: list[journal_pb2.JournalEntry] = []
+        last = await self.bus.last_message(STREAM, journal_subject(1, 0, job.run_id))
+        if last is None:
+            return found
+        consumer = self.bus.consume(STREAM, journal_subject(1, 0, job.run_id), 1)
+        try:
+            async with asyncio.timeout(10):
+                while True:
+                    for message in await consumer.next_batch():
+                        found.append(journal_pb2.JournalEntry.FromString(message.data))
+                        if message.sequence == last.sequence:
+                            return found
+        finally:
+            await consumer.close()
+
+
+def noops(count: int) -> list[dict[str, Any]]:
+    return [{f"step{n}": {"call": "noop", "with": {"output": {"n": n}}}} for n in range(count)]
+
+
+def https(count: int) -> list[dict[str, Any]]:
+    return [
+        {f"step{n}": {"call": "http", "with": {"method": "get", "endpoint": "http://example.test/"}}}
+        for n in range(count)
+    ]
