@@ -49,8 +49,10 @@ def python(name: str, code: str, **more: object) -> ChildSpec:
 
 
 def file_probe(path: Path) -> Callable[[], Awaitable[None]]:
+    there = path.exists
+
     async def probe() -> None:
-        if not os.path.lexists(path):
+        if not there():
             raise ProbeFailed(f"{path.name} is not there")
 
     return probe
@@ -137,8 +139,10 @@ async def test_a_child_that_keeps_dying_is_started_again_until_it_lives(bench: B
 
 
 def absent_probe(path: Path) -> Callable[[], Awaitable[None]]:
+    crashing = path.exists
+
     async def probe() -> None:
-        if os.path.lexists(path):
+        if crashing():
             raise ProbeFailed("crashing")
 
     return probe
