@@ -1,8 +1,8 @@
 """Ids of runs: UUIDs of version 7 that carry their shard.
 
 Layout (RFC 9562): 48 bits of Unix milliseconds, version 7, `rand_a` whose low ten bits are the shard, variant, 62
-random bits. So ids sort by creation, and the shard of a run is known from its id alone, without a hash and without a lookup: a
-scheduler that accepts a run draws an id in a shard it owns.
+random bits. So ids sort by creation, and the shard of a run is known from its id alone, without a hash and without a
+lookup: a scheduler that accepts a run draws an id in a shard it owns.
 """
 
 from __future__ import annotations

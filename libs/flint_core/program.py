@@ -2,7 +2,7 @@
 
 A program is a flat list of tasks that name each other by index (task 0 is the workflow itself), so that neither
 decoding nor executing it recurses. It is plain frozen data: it encodes to canonical JSON, and the hash of those bytes
-is its identity. Values that a definition writes stay templates (JSON with `${ … }` strings in it); `plan` compiles them once.
+is its identity. Values that a definition writes stay templates (JSON with `${ … }` strings); `plan` compiles them.
 """
 
 from __future__ import annotations
