@@ -218,7 +218,7 @@ class Steward:
             await self._give(leaving, lease)
         won: list[int] = []
         for group, target in targets.items():
-            if target != self._id or group in self._holdings.groups or group in self._permitted:
+            if target != self._id or group in self._holdings.groups or self._permitted.get(group, self._id) != self._id:
                 continue
             if await self._coord.create(keys.group(group), self._id, lease.id):
                 won.append(group)
