@@ -70,11 +70,14 @@ def print_json(value: Any) -> None:
     sys.stdout.flush()
 
 
+_DERIVED = ("id", "incarnation", "workflow_id", "version")
+
+
 def _plain(value: Any) -> dict[str, Any]:
-    plain = asdict(value)
-    if "id" not in plain and hasattr(value, "id"):
-        plain = {"id": value.id, **plain}
-    return plain
+    """The fields, after the short names that commands take and that are only parts of other fields."""
+    fields = asdict(value)
+    derived = {name: getattr(value, name) for name in _DERIVED if name not in fields and hasattr(value, name)}
+    return {**derived, **fields}
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], empty: str) -> None:

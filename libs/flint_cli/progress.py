@@ -64,6 +64,7 @@ class RunProgress:
         self.run: Run | None = None
         self.notes: list[str] = []
         self.interrupted = False
+        self._leg_lost = False
         self._steps: dict[tuple[str, str], StepProgress] = {}
 
     def apply(self, event: WatchEvent) -> list[str]:
@@ -117,11 +118,16 @@ class RunProgress:
     def _see_run(self, run: Run) -> list[str]:
         before, self.run = self.run, run
         lines: list[str] = []
-        if before is not None and run.leg > before.leg > 0:
-            self._drop_provisional()
-            where = f" on {run.worker}" if run.worker else ""
-            if before.state is RunState.RUNNING:
-                lines += self._note(f"continues as leg {run.leg}{where}")
+        if before is not None and run.leg >= before.leg > 0:
+            if before.state is RunState.RUNNING and run.state is RunState.QUEUED:
+                self._leg_lost = True  # lost with its worker, or given back by it: the next leg goes on from the record
+                self._drop_provisional()
+            if run.leg > before.leg:
+                self._drop_provisional()
+                if self._leg_lost or before.state is RunState.RUNNING:
+                    where = f" on {run.worker}" if run.worker else ""
+                    lines += self._note(f"continues as leg {run.leg}{where}")
+                self._leg_lost = False
         if before is None or before.state is not run.state:
             lines.append(self._run_line(run))
         if run.cancel_requested and (before is None or not before.cancel_requested) and not run.state.terminal:

@@ -119,8 +119,16 @@ def test_a_new_leg_after_a_lost_worker_is_told_and_drops_what_was_not_recorded()
     progress = RunProgress()
     progress.apply(RunSnapshot(run(), (step("/do/0/a"),), 1))
     progress.apply(StepBegan(step("/do/1/b", StepState.RUNNING, provisional=True), 1))
-    assert progress.apply(RunChanged(run(leg=2), (), 2)) == ["continues as leg 2 on worker-2"]
+    assert progress.apply(RunChanged(run(RunState.QUEUED, worker=""), (), 2)) == ["run queued"]
+    assert progress.apply(RunChanged(run(leg=2), (), 3)) == ["continues as leg 2 on worker-2", "run running"]
     assert [root.name for root in progress.roots()] == ["a"]
+
+
+def test_the_leg_after_a_wait_is_not_worth_a_word() -> None:
+    progress = RunProgress()
+    progress.apply(RunSnapshot(run(), (), 1))
+    progress.apply(RunChanged(run(RunState.WAITING), (), 2))
+    assert progress.apply(RunChanged(run(leg=2), (), 3)) == ["run running"]
 
 
 def test_a_snapshot_after_a_reconnect_tells_only_what_is_new() -> None:
