@@ -4,12 +4,11 @@ import asyncio
 
 import pytest
 from eventually import eventually
-from nats_server import NatsServer
-
 from flint_bus import Bus, StoredMessage, StreamLost, journal_stream
 from flint_bus.consumer import Consumer
 from flint_bus.subjects import journal_filter, journal_subject
 from flint_ops.config import JournalSettings
+from nats_server import NatsServer
 
 RUN = bytes(range(16))
 STREAM = journal_stream(1)
@@ -132,9 +131,8 @@ async def test_a_wiped_store_is_told(own_bus: Bus, own_nats: NatsServer) -> None
     own_nats.kill()
     own_nats.wipe()
     own_nats.start()
+    await eventually(lambda: not consumer.live.is_set())
     async with asyncio.timeout(15):
-        while consumer.live.is_set():
-            await asyncio.sleep(0.01)
         assert len(await consumer.next_batch()) == 3
         with pytest.raises(StreamLost):
             await consumer.next_batch()

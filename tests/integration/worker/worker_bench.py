@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
-
 from flint_bus import Bus, Subscription, journal_stream
 from flint_bus.subjects import DEFINITIONS, journal_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
@@ -129,7 +128,9 @@ class Bench:
         values.update(fields)
         return dispatch_pb2.Job(**values)
 
-    def next_job(self, job: dispatch_pb2.Job, entries: Sequence[journal_pb2.JournalEntry], seal: int) -> dispatch_pb2.Job:
+    def next_job(
+        self, job: dispatch_pb2.Job, entries: Sequence[journal_pb2.JournalEntry], seal: int
+    ) -> dispatch_pb2.Job:
         """What the owner would send after folding these entries and appending a SEAL at sequence `seal`."""
         following = dispatch_pb2.Job()
         following.CopyFrom(job)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_worker.table import LegTable
+
+INCARNATION = "inc"
+
+
+class FakeLeg:
+    """A leg that runs until the test says so."""
+
+    def __init__(self, job: dispatch_pb2.Job) -> None:
+        self.job = job
+        self.run_id = "run"
+        self.begun = False
+        self.in_progress = False
+        self.dropped = self.drained = self.cancelled = self.gave_up = False
+        self.ending = asyncio.Event()
+        self.task: asyncio.Task[str] | None = None
+
+    def start(self) -> asyncio.Task[str]:
+        self.task = asyncio.create_task(self._run())
+        return self.task
+
+    async def _run(self) -> str:
+        await self.ending.wait()
+        return "succeeded"
+
+    def drop(self) -> None:
+        self.dropped = True
+        assert self.task is not None
+        self.task.cancel()
+
+    def drain(self) -> None:
+        self.drained = True
+
+    def give_up(self) -> None:
+        self.gave_up = True
+
+    def request_cancel(self) -> None:
+        self.cancelled = True
+
+
+class Room:
+    def __init__(self, slots: int = 2) -> None:
+        self.legs: dict[bytes, FakeLeg] = {}
+        self.table = LegTable(INCARNATION, slots, self._make)  # type: ignore[arg-type]
+
+    def _make(self, job: dispatch_pb2.Job) -> FakeLeg:
+        leg = self.legs[job.leg_nonce] = FakeLeg(job)
+        return leg
+
+    def offer(
+        self, nonce: bytes, sequence: int = 0, watermark: int = 0, claimant: str = INCARNATION, session: bytes = b"s"
+    ) -> bool:
+        return self.table.offer(
+            dispatch_pb2.Job(
+                leg_nonce=nonce, claimant=claimant, sequence=sequence, watermark=watermark, owner_session=session
+            )
+        )
+
+
+@pytest.fixture
+async def room() -> Room:
+    return Room()
+
+
+async def finish(leg: FakeLeg) -> None:
+    leg.ending.set()
+    assert leg.task is not None
+    await asyncio.wait({leg.task})
+    await asyncio.sleep(0)
+
+
+async def test_a_job_is_taken_once(room: Room) -> None:
+    assert room.offer(b"a")
+    assert not room.offer(b"a")
+    await finish(room.legs[b"a"])
+    assert not room.offer(b"a")
+    assert room.table.idle.is_set()
+
+
+async def test_a_job_for_another_incarnation_is_refused(room: Room) -> None:
+    assert not room.offer(b"a", claimant="older")
+
+
+async def test_more_than_slots_wait_and_begin_in_order(room: Room) -> None:
+    for nonce in (b"a", b"b", b"c", b"d"):
+        assert room.offer(nonce)
+    assert set(room.legs) == {b"a", b"b"}
+    assert room.table.held == 4
+    await finish(room.legs[b"a"])
+    assert set(room.legs) == {b"a", b"b", b"c"}
+
+
+async def test_settled_sequences_are_forgotten_and_refused(room: Room) -> None:
+    assert room.offer(b"a", sequence=1)
+    assert room.offer(b"b", sequence=2)
+    assert room.offer(b"c", sequence=4, watermark=2)
+    assert not room.offer(b"x", sequence=2)  # settled: a late one is never begun
+    assert not room.offer(b"a", sequence=1)
+    assert room.offer(b"d", sequence=3)  # late, but not settled
+    assert room.offer(b"e", sequence=1, session=b"another owner")
+    assert room.table._taken == {b"c", b"d", b"e"}
+
+
+async def test_a_leg_not_begun_is_released_and_its_job_refused_for_ever(room: Room) -> None:
+    for nonce in (b"a", b"b", b"c"):
+        room.offer(nonce)
+    assert room.table.release(b"a", journal_lost=False)  # runs, but nothing left the process yet
+    assert room.legs[b"a"].dropped
+    assert room.table.release(b"c", journal_lost=False)  # waited
+    assert room.table.release(b"never seen", journal_lost=False)
+    assert not room.offer(b"never seen")
+    assert not room.offer(b"c")
+
+
+async def test_a_leg_that_has_begun_is_not_released(room: Room) -> None:
+    room.offer(b"a")
+    room.legs[b"a"].begun = True
+    assert not room.table.release(b"a", journal_lost=False)
+    assert not room.legs[b"a"].dropped
+
+
+async def test_a_leg_that_has_ended_is_released(room: Room) -> None:
+    room.offer(b"a")
+    room.legs[b"a"].begun = True
+    await finish(room.legs[b"a"])
+    assert room.table.release(b"a", journal_lost=False)
+
+
+async def test_with_a_lost_journal_a_begun_leg_is_released_once_nothing_is_in_progress(room: Room) -> None:
+    room.offer(b"a")
+    leg = room.legs[b"a"]
+    leg.begun = leg.in_progress = True
+    assert not room.table.release(b"a", journal_lost=True)
+    assert leg.gave_up
+    assert not leg.dropped
+    leg.in_progress = False
+    assert room.table.release(b"a", journal_lost=True)
+    assert leg.dropped
+
+
+async def test_cancelling_a_waiting_leg_begins_it_to_end_it(room: Room) -> None:
+    for nonce in (b"a", b"b", b"c"):
+        room.offer(nonce)
+    room.table.cancel(b"c")
+    assert room.legs[b"c"].job.cancel_requested
+    room.table.cancel(b"a")
+    assert room.legs[b"a"].cancelled
+
+
+async def test_draining_reaches_running_waiting_and_later_legs(room: Room) -> None:
+    for nonce in (b"a", b"b", b"c"):
+        room.offer(nonce)
+    room.table.drain()
+    assert all(leg.drained for leg in room.legs.values())
+    assert set(room.legs) == {b"a", b"b", b"c"}
+    assert room.offer(b"d")
+    assert room.legs[b"d"].drained
+
+
+async def test_dropping_all_leaves_nothing_and_takes_nothing(room: Room) -> None:
+    for nonce in (b"a", b"b", b"c"):
+        room.offer(nonce)
+    tasks = room.table.drop_all()
+    await asyncio.wait(tasks)
+    await asyncio.sleep(0)
+    assert room.table.held == 0
+    assert set(room.legs) == {b"a", b"b"}
+    assert not room.offer(b"z")
