@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +22,7 @@ from flint_stack.errors import StackError
 from flint_stack.layout import Layout, StackSecrets
 from flint_stack.orphans import end_orphans
 from flint_stack.ports import DEFAULT_PORT_BASE, Counts, Ports, check_free
+from flint_stack.preparation import begin_preparation, finish_preparation, is_prepared
 from flint_stack.servers import EtcdServer, NatsServer, NatsUser, PostgresServer
 from flint_stack.servers.nats import PERMISSIONS
 from flint_stack.services import ServicePlan
@@ -31,7 +31,6 @@ from flint_stack.supervisor import ChildEvent, Supervisor
 
 __all__ = ["Stack", "StackOptions", "no_children", "no_settings"]
 
-_PREPARE_DEADLINE_S = 120.0
 _GIB = 2**30
 _Part = TypeVar("_Part")
 
@@ -169,10 +168,15 @@ class Stack:
         if options.servers_only:
             await supervisor.start(servers)
         else:
-            self._preparing = await self._begin_prepare()
+            self._preparing = await begin_preparation(layout, child_environment(options.environ))
             await supervisor.start(servers)
-            await asyncio.gather(self._finish_prepare(self._preparing), supervisor.start(extras))
-            await supervisor.start(services)
+            finishing = finish_preparation(layout, configuration.settings, self._preparing)
+            if is_prepared(layout, configuration.settings):
+                # This build has prepared this database before, so the services need not wait: they look for themselves.
+                await _all(finishing, supervisor.start([*extras, *services]))
+            else:
+                await _all(finishing, supervisor.start(extras))
+                await supervisor.start(services)
         supervisor.set_phase("ready", addresses=self._addresses)
 
     def _servers(
@@ -211,30 +215,17 @@ class Stack:
             wanted.extend((f"{kind}-{number}'s operator's port", port) for number, port in enumerate(operators, 1))
         return wanted
 
-    async def _begin_prepare(self) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "flint_stack.prepare",
-            "--data-dir",
-            str(self.layout.root),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            env=child_environment(self.options.environ),
-            start_new_session=True,
-        )
 
-    async def _finish_prepare(self, process: asyncio.subprocess.Process) -> None:
-        """Lets the waiting process migrate and waits for its end."""
-        try:
-            async with asyncio.timeout(_PREPARE_DEADLINE_S):
-                _, said = await process.communicate(b"go\n")
-        except TimeoutError:
-            raise StackError(f"The database's schema was not ready within {_PREPARE_DEADLINE_S:g} s.") from None
-        if process.returncode != 0:
-            reason = said.decode(errors="replace").strip()
-            raise StackError(f"The database cannot be prepared: {reason or f'exit code {process.returncode}'}")
+async def _all(*parts: Coroutine[Any, Any, None]) -> None:
+    """Runs all at once; the first failure cancels the rest and is raised as it is."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        for done in asyncio.as_completed(tasks):
+            await done
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _started(part: _Part | None) -> _Part:

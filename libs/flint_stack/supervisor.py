@@ -44,7 +44,8 @@ _EXEC_CHILD = str(Path(__file__).with_name("exec_child.py"))
 class ChildEvent:
     """Something that happened to a child.
 
-    `started`; `ready`; `unready`: for long; `stumbled`: died before it was ever ready; `died`; `killed`: at its end.
+    `started`; `ready`; `unready`: for long; `stumbled`: died before it was ever ready; `died`; `killed`: it did not end
+    in time when asked; `ended`: on request.
     """
 
     name: str
@@ -73,7 +74,7 @@ class Supervisor:
     """Runs children below one data directory; to be used from one event loop in the main thread.
 
     `die_with_supervisor=False` leaves the children alone when this process dies; `environ` is what they inherit. The
-    caller holds the directory's lock. `broken` is set when a child cannot be kept any more; `broken_by` says why.
+    caller holds the directory's lock. `on_event` must not raise. `broken` is set when a child cannot be kept any more; `broken_by` says why.
     """
 
     def __init__(
@@ -379,6 +380,7 @@ class Supervisor:
         await asyncio.gather(child.keeper, return_exceptions=True)
         child.state = "held"
         self._write_state()
+        self._on_event(ChildEvent(child.spec.name, "ended"))
 
     def _clear_group(self, pid: int) -> None:
         """Kills what is left of a child's process group: nobody's children may outlive it."""

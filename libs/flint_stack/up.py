@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flint_ops.config import Settings
 from rich.console import Console
@@ -67,9 +68,9 @@ async def up(options: StackOptions, console: Console, *, demo: Demo | None = Non
                 if not await _start(stack, requests):
                     return 130
             if stack.orphans_ended:
-                console.print(f"Ended {stack.orphans_ended} processes that an earlier Flint had left behind.")
+                _say(console, f"Ended {stack.orphans_ended} processes that an earlier Flint had left behind.")
             print_addresses(console, stack.addresses(), _pids(stack), stack.layout)
-            console.print(f"Ready in {loop.time() - began:.1f} s. Ctrl-C stops everything.")
+            _say(console, f"Ready in {loop.time() - began:.1f} s. Ctrl-C stops everything.")
             return await _serve(stack, requests, console, demo)
     finally:
         for number in _SIGNALS:
@@ -110,7 +111,7 @@ async def detach(command: Sequence[str], data_dir: Path, console: Console) -> No
     process.returncode = 0  # it goes on without us, on purpose
     pids = {child.name: child.identity.pid for child in state.children}
     print_addresses(console, state.addresses, pids, layout)
-    console.print(f"Flint runs in the background, process {state.supervisor.pid}. `flint down` stops it.")
+    _say(console, f"Flint runs in the background, process {state.supervisor.pid}. `flint down` stops it.")
 
 
 def print_addresses(console: Console, addresses: dict[str, str], pids: dict[str, int], layout: Layout) -> None:
@@ -120,8 +121,8 @@ def print_addresses(console: Console, addresses: dict[str, str], pids: dict[str,
         table.add_column(column, no_wrap=True)
     for name in sorted(pids, key=lambda name: (not name.startswith("gateway"), list(pids).index(name))):
         table.add_row(name, addresses.get(name, ""), addresses.get(f"{name}/ops", ""), str(pids[name]))
-    console.print(table)
-    console.print(f"Data, logs and the local key lie in {escape(str(layout.root))}.", highlight=False, soft_wrap=True)
+    _say(console, table)
+    _say(console, f"Data, logs and the local key lie in {escape(str(layout.root))}.", highlight=False, soft_wrap=True)
 
 
 @asynccontextmanager
@@ -130,9 +131,9 @@ async def _stopping(stack: Stack, requests: _Requests, console: Console) -> Asyn
         yield
     finally:
         if stack.running:
-            console.print("Stopping: workers finish their steps, then the services, then the servers.")
+            _say(console, "Stopping: workers finish their steps, then the services, then the servers.")
             await stack.stop(hurry=requests.hurry)
-            console.print("Stopped.")
+            _say(console, "Stopped.")
 
 
 async def _start(stack: Stack, requests: _Requests) -> bool:
@@ -171,9 +172,15 @@ async def _show(demo: Demo, settings: Settings, console: Console) -> int:
     try:
         await demo(settings, console)
     except Exception as error:  # whatever it is, the stack is fine and stays
-        console.print(f"The demo failed: {escape(str(error) or type(error).__name__)}", style="red")
+        _say(console, f"The demo failed: {escape(str(error) or type(error).__name__)}", style="red")
         return 1
     return 0
+
+
+def _say(console: Console, *words: object, **how: Any) -> None:
+    """Prints, unless the terminal has gone: a stack must be stopped in order even when nobody reads how."""
+    with contextlib.suppress(OSError):
+        console.print(*words, **how)
 
 
 def _pids(stack: Stack) -> dict[str, int]:
@@ -183,9 +190,9 @@ def _pids(stack: Stack) -> dict[str, int]:
 def _reporter(console: Console) -> Callable[[ChildEvent], None]:
     def report(event: ChildEvent) -> None:
         if event.kind == "died":
-            console.print(f"{event.name} ended ({escape(event.detail)}); it is started again.", style="yellow")
+            _say(console, f"{event.name} ended ({escape(event.detail)}); it is started again.", style="yellow")
         elif event.kind in ("unready", "killed"):
-            console.print(f"{event.name}: {escape(event.detail)}.", style="yellow")
+            _say(console, f"{event.name}: {escape(event.detail)}.", style="yellow")
 
     return report
 
@@ -196,5 +203,5 @@ def _status(console: Console, text: str) -> Iterator[None]:
         with console.status(text):
             yield
     else:
-        console.print(f"{text}.")
+        _say(console, f"{text}.")
         yield

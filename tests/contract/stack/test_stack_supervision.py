@@ -82,6 +82,23 @@ async def test_a_signal_stops_everything_and_leaves_nothing(tmp_path: Path, numb
         assert not (data_dir / "postgres" / "data" / "postmaster.pid").exists()
 
 
+async def test_a_terminal_that_has_gone_does_not_keep_anything_running(tmp_path: Path) -> None:
+    data_dir = tmp_path / "flint"
+    reading, writing = os.pipe()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, DRIVER, str(data_dir), stdout=writing, stderr=writing
+    )
+    os.close(writing)
+    try:
+        await ready_state(data_dir)
+        os.close(reading)
+        process.send_signal(signal.SIGHUP)
+        await process.wait()
+        assert traces(data_dir) == []
+    finally:
+        await down(data_dir, Console(quiet=True), hurry=True)
+
+
 async def test_a_signal_during_the_start_leaves_nothing(tmp_path: Path) -> None:
     data_dir = tmp_path / "flint"
     async with driver(data_dir) as process:
