@@ -141,8 +141,8 @@ class EvaluatorPool:
                 continue  # the caller is gone
             try:
                 await self._turn(lane, question)
-            except (EvaluatorsBusy, OSError) as error:
-                _settle(question, EvaluatorsBusy(str(error)))
+            except Exception as error:  # a lane must not die with its queue: whoever asked hears of it
+                _settle(question, error if isinstance(error, EvaluatorsBusy) else EvaluatorsBusy(repr(error)))
             except asyncio.CancelledError:
                 _settle(question, EvaluatorsBusy("the evaluators are closed"))
                 raise
@@ -157,10 +157,11 @@ class EvaluatorPool:
                 # This process itself may have been held up, and the answer be there already.
                 await asyncio.wait({asking}, timeout=_GRACE_S)
         finally:
-            if not asking.done():
-                asking.cancel()
+            late = not asking.done()
+            asking.cancel()
         failure: EvaluationFailed
-        if not asking.done():
+        if late:
+            await asyncio.wait({asking})  # so that nobody reads from the process any more
             failure = EvaluationFailed("timeout", f"the expression took longer than {self._evaluate_s * 1000:g} ms")
         elif isinstance(asking.exception(), EOFError):
             failure = EvaluationFailed("memory", "the expression needs too much memory, or it crashed jq")
@@ -169,9 +170,9 @@ class EvaluatorPool:
                 question.answer.set_result(asking.result())
             return
         _settle(question, failure)
-        del self._processes[lane]
         self.replaced += 1
         await process.kill()
+        del self._processes[lane]
         with suppress(EvaluatorsBusy, OSError):  # the next question tries again, and reports it
             await self._ready(lane)
 

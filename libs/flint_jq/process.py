@@ -89,10 +89,14 @@ class EvaluatorProcess:
         if self._process.returncode is None:
             with suppress(ProcessLookupError):  # it ended by itself; wait() below reaps it
                 os.killpg(self._process.pid, signal.SIGKILL)
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None  # noqa: S101  (pipes by construction)
+        stdin.close()
         try:
             async with asyncio.timeout(_END_S):
+                while await stdout.read(2**20):
+                    pass  # what it had written already
                 await self._process.wait()
-        except TimeoutError:
-            return  # killed but not gone: stuck in the kernel, nothing more can be done from here
+                await stdin.wait_closed()
+        except (TimeoutError, OSError):
+            return  # killed but not gone, stuck in the kernel; or the pipe broke with it

@@ -99,7 +99,7 @@ async def test_logging_builtins_are_silent(pool: EvaluatorPool) -> None:
         ("[range(0; 1e12)]", {"timeout", "memory"}),
         ("def f: [., .] | f; f", {"timeout", "memory"}),
         ('reduce range(0; 40) as $i ("x" * 1000; . + .)', {"memory", "timeout"}),
-        ('"a" * 34 + "b" | test("^(a?){34}(a|a|aa)*(a*)*(a*)*c$")', {"timeout", "memory", "runtime"}),
+        ('"a" * 40 + "b" | test("^(a+)+$")', {"timeout", "runtime"}),
         ("def f: 1 + f; f", {"timeout", "memory"}),
     ],
 )
