@@ -73,8 +73,9 @@ class _Child:
 class Supervisor:
     """Runs children below one data directory; to be used from one event loop in the main thread.
 
-    `die_with_supervisor=False` leaves the children alone when this process dies; `environ` is what they inherit. The
-    caller holds the directory's lock. `on_event` must not raise. `broken` is set when a child cannot be kept any more; `broken_by` says why.
+    `die_with_supervisor=False` leaves the children alone when this process dies; `environ` is what they inherit;
+    `on_event` must not raise. The caller holds the directory's lock. `broken` is set when a child cannot be kept any
+    more; `broken_by` says why.
     """
 
     def __init__(

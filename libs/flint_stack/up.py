@@ -179,7 +179,7 @@ async def _show(demo: Demo, settings: Settings, console: Console) -> int:
 
 def _say(console: Console, *words: object, **how: Any) -> None:
     """Prints, unless the terminal has gone: a stack must be stopped in order even when nobody reads how."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, SystemExit):  # at a broken pipe rich would end the program
         console.print(*words, **how)
 
 
