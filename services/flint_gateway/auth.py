@@ -147,15 +147,28 @@ class AuthInterceptor(HandlerWrapper):
         return call
 
     def _stream(self, policy: Policy, behaviour: Any) -> Any:
+        known = self._keys.known
+
         async def generate(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             authorization = _authorization(context)
-            principal = self._keys.known(authorization) or await self._keys.find(authorization)
+            principal = known(authorization) or await self._keys.find(authorization)
             _permit(policy, principal, request)
             _principal.set(principal)
+            if policy.scope is Scope.EACH:
+                request = self._checked(authorization, request)
             async for response in behaviour(request, context):
+                # A stream may outlive its key: nothing is sent on one that was revoked longer ago than the cache's ttl.
+                if known(authorization) is None:
+                    _permit(policy, await self._keys.find(authorization), request)
                 yield response
 
         return generate
+
+    async def _checked(self, authorization: str, requests: Any) -> AsyncIterator[Any]:
+        """The requests of a stream; the principal that `current_principal` gives to their reader is kept true."""
+        async for request in requests:
+            _principal.set(self._keys.known(authorization) or await self._keys.find(authorization))
+            yield request
 
 
 def _authorization(context: grpc.aio.ServicerContext[Any, Any]) -> str:

@@ -17,7 +17,7 @@ from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_rpc.errors import ErrorReason, Refused, field_invalid, status_proto
 from flint_rpc.names import parse_run
 
-from flint_gateway.auth import authorise
+from flint_gateway.auth import authorise, current_principal
 from flint_gateway.principals import Principal
 from flint_gateway.watching import Hub, Sink
 
@@ -32,9 +32,9 @@ _ANSWER_BYTES = 2**20
 class AwaitStream:
     """See the module. `answers` is used once."""
 
-    def __init__(self, hub: Hub, principal: Principal) -> None:
+    def __init__(self, hub: Hub) -> None:
         self._hub = hub
-        self._principal = principal
+        self._principal: Principal | None = None
         self._permitted: set[str] = set()
         self._open: dict[int, tuple[str, Sink]] = {}
         self._next = 0
@@ -75,14 +75,18 @@ class AwaitStream:
                         f"more than {_NAMES_PER_STREAM} names are open on this stream",
                         retry_after_s=1.0,
                     )
+                principal = current_principal()
+                if principal is not self._principal:  # looked up anew: its role may have changed
+                    self._principal = principal
+                    self._permitted.clear()
                 for name in request.names:
-                    self._wait(name)
+                    self._wait(name, principal)
         finally:
             self._wake.set()
 
-    def _wait(self, name: str) -> None:
+    def _wait(self, name: str, principal: Principal) -> None:
         try:
-            self._permit(name)
+            self._permit(name, principal)
             number = self._next
             self._next += 1
             sink = partial(self._answered, number, name)
@@ -96,12 +100,12 @@ class AwaitStream:
             self._answers.append((name, error))
             self._wake.set()
 
-    def _permit(self, name: str) -> None:
+    def _permit(self, name: str, principal: Principal) -> None:
         parts = name.split("/", 2)
         namespace = parts[1] if len(parts) == 3 else ""
         if namespace not in self._permitted:
             namespace = parse_run(name, "names").namespace
-            authorise(self._principal, identity_pb2.ROLE_VIEWER, namespace)
+            authorise(principal, identity_pb2.ROLE_VIEWER, namespace)
             self._permitted.add(namespace)
 
     def _answered(self, number: int, name: str, result: runs_pb2.Run | Refused) -> None:

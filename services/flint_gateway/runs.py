@@ -22,7 +22,6 @@ from flint_rpc.paging import PageBinding, page_size
 from flint_rpc.tracing import new_trace_id, trace_id_of
 from flint_rpc.upstream import Client
 
-from flint_gateway.auth import current_principal
 from flint_gateway.awaiting import AwaitStream
 from flint_gateway.reading import RunReader
 from flint_gateway.results import TERMINAL
@@ -241,7 +240,7 @@ class RunServicer(RunServiceServicer):
     async def AwaitRuns(self, request_iterator: Any, context: Context) -> AsyncIterator[runs_pb2.AwaitRunsResponse]:
         """Answers each name once, many in a message."""
         with self._hub.admit():
-            async for response in AwaitStream(self._hub, current_principal()).answers(request_iterator):
+            async for response in AwaitStream(self._hub).answers(request_iterator):
                 yield response
 
     async def WatchRun(

@@ -55,6 +55,27 @@ async def test_a_revoked_key_is_refused_after_the_cache_ttl(empty_house: Any, re
         await caller.start()
 
 
+async def test_an_open_stream_ends_with_its_key(empty_house: Any, refused: Any) -> None:
+    house = empty_house
+    await house.open("identity.cache_ttl_s=0.1")
+    token = house.record.key("default", identity_pb2.ROLE_VIEWER)
+    viewer = house.client(token)
+    run = house.record.add()
+    watch = viewer.runs.WatchRun(runs_pb2.WatchRunRequest(name=run.name), metadata=viewer.metadata, timeout=20)
+    await watch.read()
+    waits = viewer.runs.AwaitRuns(metadata=viewer.metadata, timeout=20)
+    await waits.write(runs_pb2.AwaitRunsRequest(names=["nonsense"]))
+    await waits.read()
+    house.record.keys[token.split("_")[1]][1].revoke_time.GetCurrentTime()
+    await eventually(lambda: house.gateway._keys.known(f"Bearer {token}") is None)
+    house.record.change(run, runs_pb2.Run.STATE_SUCCEEDED)
+    with refused(UNAUTHENTICATED, "CREDENTIALS_INVALID"):
+        await watch.read()
+    with refused(UNAUTHENTICATED, "CREDENTIALS_INVALID"):
+        await waits.write(runs_pb2.AwaitRunsRequest(names=[run.name]))
+        await waits.read()
+
+
 async def test_a_key_expires_within_the_cache_too(house: Any) -> None:
     token = house.record.key("default", identity_pb2.ROLE_VIEWER)
     key = house.record.keys[token.split("_")[1]][1]

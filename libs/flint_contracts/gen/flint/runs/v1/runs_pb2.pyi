@@ -547,7 +547,7 @@ class AwaitRunResponse(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def run(self) -> Global___Run:
-        """The run; look at its state to see whether it has ended."""
+        """The run, without input; look at its state to see whether it has ended."""
 
     def __init__(
         self,
@@ -623,7 +623,7 @@ class AwaitedRun(_message.Message):
     """The name as sent."""
     @_builtins.property
     def run(self) -> Global___Run:
-        """The ended run."""
+        """The ended run, without input."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
@@ -788,7 +788,9 @@ class WatchRunRequest(_message.Message):
     name: _builtins.str
     """namespaces/{namespace}/runs/{run}. Required."""
     cursor: _builtins.int
-    """The cursor of the last message seen. Unset: begin with a snapshot. Set: begin with the changes after it."""
+    """The cursor of the last message seen. Unset: begin with a snapshot. Set: begin with the changes after it; with a
+    snapshot when the run has changed since.
+    """
     recorded_only: _builtins.bool
     """Leave out provisional hints about steps that have begun."""
     def __init__(
