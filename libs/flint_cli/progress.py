@@ -73,7 +73,8 @@ class RunProgress:
             case RunSnapshot(run, steps, _):
                 before = self._said()
                 self._steps.clear()
-                return [*self._see_run(run), *self._see_steps(steps, before)]
+                lines, recorded = self._see_run(run), self._see_steps(steps, before)
+                return [*recorded, *lines] if run.state.terminal else [*lines, *recorded]
             case RunChanged(run, steps, _):
                 before = self._said()
                 # Steps first: the run's end is the last thing that is told.
