@@ -39,25 +39,25 @@ class Binding:
         if compiled.deferred:
             self.guarded = tuple(
                 source
-                for text in template_strings(template)
+                for _, text in template_strings(template)
                 for source in expressions_in(text)
                 if not compile_expression(source, variables=variables).fast
             )
         self.run: Run = compiled.evaluate
 
 
-def template_strings(template: Any) -> Iterator[str]:
-    """The strings of a template that hold expressions, in order."""
-    stack = [template]
+def template_strings(template: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """The strings of a template that hold expressions, in order, each with the path to it."""
+    stack: list[tuple[tuple[str | int, ...], Any]] = [((), template)]
     while stack:
-        node = stack.pop()
+        path, node = stack.pop()
         if isinstance(node, str):
             if "${" in node:
-                yield node
+                yield path, node
         elif isinstance(node, dict):
-            stack.extend(reversed(node.values()))
+            stack.extend(((*path, key), member) for key, member in reversed(node.items()))
         elif isinstance(node, list):
-            stack.extend(reversed(node))
+            stack.extend(((*path, index), node[index]) for index in range(len(node) - 1, -1, -1))
 
 
 def expressions_in(text: str) -> list[str]:

@@ -123,19 +123,23 @@ class Context:
         strings = list(template_strings(value))
         if not strings:
             return value
-        if "secrets" not in variables and any(_SECRET.search(text) for text in strings):
-            message = "$secrets may be used in the arguments of a call only, so that no secret reaches the run's state"
-            self.error(Rule.SECRET, message, pointer)
-            return value
+        if "secrets" not in variables:
+            for path, text in strings:
+                if _SECRET.search(text):
+                    message = (
+                        "$secrets may be used in the arguments of a call only, so that none reaches the run's state"
+                    )
+                    self.error(Rule.SECRET, message, join_pointer(pointer, *path))
+                    return value
         try:
             compile_template(value, variables=variables)
         except ExpressionSyntaxError as error:
             place = pointer + str(getattr(error, "pointer", ""))
             self.error(Rule.EXPRESSION, f"expression: {error.message}", place, offset=error.offset)
             return value
-        for text in strings:
+        for path, text in strings:
             for source in expressions_in(text):
-                self._note(source, pointer)
+                self._note(source, join_pointer(pointer, *path))
         return value
 
     def expression(self, value: Any, pointer: str, variables: frozenset[str], what: str) -> str | None:

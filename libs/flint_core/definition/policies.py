@@ -121,7 +121,7 @@ class Reusable:
         context = self.context
         members = context.mapping(value, pointer, "'backoff'", _BACKOFFS)
         if len(members) != 1:
-            if isinstance(value, dict):
+            if isinstance(value, dict) and len(members) == len(value):
                 context.error(Rule.INVALID_VALUE, "'backoff' is one of constant, linear and exponential", pointer)
             return {}
         kind, options = next(iter(members.items()))

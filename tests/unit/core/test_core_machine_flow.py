@@ -1,7 +1,6 @@
 """Data flow, order of tasks, switch, for, raise, functions of `use`."""
 
 import pytest
-
 from flint_core.machine import Failed, MachineLimits, StepState
 from flint_core.problems import ProblemType
 
@@ -147,7 +146,10 @@ def test_a_for_over_no_array_is_an_expression_problem(run):
 
 
 def test_raise_inline_and_by_name(run):
-    inline = run("do: [{r: {raise: {error: {type: 'https://e.x/no', status: 409, title: T, detail: '${ .why }'}}}}]", {"why": "w"})
+    inline = run(
+        "do: [{r: {raise: {error: {type: 'https://e.x/no', status: 409, title: T, detail: '${ .why }'}}}}]",
+        {"why": "w"},
+    )
     assert inline.problem.to_json() == {
         "type": "https://e.x/no",
         "status": 409,
@@ -209,7 +211,8 @@ def test_secrets_stay_deferred(run):
     driver = run(
         "use: {secrets: [key]}\n"
         "do:\n"
-        "  - a: {call: noop, with: {output: {plain: '${ .x }', auth: 'Bearer ${ $secrets.key }', one: '${ $secrets.key }'}}}\n",
+        "  - a: {call: noop, with: {output: {plain: '${ .x }',"
+        " auth: 'Bearer ${ $secrets.key }', one: '${ $secrets.key }'}}}\n",
         {"x": 1},
         lambda call: "ok",
     )

@@ -1,7 +1,6 @@
 """wait, timeouts, fork, cancel."""
 
 import pytest
-
 from flint_core.durations import Duration, DurationError, parse_duration
 from flint_core.effects import Call, CancelEffect, Timer, TimerKind
 from flint_core.machine import Cancelled, Succeeded
@@ -38,7 +37,9 @@ def test_durations(value, duration):
     assert parse_duration(value) == duration
 
 
-@pytest.mark.parametrize("value", ["", "P", "PT", "1S", "PT-1S", {}, {"weeks": 1}, {"seconds": -1}, {"seconds": True}, 5, None])
+@pytest.mark.parametrize(
+    "value", ["", "P", "PT", "1S", "PT-1S", {}, {"weeks": 1}, {"seconds": -1}, {"seconds": True}, 5, None]
+)
 def test_what_is_no_duration(value):
     with pytest.raises(DurationError):
         parse_duration(value)
@@ -102,7 +103,8 @@ def test_compete_takes_the_first_success_and_cancels_the_rest(run, down):
         "  - f:\n"
         "      fork:\n"
         "        compete: true\n"
-        "        branches: [{slow: {wait: PT1M}}, {bad: {call: noop}}, {mid: {do: [{w: {wait: PT5S}}, {s: {set: {r: mid}}}]}}]\n",
+        "        branches: [{slow: {wait: PT1M}}, {bad: {call: noop}},"
+        " {mid: {do: [{w: {wait: PT5S}}, {s: {set: {r: mid}}}]}}]\n",
         outcome=lambda call: down(),
     )
     assert driver.output == {"r": "mid"}

@@ -1,14 +1,15 @@
 """try, catch, retry."""
 
 import pytest
-
 from flint_core.effects import Timer, TimerKind
 from flint_core.problems import Problem, ProblemType, canonical_type
 
 
 def delays(driver):
     """Pauses before retries, in ms, measured from the failure before."""
-    return [effect.until_ms for effect in driver.effects if isinstance(effect, Timer) and effect.kind is TimerKind.RETRY]
+    return [
+        effect.until_ms for effect in driver.effects if isinstance(effect, Timer) and effect.kind is TimerKind.RETRY
+    ]
 
 
 def test_a_caught_error_is_bound_and_the_catch_gives_the_output(run, down):
@@ -16,7 +17,8 @@ def test_a_caught_error_is_bound_and_the_catch_gives_the_output(run, down):
         "do:\n"
         "  - t:\n"
         "      try: [{a: {call: noop}}]\n"
-        "      catch: {as: err, do: [{h: {set: {status: '${ $err.status }', was: '${ .k }', at: '${ $err.instance }'}}}]}\n",
+        "      catch: {as: err, do: [{h: {set: {status: '${ $err.status }',"
+        " was: '${ .k }', at: '${ $err.instance }'}}}]}\n",
         {"k": 1},
         lambda call: down(),
     )
@@ -95,7 +97,10 @@ def test_a_retry_repeats_with_the_same_key_and_the_next_attempt(run, down):
         ("{delay: PT1S, backoff: {linear: {}}, limit: {attempt: {count: 4}}}", [1000, 2000, 3000]),
         ("{delay: PT1S, backoff: {linear: {increment: PT5S}}, limit: {attempt: {count: 4}}}", [1000, 6000, 11000]),
         ("{delay: PT1S, backoff: {exponential: {}}, limit: {attempt: {count: 5}}}", [1000, 2000, 4000, 8000]),
-        ("{delay: PT4M, backoff: {exponential: {factor: 3}}, limit: {attempt: {count: 4}}}", [240_000, 600_000, 600_000]),
+        (
+            "{delay: PT4M, backoff: {exponential: {factor: 3}}, limit: {attempt: {count: 4}}}",
+            [240_000, 600_000, 600_000],
+        ),
         ("{delay: PT1S, backoff: {exponential: {maxDelay: PT3S}}, limit: {attempt: {count: 4}}}", [1000, 2000, 3000]),
         ("{delay: '${ {seconds: $error.status - 500} }', limit: {attempt: {count: 2}}}", [3000]),
         ("{limit: {attempt: {count: 1}}}", []),
@@ -162,7 +167,8 @@ def test_an_attempt_that_takes_too_long_is_repeated(run):
         "do:\n"
         "  - t:\n"
         "      try: [{w: {wait: PT10S}}]\n"
-        "      catch: {errors: {with: {status: 408}}, retry: {delay: PT1S, limit: {attempt: {count: 2, duration: PT5S}}}}\n"
+        "      catch: {errors: {with: {status: 408}},"
+        " retry: {delay: PT1S, limit: {attempt: {count: 2, duration: PT5S}}}}\n"
     )
     driver = run(body, {})
     assert driver.problem.type == ProblemType.TIMEOUT

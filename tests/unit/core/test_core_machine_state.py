@@ -1,0 +1,169 @@
+"""Snapshots, pending effects, late and wrong answers, limits, the events' encoding."""
+
+import orjson
+import pytest
+from flint_core.effects import Call, CancelEffect, Timer
+from flint_core.events import (
+    CallFailed,
+    CallSucceeded,
+    CancelRequested,
+    Evaluated,
+    EvaluateFailed,
+    TimerFired,
+    decode_events,
+    encode_events,
+)
+from flint_core.machine import Machine, MachineLimits, RunFacts, SnapshotError, StateTooLarge, Succeeded
+from flint_core.problems import Problem
+
+FACTS = RunFacts("run-1", "default", "demo", "1.0.0", 1_000, 5, 0, 7)
+PROBLEM = Problem("https://e.x/no", 418, "No", "d", "/do/0/a")
+
+
+def settled(machine):
+    while machine.advance(100):
+        pass
+    return machine
+
+
+def test_events_survive_their_encoding_but_for_evaluated():
+    events = [
+        CallSucceeded(1, {"a": [1, None]}, 5, 6),
+        CallFailed(2, PROBLEM, 5, 6, 700),
+        TimerFired(3, 9),
+        EvaluateFailed(4, PROBLEM, 9),
+        CancelRequested(10),
+    ]
+    assert decode_events(encode_events([*events[:2], Evaluated(9, 1), *events[2:]])) == events
+    assert decode_events(b"") == []
+
+
+@pytest.mark.parametrize("data", [b"{}", b"[1]", b'[["z",1]]', b'[["s",1]]', b"nonsense"])
+def test_bytes_that_are_no_events(data):
+    with pytest.raises(ValueError):
+        decode_events(data)
+
+
+def test_all_recorded_events_may_be_applied_at_once(program_of):
+    program = program_of(
+        "do:\n"
+        "  - a: {call: noop, with: {output: 1}}\n"
+        "  - s: {set: {n: '${ [limit(1; .)] | .[0] }'}}\n"
+        "  - b: {call: noop, with: {output: '${ .n }'}}\n"
+        "  - w: {wait: PT1M}\n"
+        "  - c: {call: noop}\n"
+    )
+    machine = Machine.start(program, FACTS, {}, 1_000)
+    for event in (CallSucceeded(1, 4, 1_000, 1_001), CallSucceeded(3, 5, 1_001, 1_002), TimerFired(4, 61_002)):
+        machine.apply(event)
+    settled(machine)
+    (question,) = machine.take_effects()  # the first call is answered already: only the expression is asked for
+    assert (question.effect_id, question.input) == (2, 4)
+    assert machine.pending() == [question]
+    machine.apply(Evaluated(2, 4))
+    settled(machine)
+    (call,) = machine.take_effects()
+    assert (call.name, call.effect_id, machine.now_ms) == ("c", 5, 61_002)
+    assert [f"{record.step[-1]}:{record.state}" for record in machine.take_records()] == [
+        *("a:succeeded", "s:succeeded", "b:succeeded", "w:waiting", "w:succeeded"),
+    ]
+
+
+def test_a_restored_machine_hands_out_what_it_waits_for_once(program_of):
+    program = program_of(
+        "use: {secrets: [k]}\n"
+        "do: [{f: {fork: {branches: [{w: {wait: PT1M}}, {a: {call: noop, timeout: {after: PT1H},"
+        " with: {output: {t: 'x ${ $secrets.k } ${ .n }'}}}}]}}}]"
+    )
+    machine = settled(Machine.start(program, FACTS, {"n": 1}, 1_000))
+    effects = machine.take_effects()
+    assert {type(effect) for effect in effects} == {Call, Timer}
+    again = Machine.restore(program, FACTS, machine.snapshot())
+    assert again.pending() == sorted(effects, key=lambda effect: effect.effect_id)
+    assert settled(again).take_effects() == []
+    once = Machine.restore(program, FACTS, machine.snapshot())
+    assert sorted(settled(once).take_effects(), key=lambda effect: effect.effect_id) == again.pending()
+
+
+def test_late_double_and_wrong_answers_are_ignored(program_of):
+    program = program_of("do: [{a: {call: noop}}, {b: {call: noop}}]")
+    machine = settled(Machine.start(program, FACTS, {}, 1_000))
+    for event in (TimerFired(1, 9_000), CallSucceeded(99, 1, 9_000, 9_000), Evaluated(1, 1)):
+        machine.apply(event)
+    settled(machine)
+    assert (machine.now_ms, machine.end) == (1_000, None)
+    machine.apply(CallSucceeded(1, "first", 1_000, 1_001))
+    machine.apply(CallSucceeded(1, "second", 1_000, 1_002))
+    settled(machine)
+    machine.apply(CallSucceeded(2, "done", 1_001, 1_003))
+    assert settled(machine).end == Succeeded("done")
+    machine.apply(CancelRequested(2_000))
+    assert settled(machine).end == Succeeded("done")
+
+
+def test_an_answer_after_the_deadline_changes_nothing(program_of):
+    program = program_of(
+        "do: [{t: {try: [{a: {call: noop, timeout: {after: PT1S}}}], catch: {do: [{w: {wait: PT1M}}]}}}]"
+    )
+    machine = settled(Machine.start(program, FACTS, {}, 1_000))
+    timer, call = machine.take_effects()
+    machine.apply(TimerFired(timer.effect_id, 2_000))
+    machine.apply(CallSucceeded(call.effect_id, "late", 1_000, 2_001))
+    settled(machine)
+    effects = machine.take_effects()
+    assert CancelEffect(call.effect_id) in effects
+    assert (machine.now_ms, machine.end) == (2_000, None)
+
+
+def test_time_never_goes_back(program_of):
+    machine = settled(Machine.start(program_of("do: [{a: {call: noop}}, {w: {wait: PT1S}}]"), FACTS, {}, 5_000))
+    machine.apply(CallSucceeded(1, {}, 3_000, 3_001))
+    settled(machine)
+    assert machine.take_effects()[-1].until_ms == 6_000
+
+
+def test_a_state_beyond_its_limit_is_refused_and_unharmed(program_of):
+    program = program_of("do: [{a: {call: noop, with: {output: '${ . }'}}}]")
+    machine = settled(Machine.start(program, FACTS, "x" * 500, 1_000, MachineLimits(state_bytes=400)))
+    with pytest.raises(StateTooLarge) as caught:
+        machine.snapshot()
+    assert caught.value.size > caught.value.limit == 400
+    machine.apply(CallSucceeded(1, "y", 1_000, 1_001))
+    assert settled(machine).end == Succeeded("y")
+
+
+def test_advance_works_in_slices(program_of):
+    machine = Machine.start(program_of("do: [{a: {set: {x: 1}}}, {b: {set: {x: 2}}}]"), FACTS, {}, 1_000)
+    slices = 0
+    while machine.advance(1):
+        slices += 1
+    assert slices > 4
+    assert machine.end == Succeeded({"x": 2})
+
+
+def test_only_outputs_that_something_reads_are_kept(program_of):
+    program = program_of(
+        "do: [{a: {set: {v: 1}}}, {b: {set: {v: 2}}}, {w: {wait: PT1M}}, {c: {set: {x: '${ $steps.a.v }'}}}]"
+    )
+    machine = settled(Machine.start(program, FACTS, {}, 1_000))
+    assert orjson.loads(machine.snapshot())["outputs"] == [[1, {"v": 1}]]
+
+
+def test_the_end_is_part_of_the_state(program_of):
+    program = program_of("do: [{a: {raise: {error: {type: 'https://e.x/no', status: 418, title: T}}}}]")
+    machine = settled(Machine.start(program, FACTS, {}, 1_000))
+    assert Machine.restore(program, FACTS, machine.snapshot()).end == machine.end
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b'{"format":2}', b"[]", b'{"format":1,"now":1}'])
+def test_bytes_that_are_no_snapshot(program_of, data):
+    with pytest.raises(SnapshotError):
+        Machine.restore(program_of("do: [{a: {call: noop}}]"), FACTS, data)
+
+
+def test_values_are_never_changed_in_place(program_of):
+    program = program_of("do: [{l: {for: {in: .l}, do: [{a: {set: {k: '${ . }', n: '${ $item }'}}}]}}]")
+    data = {"l": [[1], [2]]}
+    settled(Machine.start(program, FACTS, data, 1_000))
+    assert data == {"l": [[1], [2]]}
+    assert Machine.start(program, FACTS, data, 1_000).take_effects() == []
