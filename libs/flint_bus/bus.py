@@ -12,8 +12,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Final, Self
 
-import structlog
 from flint_ops.config import JournalSettings, NatsSettings
+from flint_ops.logging import get_logger
 
 from flint_bus.append import append_command, read_ack
 from flint_bus.consumer import Consumer
@@ -33,7 +33,7 @@ _CONNECT_TIMEOUT_S: Final = 2
 _RECONNECT_WAIT_S: Final = 0.2
 _PING_INTERVAL_S: Final = 5
 
-_log = structlog.get_logger("flint_bus")
+_log = get_logger("flint_bus")
 
 
 class Bus:

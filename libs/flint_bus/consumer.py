@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import structlog
+from flint_ops.logging import get_logger
 
 from flint_bus.errors import BusError, StreamApiError, StreamLost
 from flint_bus.messages import StoredMessage, parse_headers, status_of
@@ -41,7 +41,7 @@ _LONGEST_WAIT_S: Final = 2.0
 _NS: Final = 1_000_000_000
 _GONE_CODES: Final = frozenset({10059})
 
-_log = structlog.get_logger("flint_bus.consumer")
+_log = get_logger("flint_bus.consumer")
 
 
 class _FlowControl:

@@ -7,9 +7,9 @@ from typing import Final
 __all__ = [
     "DEFINITIONS",
     "FLEET_BEATS",
-    "WORKFLOWS",
     "JOBS_STREAM",
     "OWNERS",
+    "WORKFLOWS",
     "control_subject",
     "definition_subject",
     "hints_subject",

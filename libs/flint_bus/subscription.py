@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import structlog
+from flint_ops.logging import get_logger
 
 from flint_bus.messages import Message
 
@@ -22,7 +22,7 @@ MessageHandler = Callable[[Message], Awaitable[None] | None]
 
 _QUEUE_LIMIT: Final = 10_000
 
-_log = structlog.get_logger("flint_bus.subscription")
+_log = get_logger("flint_bus.subscription")
 
 
 class Subscription:

@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
-import structlog
+from flint_ops.logging import get_logger
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 from nats.errors import ProtocolError
@@ -28,7 +28,7 @@ Handler = Callable[[bytes, bytes, bytes, bytes | None], None]
 
 _LONGEST_LINE: Final = 65_536
 
-_log = structlog.get_logger("flint_bus.wire")
+_log = get_logger("flint_bus.wire")
 
 
 class _DirectParser(Parser):

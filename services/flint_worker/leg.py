@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections import deque
 from dataclasses import dataclass
-from functools import partial
 from typing import Final
 
 import orjson
 from flint_bus import Bus, MessageTooLarge
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
-from flint_core.effects import Call, CancelEffect, Evaluate, Timer, TimerKind
+from flint_core.effects import Call, Evaluate
 from flint_core.events import (
     CallFailed,
     CallSucceeded,
@@ -30,7 +28,6 @@ from flint_core.events import (
     Evaluated,
     EvaluateFailed,
     Event,
-    TimerFired,
     decode_events,
     encode_events,
 )
@@ -44,19 +41,19 @@ from flint_ops.logging import get_logger
 
 from flint_worker.calls import Caller
 from flint_worker.definitions import Definitions, DefinitionUnknown
+from flint_worker.effects import Effects, Progress
 from flint_worker.journal import JournalWriter, LegStopped
 from flint_worker.lease import Lease
 from flint_worker.records import end_of_run, step_records
 
-__all__ = ["Leg", "LegServices", "Progress"]
+__all__ = ["Leg", "LegServices"]
 
-_ENTRY_BYTES: Final = 300_000
+_ENTRY_BYTES: Final = 150_000
 """Outcomes beyond this size go into the next entry: an entry must fit into one message."""
-_ENTRY_RECORDS: Final = 1_000
+_ENTRY_RECORDS: Final = 500
 _SNAPSHOT_ENTRIES: Final = 64
 _SNAPSHOT_BYTES: Final = 200_000
 """A snapshot every so often bounds what the next leg must be sent and must replay."""
-_STOP_CALLS_S: Final = 5.0
 _BUSY_PAUSE_S: Final = 0.05
 _REPLAY_TRIES: Final = 3
 
@@ -76,54 +73,33 @@ class LegServices:
     inline_wait_ms: int
 
 
-class Progress:
-    """A call in progress, for hints."""
-
-    __slots__ = ("call", "hinted", "started_ms")
-
-    def __init__(self, call: Call, started_ms: int) -> None:
-        self.call = call
-        self.started_ms = started_ms
-        self.hinted = False
-
-
 class Leg:
     """One leg. `run` is its task's body; the other methods may be called from the same event loop at any time."""
 
     def __init__(self, job: dispatch_pb2.Job, lease: Lease, services: LegServices) -> None:
         self.job = job
         self.run_id = str(uuid.UUID(bytes=job.run_id))
-        self.trace_id: str = job.trace_id.hex()
         self.begun = False
         """Whether anything left this process: a call was started or an entry sent."""
-        self.progress: dict[int, Progress] = {}
-        """Calls in progress, by effect id."""
+        self.task: asyncio.Task[str] | None = None
+        self._trace_id: str = job.trace_id.hex()
         self._lease = lease
         self._services = services
-        self._loop = asyncio.get_running_loop()
         self._journal = JournalWriter(services.bus, lease, job)
-        self.task: asyncio.Task[str] | None = None
+        self._effects = Effects(self._perform)
         self._machine: Machine
         self._replaying = False
-        self._inbox: deque[Event] = deque()
+        self._answered: set[int] = set()
         self._unrecorded: list[Event] = []
         self._unrecorded_bytes = 0
         self._records: list[StepTrace] = []
-        self._calls: dict[int, Call] = {}
-        self._running: dict[int, asyncio.Task[CallSucceeded | CallFailed]] = {}
-        self._timers: dict[int, Timer] = {}
-        self._question: Evaluate | None = None
-        self._answered: set[int] = set()
         self._entries_since_snapshot = len(job.events)
         self._bytes_since_snapshot = sum(map(len, job.events))
-        self._waker: asyncio.Future[None] | None = None
-        self._inline = False
         self._fed = False
         self._draining = False
         self._giving_up = False
         self._dropped = False
         self._cancel_requested = False
-        self._stop_reason = ""
 
     # -- from outside -------------------------------------------------------------------------------------------------
 
@@ -133,31 +109,38 @@ class Leg:
         return self.task
 
     @property
+    def progress(self) -> dict[int, Progress]:
+        """Calls in progress, by effect id."""
+        return self._effects.progress
+
+    @property
     def in_progress(self) -> bool:
         """Whether a call is being executed."""
-        return bool(self.progress)
+        return bool(self._effects.progress)
 
     def request_cancel(self) -> None:
         """The run is to end early."""
         if self._cancel_requested:
             return
         self._cancel_requested = True
-        self._inbox.append(CancelRequested(now_ms()))
-        if self._inline and self.task is not None:
+        self._effects.inbox.append(CancelRequested(now_ms()))
+        if self._effects.alone and self.task is not None:
             self.task.cancel()
-        self._wake()
+        self._effects.wake()
 
     def drain(self) -> None:
         """Give the run back at the next boundary."""
         self._draining = True
-        self._wake()
+        self._effects.wake()
 
     def give_up(self) -> None:
         """Its journal is gone: stop as soon as nothing is in progress."""
         self._giving_up = True
-        if not self.in_progress:
+        if self.in_progress:
+            self._effects.on_quiet = self._journal.give_up.set
+        else:
             self._journal.give_up.set()
-        self._wake()
+        self._effects.wake()
 
     def drop(self) -> None:
         """Stop at once: nothing more is begun or appended."""
@@ -177,7 +160,7 @@ class Leg:
             _log.exception("leg_failed", run=self.run_id, leg=self.job.leg)
             return await self._fail_by_defect()
         finally:
-            await self._stop_calls()
+            await self._effects.stop()
 
     async def _run(self) -> str:
         if self._draining:
@@ -199,9 +182,7 @@ class Leg:
         fetching = asyncio.ensure_future(self._services.definitions.get(self.job.definition_hash))
         try:
             while not fetching.done() and not self._draining:
-                waker = self._waker = self._loop.create_future()
-                await asyncio.wait({fetching, waker}, return_when=asyncio.FIRST_COMPLETED)
-                self._waker = None
+                await self._effects.wait(also=fetching)
             return fetching.result() if fetching.done() else None
         finally:
             fetching.cancel()
@@ -233,45 +214,46 @@ class Leg:
             self.request_cancel()
 
     async def _turns(self) -> str:
-        machine = self._machine
+        machine, effects = self._machine, self._effects
+        inbox = effects.inbox
         if self._replaying:
             await self._drive()
             self._replaying = False  # what was recorded is told already: its traces were dropped
         while True:
-            if self._inbox and self._unrecorded_bytes < _ENTRY_BYTES:
+            if inbox and self._unrecorded_bytes < _ENTRY_BYTES:
                 self._feed()
             await self._drive()
             if machine.end is not None:
-                await self._stop_calls()
+                await effects.stop()
                 return await self._end_with(machine.end)
-            if self._timers:
-                self._fire_due()
-            if self._inbox and self._unrecorded_bytes < _ENTRY_BYTES:
+            if effects.timers:
+                effects.fire_due()
+            if inbox and self._unrecorded_bytes < _ENTRY_BYTES:
                 continue
-            if self._stop_reason:
-                raise LegStopped(self._stop_reason)
-            if not self._running:
+            if effects.stop_reason:
+                raise LegStopped(effects.stop_reason)
+            if not effects.running:
                 if self._giving_up:
                     raise LegStopped("given-up")
                 if self._draining:
                     return await self._yield()
-                if not self._calls:
-                    if not self._timers:
+                if not effects.calls:
+                    if not effects.timers:
                         raise RuntimeError("the machine waits for nothing")
-                    wake_at_ms = min(timer.until_ms for timer in self._timers.values())
-                    if wake_at_ms - now_ms() > self._services.inline_wait_ms:
+                    wake_at_ms = effects.next_timer_ms
+                    if not inbox and wake_at_ms - now_ms() > self._services.inline_wait_ms:
                         return await self._block(wake_at_ms)
             if self._unrecorded:
                 await self._append()
-            elif self._calls and not self._draining and not self._giving_up:
+            elif effects.calls and not self._draining and not self._giving_up:
                 await self._begin_calls()
-            elif not self._inbox:
-                await self._wait()
+            elif not inbox:
+                await effects.wait()
 
     # -- the machine --------------------------------------------------------------------------------------------------
 
     def _feed(self) -> None:
-        inbox = self._inbox
+        inbox = self._effects.inbox
         self._fed = True
         while inbox and self._unrecorded_bytes < _ENTRY_BYTES:
             event = inbox.popleft()
@@ -279,20 +261,19 @@ class Leg:
             self._unrecorded.append(event)
             if isinstance(event, CallSucceeded):
                 self._unrecorded_bytes += _size(event.output)
-            elif isinstance(event, TimerFired):
-                self._timers.pop(event.effect_id, None)
-            if isinstance(event, CancelRequested):
-                return  # the rest is of no interest any more
 
     async def _drive(self) -> None:
         """Pure work until the machine waits for the world, in slices between which others get their turn."""
-        machine = self._machine
+        machine, effects = self._machine, self._effects
         budget = self._services.limits.steps_per_turn
         while True:
             more = machine.advance(budget)
-            self._collect()
-            if self._question is not None:
-                question, self._question = self._question, None
+            records = machine.take_records()
+            if records and not self._replaying:
+                self._records += records
+            effects.note(machine.take_effects(), self._answered)
+            if effects.question is not None:
+                question, effects.question = effects.question, None
                 machine.apply(await self._evaluate(question))
                 continue
             if not more:
@@ -301,25 +282,6 @@ class Leg:
                 await self._append(with_snapshot=True)
             else:
                 await asyncio.sleep(0)
-
-    def _collect(self) -> None:
-        records = self._machine.take_records()
-        if records and not self._replaying:
-            self._records += records
-        for effect in self._machine.take_effects():
-            if isinstance(effect, Call):
-                self._calls[effect.effect_id] = effect
-            elif isinstance(effect, Timer):
-                self._timers[effect.effect_id] = effect
-            elif isinstance(effect, CancelEffect):
-                effect_id = effect.effect_id
-                self._timers.pop(effect_id, None)
-                self._calls.pop(effect_id, None)
-                running = self._running.get(effect_id)
-                if running is not None:
-                    running.cancel()
-            elif effect.effect_id not in self._answered:
-                self._question = effect
 
     async def _evaluate(self, question: Evaluate) -> Evaluated | EvaluateFailed:
         tries = 0
@@ -346,102 +308,31 @@ class Leg:
             else:
                 return Evaluated(question.effect_id, value)
 
-    # -- effects ------------------------------------------------------------------------------------------------------
+    # -- calls --------------------------------------------------------------------------------------------------------
 
     async def _begin_calls(self) -> None:
         if not self._lease.valid():
             raise LegStopped("lease")
         self.begun = True
-        if len(self._calls) == 1 and not self._running and not self._timers:
-            _, call = self._calls.popitem()
-            await self._call_here(call)
+        if not self._effects.single:
+            self._effects.begin()
             return
-        for effect_id, call in self._calls.items():
-            self.progress[effect_id] = Progress(call, now_ms())
-            task = asyncio.create_task(self._perform(call), name="call")
-            self._running[effect_id] = task
-            task.add_done_callback(partial(self._call_done, effect_id))
-        self._calls.clear()
-
-    async def _call_here(self, call: Call) -> None:
-        """The usual case, one call and nothing else to wait for: without a task of its own."""
-        self.progress[call.effect_id] = Progress(call, now_ms())
-        self._inline = True
         try:
-            self._inbox.append(await self._perform(call))
+            await self._effects.run_alone()
         except asyncio.CancelledError:
-            if self._dropped or not self._cancel_requested:
+            if self._dropped or not self._cancel_requested or self.task is None:
                 raise
-        finally:
-            self._inline = False
-            self.progress.pop(call.effect_id, None)
-        if self._cancel_requested and not self._dropped and self.task is not None:
-            while self.task.cancelling():
-                self.task.uncancel()
+        # A cancel of the run interrupted the call, not the leg: the machine is told of it next.
+        while self._cancel_requested and not self._dropped and self.task is not None and self.task.cancelling():
+            self.task.uncancel()
 
-    async def _perform(self, call: Call) -> CallSucceeded | CallFailed:
-        return await self._services.caller.perform(
-            call, self._lease, self.run_id, self.trace_id, self._deadline_s() if self._timers else None
-        )
-
-    def _deadline_s(self) -> float | None:
-        deadlines = [timer.until_ms for timer in self._timers.values() if timer.kind is TimerKind.DEADLINE]
-        return max(0.0, (min(deadlines) - now_ms()) / 1000) if deadlines else None
-
-    def _call_done(self, effect_id: int, done: asyncio.Task[CallSucceeded | CallFailed]) -> None:
-        self.progress.pop(effect_id, None)
-        self._running.pop(effect_id, None)
-        if done.cancelled():
-            pass  # it was not wanted any more
-        elif (error := done.exception()) is None:
-            self._inbox.append(done.result())
-        else:
-            self._stop_reason = error.reason if isinstance(error, LegStopped) else "defect"
-        if self._giving_up and not self.progress:
-            self._journal.give_up.set()
-        self._wake()
-
-    async def _stop_calls(self) -> None:
-        if not self._running:
-            return
-        tasks = list(self._running.values())
-        for task in tasks:
-            task.cancel()
-        _, left = await asyncio.wait(tasks, timeout=_STOP_CALLS_S)
-        if left:
-            _log.warning("calls_do_not_stop", run=self.run_id, calls=len(left))
-
-    def _fire_due(self) -> None:
-        now = now_ms()
-        for timer in sorted(self._timers.values(), key=lambda timer: (timer.until_ms, timer.effect_id)):
-            if timer.until_ms > now:
-                return
-            del self._timers[timer.effect_id]
-            self._inbox.append(TimerFired(timer.effect_id, now))
-
-    async def _wait(self) -> None:
-        """Until something happens: an outcome, a timer, or somebody outside."""
-        waker = self._waker = self._loop.create_future()
-        handle = None
-        if self._timers:
-            delay_s = (min(timer.until_ms for timer in self._timers.values()) - now_ms()) / 1000
-            handle = self._loop.call_later(max(0.0, delay_s), self._wake)
-        try:
-            await waker
-        finally:
-            self._waker = None
-            if handle is not None:
-                handle.cancel()
-
-    def _wake(self) -> None:
-        waker = self._waker
-        if waker is not None and not waker.done():
-            waker.set_result(None)
+    async def _perform(self, call: Call, deadline_s: float | None) -> CallSucceeded | CallFailed:
+        return await self._services.caller.perform(call, self._lease, self.run_id, self._trace_id, deadline_s)
 
     # -- the journal --------------------------------------------------------------------------------------------------
 
     async def _append(self, *, with_snapshot: bool = False, end: journal_pb2.LegEnd | None = None) -> None:
-        """One entry: everything fed and traced since the last one."""
+        """One entry: everything fed and traced since the last one. Raises LegStopped, also after a failed end."""
         events = encode_events(self._unrecorded) if self._unrecorded else b""
         size = len(events) + self._bytes_since_snapshot
         if end is None and (self._entries_since_snapshot >= _SNAPSHOT_ENTRIES or size > _SNAPSHOT_BYTES):
@@ -449,12 +340,17 @@ class Leg:
         try:
             snapshot = self._machine.snapshot() if with_snapshot else b""
         except StateTooLarge as error:
-            problem = Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, "State too large", str(error))
-            await self._stop_calls()
-            await self._end_with(Failed(problem))
+            await self._fail_by_size("State too large", str(error))
             raise LegStopped("failed") from None
         self.begun = True
-        await self._journal.append(step_records(self._records), events, snapshot, end)
+        try:
+            await self._journal.append(step_records(self._records), events, snapshot, end)
+        except MessageTooLarge as error:
+            if end is not None and not snapshot:
+                raise
+            self._unrecorded, self._records = [], []
+            await self._fail_by_size("Payload too large", str(error))
+            raise LegStopped("failed") from None
         self._unrecorded = []
         self._unrecorded_bytes = 0
         self._records = []
@@ -470,8 +366,7 @@ class Leg:
             await self._append(end=end_of_run(end))
         except MessageTooLarge as error:
             self._unrecorded, self._records = [], []
-            problem = Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, "Payload too large", str(error))
-            end = Failed(problem)
+            end = Failed(Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, "Payload too large", str(error)))
             await self._append(end=end_of_run(end))
         if isinstance(end, Succeeded):
             return "succeeded"
@@ -491,10 +386,14 @@ class Leg:
         await self._append(with_snapshot=self._fed, end=end)
         return "yielded"
 
+    async def _fail_by_size(self, title: str, detail: str) -> None:
+        await self._effects.stop()
+        await self._end_with(Failed(Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, title, detail)))
+
     async def _fail_by_defect(self) -> str:
         """A defect of the worker must end the run, not the worker, and not be met again on the next one (poison)."""
         self._unrecorded, self._records = [], []
-        await self._stop_calls()
+        await self._effects.stop()
         problem = Problem(
             ProblemType.RUNTIME, 500, "Defect in the worker", "the worker could not go on with the run; see its log"
         )

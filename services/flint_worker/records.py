@@ -23,6 +23,8 @@ _STATES: Final = {
     "waiting": runs_pb2.StepRecord.STATE_WAITING,
 }
 _DETAIL_LIMIT: Final = 4_096
+_STEP_DETAIL_LIMIT: Final = 512
+"""There may be hundreds of steps in an entry, which must fit into one message."""
 
 
 def timestamp(ms: int) -> Timestamp:
@@ -30,13 +32,13 @@ def timestamp(ms: int) -> Timestamp:
     return Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
 
 
-def problem_proto(problem: Problem) -> runs_pb2.Problem:
+def problem_proto(problem: Problem, detail_limit: int = _DETAIL_LIMIT) -> runs_pb2.Problem:
     """A problem as recorded; a very long detail is cut."""
     return runs_pb2.Problem(
-        type=problem.type,
+        type=problem.type[:1_024],
         status=problem.status,
-        title=problem.title,
-        detail=problem.detail[:_DETAIL_LIMIT],
+        title=problem.title[:1_024],
+        detail=problem.detail[:detail_limit],
         instance=problem.instance,
     )
 
@@ -58,7 +60,7 @@ def step_records(traces: Iterable[StepTrace]) -> list[runs_pb2.StepRecord]:
             record.end_time.seconds = trace.ended_ms // 1000
             record.end_time.nanos = trace.ended_ms % 1000 * 1_000_000
         if trace.problem is not None:
-            record.error.CopyFrom(problem_proto(trace.problem))
+            record.error.CopyFrom(problem_proto(trace.problem, _STEP_DETAIL_LIMIT))
         records.append(record)
     return records
 

@@ -1,0 +1,175 @@
+"""A leg's effects: calls and timers that the machine asked for, and what came of them.
+
+Outcomes gather in `inbox`, whoever brings them: calls that ended, timers that are due, a cancel from outside. The leg
+takes them from there one turn at a time and waits in `wait` while there is nothing to do. A call that is alone runs in
+the leg's own task; several run in tasks of their own, which end with the leg (`stop`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import Any, Final
+
+from flint_core.effects import Call, CancelEffect, Effect, Evaluate, Timer, TimerKind
+from flint_core.events import CallFailed, CallSucceeded, Event, TimerFired
+from flint_ops.clock import now_ms
+from flint_ops.logging import get_logger
+
+from flint_worker.journal import LegStopped
+
+__all__ = ["Effects", "Perform", "Progress"]
+
+_STOP_CALLS_S: Final = 5.0
+
+_log = get_logger("flint_worker.effects")
+
+Perform = Callable[[Call, float | None], Awaitable[CallSucceeded | CallFailed]]
+"""Executes a call, given the seconds until its outcome is no longer wanted."""
+
+
+class Progress:
+    """A call in progress, for hints."""
+
+    __slots__ = ("call", "hinted", "started_ms")
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.started_ms = now_ms()
+        self.hinted = False
+
+
+class Effects:
+    """Belongs to one leg and its event loop."""
+
+    def __init__(self, perform: Perform) -> None:
+        self.inbox: deque[Event] = deque()
+        self.calls: dict[int, Call] = {}
+        """Asked for, not begun."""
+        self.running: dict[int, asyncio.Task[CallSucceeded | CallFailed]] = {}
+        self.timers: dict[int, Timer] = {}
+        self.progress: dict[int, Progress] = {}
+        self.question: Evaluate | None = None
+        """The expression that stops everything until it is answered."""
+        self.stop_reason = ""
+        """Why the leg must stop, when a call found out."""
+        self.alone = False
+        """Whether a call runs in the leg's own task."""
+        self.on_quiet: Callable[[], None] | None = None
+        """Called when the last call in progress has ended."""
+        self._perform = perform
+        self._loop = asyncio.get_running_loop()
+        self._waker: asyncio.Future[None] | None = None
+
+    def note(self, effects: Iterable[Effect], answered: set[int]) -> None:
+        """What the machine asked for since the last time. `answered`: evaluations that are recorded as failed."""
+        for effect in effects:
+            if isinstance(effect, Call):
+                self.calls[effect.effect_id] = effect
+            elif isinstance(effect, Timer):
+                self.timers[effect.effect_id] = effect
+            elif isinstance(effect, CancelEffect):
+                effect_id = effect.effect_id
+                self.timers.pop(effect_id, None)
+                self.calls.pop(effect_id, None)
+                running = self.running.get(effect_id)
+                if running is not None:
+                    running.cancel()
+            elif effect.effect_id not in answered:
+                self.question = effect
+
+    # -- calls --------------------------------------------------------------------------------------------------------
+
+    @property
+    def single(self) -> bool:
+        """Whether exactly one call is to begin and nothing else can happen meanwhile but a command from outside."""
+        return len(self.calls) == 1 and not self.running and not self.timers
+
+    async def run_alone(self) -> None:
+        """The usual case, without a task of its own. Cancelling the leg's task cancels the call."""
+        effect_id, call = self.calls.popitem()
+        self.progress[effect_id] = Progress(call)
+        self.alone = True
+        try:
+            self.inbox.append(await self._perform(call, None))
+        finally:
+            self.alone = False
+            del self.progress[effect_id]
+
+    def begin(self) -> None:
+        """Begins all calls that were asked for, each in a task."""
+        deadline_s = self._deadline_s()
+        for effect_id, call in self.calls.items():
+            self.progress[effect_id] = Progress(call)
+            task = asyncio.ensure_future(self._perform(call, deadline_s))
+            self.running[effect_id] = task
+            task.add_done_callback(partial(self._done, effect_id))
+        self.calls.clear()
+
+    def _deadline_s(self) -> float | None:
+        deadlines = [timer.until_ms for timer in self.timers.values() if timer.kind is TimerKind.DEADLINE]
+        return max(0.0, (min(deadlines) - now_ms()) / 1000) if deadlines else None
+
+    def _done(self, effect_id: int, done: asyncio.Task[CallSucceeded | CallFailed]) -> None:
+        self.progress.pop(effect_id, None)
+        self.running.pop(effect_id, None)
+        if not done.cancelled():  # a cancelled one was not wanted any more
+            error = done.exception()
+            if error is None:
+                self.inbox.append(done.result())
+            else:
+                self.stop_reason = error.reason if isinstance(error, LegStopped) else "defect"
+        if not self.progress and self.on_quiet is not None:
+            self.on_quiet()
+        self.wake()
+
+    async def stop(self) -> None:
+        """Cancels the calls that run and waits for them, at most 5 s."""
+        if not self.running:
+            return
+        tasks = list(self.running.values())
+        for task in tasks:
+            task.cancel()
+        _, left = await asyncio.wait(tasks, timeout=_STOP_CALLS_S)
+        if left:
+            _log.warning("calls_do_not_stop", calls=len(left))
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def next_timer_ms(self) -> int:
+        """When the earliest timer is due. There must be one."""
+        return min(timer.until_ms for timer in self.timers.values())
+
+    def fire_due(self) -> None:
+        """Timers whose moment has come become events, in the order of their moments."""
+        now = now_ms()
+        for timer in sorted(self.timers.values(), key=lambda timer: (timer.until_ms, timer.effect_id)):
+            if timer.until_ms > now:
+                return
+            del self.timers[timer.effect_id]
+            self.inbox.append(TimerFired(timer.effect_id, now))
+
+    async def wait(self, also: asyncio.Future[Any] | None = None) -> None:
+        """Until something happens: an outcome, a timer, `wake`, or `also` is done."""
+        waker = self._waker = self._loop.create_future()
+        handle = None
+        if self.timers:
+            handle = self._loop.call_later(max(0.0, (self.next_timer_ms - now_ms()) / 1000), self.wake)
+        try:
+            if also is None:
+                await waker
+            else:
+                await asyncio.wait({waker, also}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._waker = None
+            if handle is not None:
+                handle.cancel()
+
+    def wake(self) -> None:
+        """Ends `wait`."""
+        waker = self._waker
+        if waker is not None and not waker.done():
+            waker.set_result(None)
