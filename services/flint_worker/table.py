@@ -21,6 +21,7 @@ from flint_worker.telemetry import JOBS_REFUSED, LEGS_RUNNING, LEGS_WAITING, leg
 __all__ = ["LegTable"]
 
 _REVOKED_LIMIT: Final = 200_000
+_CANCELS_LIMIT: Final = 10_000
 _SESSION_LIMIT: Final = 10_000
 
 _log = get_logger("flint_worker.table")
@@ -47,6 +48,7 @@ class LegTable:
         self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
         self._taken: set[bytes] = set()
         self._revoked: OrderedDict[bytes, None] = OrderedDict()
+        self._cancels: OrderedDict[bytes, None] = OrderedDict()
         self._waiting: OrderedDict[bytes, dispatch_pb2.Job] = OrderedDict()
         self._running: dict[bytes, Leg] = {}
         self._draining = False
@@ -75,6 +77,9 @@ class LegTable:
             return False
         self._remember(job)
         nonce = job.leg_nonce
+        if self._cancels and nonce in self._cancels:
+            del self._cancels[nonce]
+            job.cancel_requested = True
         if len(self._running) < self._slots or self._draining:
             self._start(nonce, job)
         else:
@@ -170,7 +175,10 @@ class LegTable:
         return True
 
     def cancel(self, nonce: bytes) -> None:
-        """The run is to end early. A leg that waits begins now, to end at once."""
+        """The run is to end early. A leg that waits begins now, to end at once.
+
+        A cancel may overtake its job, which takes the longer way: it is remembered for it.
+        """
         job = self._waiting.pop(nonce, None)
         if job is not None:
             job.cancel_requested = True
@@ -179,6 +187,10 @@ class LegTable:
         leg = self._running.get(nonce)
         if leg is not None:
             leg.request_cancel()
+        elif nonce not in self._taken and nonce not in self._revoked:
+            self._cancels[nonce] = None
+            if len(self._cancels) > _CANCELS_LIMIT:
+                self._cancels.popitem(last=False)
 
     def drain(self) -> None:
         """Every leg gives its run back at its next boundary; those that wait do so at once."""

@@ -153,6 +153,13 @@ async def test_cancelling_a_waiting_leg_begins_it_to_end_it(room: Room) -> None:
     assert room.legs[b"a"].cancelled
 
 
+async def test_a_cancel_that_overtakes_its_job_is_remembered(room: Room) -> None:
+    room.table.cancel(b"a")
+    room.offer(b"a")
+    assert room.legs[b"a"].job.cancel_requested
+    assert not room.table._cancels
+
+
 async def test_draining_reaches_running_waiting_and_later_legs(room: Room) -> None:
     for nonce in (b"a", b"b", b"c"):
         room.offer(nonce)
