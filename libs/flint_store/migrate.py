@@ -8,6 +8,7 @@ When a migration dies its connection ends, the lock with it, and the transaction
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ CODE_REVISION = 1
 
 LOCK_KEY = 0x666C696E74  # "flint"
 LOCK_POLL_S = 0.1
+
+_ALEMBIC = threading.Lock()  # Alembic keeps its context in globals: one migration at a time in a process, too
 
 TRY_LOCK = text("SELECT pg_try_advisory_lock(:key)")
 # Both tables may be missing: to_regclass answers NULL instead of failing.
@@ -159,7 +162,8 @@ def _upgrade_locked(connection: Connection, groups: int) -> list[str]:
     if head != f"{CODE_REVISION:04d}":
         raise RuntimeError(f"CODE_REVISION is {CODE_REVISION}, the newest migration is {head}")
     if before < CODE_REVISION:
-        command.upgrade(config, "head")
+        with _ALEMBIC:
+            command.upgrade(config, "head")
         connection.commit()
     return [f"{revision:04d}" for revision in range(before + 1, CODE_REVISION + 1)]
 

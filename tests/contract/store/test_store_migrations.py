@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier, Event, Thread
+from threading import Event, Thread
 
 import psycopg
 import pytest
@@ -25,6 +25,7 @@ from flint_store.errors import (
 from flint_store.migrate import CODE_REVISION, LOCK_KEY, check_schema, upgrade
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
+from support.postgres import Server
 from support.record import GROUPS
 
 
@@ -47,20 +48,53 @@ def run(dsn: str, statement: str) -> None:
         connection.execute(statement.encode())
 
 
+STARTER = """
+import sys
+from flint_store.migrate import upgrade
+print("ready", flush=True)
+sys.stdin.readline()
+print(",".join(upgrade(sys.argv[1], 5)), flush=True)
+"""
+
+
 def test_starters_at_once_migrate_once(empty_dsn: str) -> None:
-    starters = 6
-    barrier = Barrier(starters)
-
-    def start() -> list[str]:
-        barrier.wait(10)
-        return upgrade(empty_dsn, 5)
-
-    with ThreadPoolExecutor(starters) as pool:
-        applied = [future.result(60) for future in [pool.submit(start) for _ in range(starters)]]
-    everything = [f"{revision:04d}" for revision in range(1, CODE_REVISION + 1)]
-    assert sorted(applied) == [[]] * (starters - 1) + [everything]
+    """Real processes, let go at the same moment when all of them have done their imports."""
+    starters = [
+        subprocess.Popen(
+            [sys.executable, "-c", STARTER, empty_dsn],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    try:
+        for starter in starters:
+            assert starter.stdout is not None
+            assert starter.stdout.readline() == "ready\n"
+        for starter in starters:
+            assert starter.stdin is not None
+            starter.stdin.write("go\n")
+            starter.stdin.flush()
+        ended = [(*starter.communicate(timeout=60), starter.returncode) for starter in starters]
+    finally:
+        for starter in starters:
+            starter.kill()
+            starter.communicate()
+    everything = ",".join(f"{revision:04d}" for revision in range(1, CODE_REVISION + 1))
+    assert [code for _, _, code in ended] == [0] * 4, ended
+    assert sorted(out for out, _, _ in ended) == ["\n"] * 3 + [f"{everything}\n"]
     assert one(empty_dsn, "SELECT count(*), min(group_id), max(group_id) FROM shard_group") == (5, 0, 4)
     assert one(empty_dsn, "SELECT count(*) FROM namespace WHERE namespace_id = 'default'") == (1,)
+
+
+def test_threads_may_migrate_several_databases(server: Server) -> None:
+    databases = [server.create_database() for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        applied = list(pool.map(lambda database: upgrade(database, GROUPS), databases))
+    assert all(applied)
+    assert [one(database, "SELECT count(*) FROM shard_group") for database in databases] == [(GROUPS,)] * 3
 
 
 def test_waits_for_the_lock_and_gives_up_with_a_reason(empty_dsn: str) -> None:
