@@ -107,6 +107,7 @@ class Bus:
         self._wire = wire
         self._gone.clear()
         settings = self._settings
+        errors = 0
 
         async def disconnected() -> None:
             self.connected.clear()
@@ -116,6 +117,8 @@ class Bus:
                 _log.warning("nats_disconnected", name=self._name)
 
         async def reconnected() -> None:
+            nonlocal errors
+            errors = 0
             _log.info("nats_reconnected", name=self._name)
             self._announce()
 
@@ -123,8 +126,10 @@ class Bus:
             self._gone.set()
 
         async def error(cause: Exception) -> None:
-            if not self._closing:
-                _log.warning("nats_error", name=self._name, error=str(cause) or type(cause).__name__)
+            nonlocal errors
+            errors += 1
+            if not self._closing and errors & (errors - 1) == 0:  # 1, 2, 4, 8, …: an outage is told, not flooded
+                _log.warning("nats_error", name=self._name, error=str(cause) or type(cause).__name__, errors=errors)
 
         await wire.connect(
             servers=list(settings.urls),
