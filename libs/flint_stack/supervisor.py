@@ -170,6 +170,14 @@ class Supervisor:
         """Process id of a running child. Raises StackError when it does not run."""
         return self._alive(self._child(name)).pid
 
+    def pids(self) -> dict[str, int]:
+        """Process ids of all children that run at this moment, by name."""
+        return {
+            name: child.process.pid
+            for name, child in self._children.items()
+            if child.process is not None and child.process.returncode is None
+        }
+
     def identity(self, name: str) -> ProcessIdentity:
         """Who a running child is. Raises StackError when it does not run."""
         return self._alive(self._child(name))

@@ -69,7 +69,7 @@ async def up(options: StackOptions, console: Console, *, demo: Demo | None = Non
                     return 130
             if stack.orphans_ended:
                 _say(console, f"Ended {stack.orphans_ended} processes that an earlier Flint had left behind.")
-            print_addresses(console, stack.addresses(), _pids(stack), stack.layout)
+            print_addresses(console, stack.addresses(), stack.supervisor.pids(), stack.layout)
             _say(console, f"Ready in {loop.time() - began:.1f} s. Ctrl-C stops everything.")
             return await _serve(stack, requests, console, demo)
     finally:
@@ -181,10 +181,6 @@ def _say(console: Console, *words: object, **how: Any) -> None:
     """Prints, unless the terminal has gone: a stack must be stopped in order even when nobody reads how."""
     with contextlib.suppress(OSError, SystemExit):  # at a broken pipe rich would end the program
         console.print(*words, **how)
-
-
-def _pids(stack: Stack) -> dict[str, int]:
-    return {name: stack.supervisor.pid(name) for name in stack.supervisor.names()}
 
 
 def _reporter(console: Console) -> Callable[[ChildEvent], None]:

@@ -61,8 +61,7 @@ class RunningStack:
     @property
     def pids(self) -> dict[str, int]:
         """Process ids of the children that run now."""
-        supervisor = self.stack.supervisor
-        return {name: supervisor.pid(name) for name in supervisor.names() if supervisor.state(name) != "held"}
+        return self.stack.supervisor.pids()
 
     def pid(self, name: str) -> int:
         return self.stack.supervisor.pid(name)
