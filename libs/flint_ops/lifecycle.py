@@ -69,10 +69,6 @@ def run_service(name: str, main: Main, argv: Sequence[str] | None = None, *, req
     settings that must not be empty. Nothing is printed to standard output.
     """
     arguments = parse_args(argv, program=f"python -m flint_{name}")
-    # gRPC's core writes lines of its own to standard error, which is for JSON only; what matters arrives as statuses.
-    # Its fork handlers are for processes that fork without exec, which Flint never does.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:
         settings = load(arguments, require=require)
         section = getattr(settings, name)
