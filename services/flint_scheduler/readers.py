@@ -123,6 +123,8 @@ class Readers:
             log.warning("journal_generation_opened", generation=current, before=known)
             if known > 0:
                 GENERATIONS.inc()
+            # What is left of a generation that lost its end would only keep its space reserved.
+            await self._bus.delete_stream(journal_stream(current - 1))
             await self._bus.create_journal(current, self._settings)
         await self._bus.create_jobs(self._settings)
         if current == known:

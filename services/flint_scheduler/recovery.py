@@ -77,7 +77,7 @@ class Recovery:
         ended, self._ended = self._ended, set()
         now = asyncio.get_running_loop().time()
         lost: list[RunCard] = []
-        asked: dict[str, list[RunCard]] = {}
+        asked: dict[tuple[str, bool], list[RunCard]] = {}
         legs = 0
         for card in self._book:
             if card.phase is not Phase.OPEN or card.claimant is None:
@@ -88,14 +88,14 @@ class Recovery:
             elif (
                 now - card.progress_at > self._begin_deadline_s or card.generation != self._holdings.generation
             ) and self._fleet.get(card.claimant) is not None:
-                asked.setdefault(card.claimant, []).append(card)
+                asked.setdefault((card.claimant, card.generation != self._holdings.generation), []).append(card)
         LEGS.set(legs)
         if lost:
             log.warning("legs_of_lost_workers", legs=len(lost))
             self._spawn(self._seal(lost, "worker_lost"))
-        for claimant, cards in asked.items():
+        for (claimant, journal_lost), cards in asked.items():
             for at in range(0, len(cards), _ASK_BATCH):
-                self._spawn(self._ask(claimant, cards[at : at + _ASK_BATCH]))
+                self._spawn(self._ask(claimant, cards[at : at + _ASK_BATCH], journal_lost=journal_lost))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -107,17 +107,19 @@ class Recovery:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("recovery_failed", error=repr(error))
 
-    async def _ask(self, claimant: str, cards: list[RunCard]) -> None:
-        """Ask a live worker which of these legs it has; those it released are sealed."""
+    async def _ask(self, claimant: str, cards: list[RunCard], *, journal_lost: bool) -> None:
+        """Ask a live worker which of these legs it has; those it released are sealed.
+
+        With `journal_lost` it gives up legs whose generation is over as soon as nothing is in progress.
+        """
         now = asyncio.get_running_loop().time()
         nonces = [c.nonce for c in cards]
-        lost_journal = any(c.generation != self._holdings.generation for c in cards)
         for card in cards:
             card.progress_at = now  # asked again only after another deadline
         request = dispatch_pb2.ControlRequest(
             release=dispatch_pb2.ReleaseLegs(
                 legs=[dispatch_pb2.LegRef(run_id=c.run_id, leg_nonce=c.nonce or b"") for c in cards],
-                journal_lost=lost_journal,
+                journal_lost=journal_lost,
             )
         )
         try:
@@ -134,10 +136,6 @@ class Recovery:
             for c, nonce, free in zip(cards, nonces, answer.released, strict=True)
             if free and c.phase is Phase.OPEN and c.nonce == nonce
         ]
-        if lost_journal:
-            for card, free in zip(cards, answer.released, strict=True):
-                if not free and card.generation != self._holdings.generation:
-                    card.progress_at = 0.0
         if released:
             log.warning("legs_released", worker=claimant, legs=len(released))
             await self._seal(released, "released")

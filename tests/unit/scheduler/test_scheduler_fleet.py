@@ -1,0 +1,111 @@
+"""The fleet view: shares of slots, and when an incarnation has surely ended."""
+
+from __future__ import annotations
+
+import pytest
+from flint_contracts.gen.flint.registry.v1 import registry_pb2
+from flint_scheduler import fleet as fleet_module
+from flint_scheduler.fleet import FleetView
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that the test moves."""
+    moment = [1000.0]
+    monkeypatch.setattr(fleet_module, "boottime", lambda: moment[0])
+    return moment
+
+
+def worker(incarnation: str, slots: int = 10) -> registry_pb2.WorkerCard:
+    return registry_pb2.WorkerCard(incarnation=incarnation, worker_id=incarnation, slots=slots)
+
+
+def view(ended: list[str]) -> FleetView:
+    fleet = FleetView(overcommit=1.0, lease_ttl_s=5)
+    fleet.on_ended = ended.append
+    return fleet
+
+
+async def test_slots_are_shared_and_bounded(now: list[float]) -> None:
+    fleet = view([])
+    fleet.snapshot({"a": worker("a", 10), "b": worker("b", 4)}, set())
+    fleet.share_between(2)
+    taken = 0
+    while fleet.reserve() is not None:
+        taken += 1
+    assert taken == 5 + 2
+    assert not fleet.has_room()
+    fleet.release("a")
+    assert fleet.has_room()
+
+
+async def test_draining_workers_get_nothing(now: list[float]) -> None:
+    fleet = view([])
+    fleet.snapshot({"a": worker("a")}, set())
+    fleet.beat(registry_pb2.Beat(incarnation="a", draining=True))
+    assert fleet.reserve() is None
+
+
+async def test_a_seen_deletion_ends_at_once(now: list[float]) -> None:
+    ended: list[str] = []
+    fleet = view(ended)
+    fleet.snapshot({"a": worker("a")}, set())
+    fleet.deleted("a")
+    assert ended == ["a"]
+    assert fleet.has_ended("a")
+
+
+async def test_a_missing_card_is_in_doubt_for_a_whole_lease(now: list[float]) -> None:
+    ended: list[str] = []
+    fleet = view(ended)
+    fleet.snapshot({"a": worker("a")}, set())
+    fleet.snapshot({}, set())  # the store was lost: the worker may live on its last renewal
+    assert not fleet.has_ended("a")
+    now[0] += 5.5
+    fleet.tick()
+    assert ended == []
+    now[0] += 1.0
+    fleet.tick()
+    assert ended == ["a"]
+
+
+async def test_a_claimant_never_seen_is_in_doubt_too(now: list[float]) -> None:
+    ended: list[str] = []
+    fleet = view(ended)
+    fleet.snapshot({}, {"ghost"})
+    assert not fleet.has_ended("ghost")
+    now[0] += 7
+    fleet.tick()
+    assert ended == ["ghost"]
+
+
+async def test_nothing_is_concluded_before_the_first_look(now: list[float]) -> None:
+    ended: list[str] = []
+    fleet = view(ended)
+    assert not fleet.has_ended("a")
+    now[0] += 100
+    fleet.tick()
+    assert ended == []
+    fleet.snapshot({"a": worker("a")}, set())
+    assert not fleet.has_ended("a")
+
+
+async def test_a_worker_that_comes_back_is_in_doubt_no_more(now: list[float]) -> None:
+    ended: list[str] = []
+    fleet = view(ended)
+    fleet.snapshot({}, {"a"})
+    fleet.put("a", worker("a"))
+    now[0] += 100
+    fleet.tick()
+    assert ended == []
+
+
+async def test_settled_jobs_raise_the_watermark_in_order(now: list[float]) -> None:
+    fleet = view([])
+    fleet.snapshot({"a": worker("a")}, set())
+    found = fleet.get("a")
+    assert found is not None
+    found.settle(2)
+    assert found.watermark == 0
+    found.settle(1)
+    assert found.watermark == 2
