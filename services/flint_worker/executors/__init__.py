@@ -64,10 +64,17 @@ ExecutorFactory = Callable[[Settings], Executor]
 
 
 def _factories() -> Mapping[str, ExecutorFactory]:
-    from flint_worker.executors.noop import NoopExecutor  # noqa: PLC0415  (executors import this module)
+    from flint_worker.executors.email import EmailExecutor  # noqa: PLC0415  (executors import this module)
+    from flint_worker.executors.http import HttpExecutor  # noqa: PLC0415
+    from flint_worker.executors.noop import NoopExecutor  # noqa: PLC0415
+    from flint_worker.executors.sql import SqlExecutor  # noqa: PLC0415
 
-    factories: dict[str, ExecutorFactory] = {"noop": lambda settings: NoopExecutor()}
-    return factories
+    return {
+        "email": EmailExecutor,
+        "http": HttpExecutor,
+        "noop": lambda settings: NoopExecutor(),
+        "sql": SqlExecutor,
+    }
 
 
 def build_executors(settings: Settings) -> dict[str, Executor]:

@@ -1,0 +1,88 @@
+"""Which addresses a worker may connect to on a definition's behalf.
+
+The check is on the address that is really connected to: names are resolved here and the connection goes to the address
+that was checked, so a name that resolves differently the second time gains nothing, nor does a redirect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Iterable
+from typing import Any, Final
+
+import httpcore
+
+__all__ = ["AddressRefused", "GuardedBackend", "is_public"]
+
+_RESOLVE_S: Final = 10.0
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+
+
+class AddressRefused(Exception):
+    """The host has only addresses that are not public."""
+
+
+def is_public(text: str) -> bool:
+    """Whether an IP address belongs to the public internet, also when it embeds an IPv4 address."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        embedded = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if address.teredo is not None:
+            return False
+        if embedded is not None:
+            return is_public(str(embedded))
+    return address.is_global and not address.is_multicast
+
+
+class GuardedBackend(httpcore.AsyncNetworkBackend):
+    """Connects by TCP to public addresses, and to others only when they are allowed."""
+
+    def __init__(self, allow_private: bool) -> None:
+        self._allow_private = allow_private
+        self._backend = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """A connection to the first of the host's permitted addresses that answers. Raises AddressRefused."""
+        addresses = await self._resolve(host, port)
+        if not self._allow_private:
+            addresses = [address for address in addresses if is_public(address)]
+            if not addresses:
+                raise AddressRefused(host)
+        failed: Exception | None = None
+        for address in addresses:
+            try:
+                return await self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failed = error
+        raise failed or httpcore.ConnectError(f"{host} has no address")
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        """Refused: sockets of this machine are not the outside world."""
+        raise AddressRefused(path)
+
+    async def sleep(self, seconds: float) -> None:
+        """Waits; httpcore asks for it between attempts."""
+        await asyncio.sleep(seconds)
+
+    async def _resolve(self, host: str, port: int) -> list[str]:
+        try:
+            async with asyncio.timeout(_RESOLVE_S):
+                found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except TimeoutError:
+            raise httpcore.ConnectTimeout(f"{host} was not resolved in time") from None
+        except (OSError, UnicodeError) as error:
+            raise httpcore.ConnectError(f"{host} cannot be resolved: {error}") from None
+        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
