@@ -20,6 +20,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import orjson
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flint_cli.watchview import follow
 from flint_ops.config import Settings
 from flint_sdk import AsyncFlint, RunState
 from flint_stack.child import WAVE_EXTRAS, ChildSpec
@@ -27,11 +32,6 @@ from flint_stack.errors import PortTaken, ProbeFailed
 from flint_stack.layout import Layout
 from flint_stack.ports import Counts, Ports, check_free
 from flint_stack.probes import http_ready
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from flint_cli.watchview import follow
 
 __all__ = ["WORKFLOW", "DemoFailed", "demo_children", "demo_folder", "demo_settings", "run_demo"]
 

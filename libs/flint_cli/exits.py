@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import typer
+
 from flint_sdk import FlintError, RunCancelled, RunFailed, TimedOut, Unavailable
 
 __all__ = ["CommandFailed", "ExitCode", "guarded", "say"]

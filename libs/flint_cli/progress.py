@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from flint_cli.output import seconds
 from flint_sdk import (
     Run,
     RunChanged,
@@ -22,8 +23,6 @@ from flint_sdk import (
     WatchInterrupted,
     WatchResumed,
 )
-
-from flint_cli.output import seconds
 
 __all__ = ["RunProgress", "StepProgress"]
 
@@ -181,7 +180,8 @@ def brief(step: Step) -> str:
     """Why an attempt failed, on one line."""
     if step.error is None:
         return ""
-    text = step.error.detail or step.error.title or step.error.type
+    problem = step.error
+    text = ": ".join(part for part in (problem.title or problem.type, problem.detail) if part)
     first = text.splitlines()[0] if text else ""
     return first if len(first) <= 120 else f"{first[:119]}…"
 

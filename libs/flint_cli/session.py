@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import typer
+
 from flint_sdk import AsyncFlint
 
 __all__ = ["Session", "session_of", "with_client"]

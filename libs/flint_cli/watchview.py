@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
-from flint_sdk import Run, StepState, WatchEvent
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.spinner import Spinner
@@ -15,6 +14,7 @@ from rich.tree import Tree
 
 from flint_cli.output import STATE_STYLES, seconds
 from flint_cli.progress import RunProgress, StepProgress, brief
+from flint_sdk import Run, StepState, WatchEvent
 
 __all__ = ["follow"]
 

@@ -13,7 +13,6 @@ from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
-
 from flint_sdk._endpoint import find_endpoint
 from flint_sdk._errors import FlintError, RunCancelled, RunFailed, TimedOut
 from flint_sdk._models import (

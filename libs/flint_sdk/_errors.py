@@ -215,7 +215,7 @@ class RunFailed(RunEndedBadly):
 
     def __init__(self, run: Run, problem: Problem) -> None:
         place = f" at {problem.instance}" if problem.instance else ""
-        what = problem.detail or problem.title or problem.type
+        what = ": ".join(part for part in (problem.title or problem.type, problem.detail) if part)
         super().__init__(f"run {run.id} failed{place}: {what}", run)
         self.problem = problem
 

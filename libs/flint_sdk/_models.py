@@ -11,11 +11,12 @@ from enum import StrEnum
 from typing import Any
 
 import orjson
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
-from google.protobuf.timestamp_pb2 import Timestamp
 
 
 class RunState(StrEnum):

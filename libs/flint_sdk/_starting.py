@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
-
 from flint_sdk._errors import (
     FieldViolation,
     FlintError,

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
+
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2_grpc
 from flint_contracts.gen.flint.identity.v1 import identity_pb2_grpc
 from flint_contracts.gen.flint.runs.v1 import runs_pb2_grpc
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2_grpc
-
 from flint_sdk._endpoint import Endpoint
 from flint_sdk._errors import FlintError, ResourceExhausted, TimedOut, Unavailable, error_from_rpc
 

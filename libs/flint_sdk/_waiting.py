@@ -16,8 +16,8 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 import grpc
-from flint_contracts.gen.flint.runs.v1 import runs_pb2
 
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_sdk._errors import FlintError, ResourceExhausted, Unavailable, error_from_rpc, error_from_status
 from flint_sdk._transport import Backoff, Gateway, Transport, is_disconnect
 

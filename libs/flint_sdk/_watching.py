@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 import grpc
-from flint_contracts.gen.flint.runs.v1 import runs_pb2
 
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_sdk._errors import FlintError, Unavailable, error_from_rpc
 from flint_sdk._models import (
     RunChanged,

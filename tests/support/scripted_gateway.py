@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from flint_contracts.gen.flint.runs.v1 import runs_pb2, runs_pb2_grpc
-from flint_contracts.gen.flint.workflows.v1 import workflows_pb2, workflows_pb2_grpc
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
+
+from flint_contracts.gen.flint.runs.v1 import runs_pb2, runs_pb2_grpc
+from flint_contracts.gen.flint.workflows.v1 import workflows_pb2, workflows_pb2_grpc
 
 RUN = "namespaces/default/runs/01890000-0000-7000-8000-000000000001"
 

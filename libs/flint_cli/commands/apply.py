@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from flint_sdk import AsyncFlint, DefinitionInvalid, FieldViolation
 
 from flint_cli.exits import CommandFailed, say
 from flint_cli.output import Format, FormatOption, print_json
 from flint_cli.session import with_client
+from flint_sdk import AsyncFlint, DefinitionInvalid, FieldViolation
 
 
 def apply(

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from flint_stack.doctor import diagnose, print_diagnosis
 from rich.console import Console
 
 from flint_cli.exits import ExitCode
 from flint_cli.output import Format, FormatOption, print_json
+from flint_stack.doctor import diagnose, print_diagnosis
 
 _DATA_DIR = Path(".flint")
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from flint_stack.down import down as stop_stack
-from flint_stack.errors import StackError
 from rich.console import Console
 
 from flint_cli.exits import CommandFailed, ExitCode
+from flint_stack.down import down as stop_stack
+from flint_stack.errors import StackError
 
 _DATA_DIR = Path(".flint")
 

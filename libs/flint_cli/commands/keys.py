@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
-from flint_sdk import AsyncFlint, Key, Role
 
 from flint_cli.exits import say
 from flint_cli.output import Format, FormatOption, moment, print_json, print_table
 from flint_cli.session import with_client
+from flint_sdk import AsyncFlint, Key, Role
 
 app = typer.Typer(name="keys", help="Create, list and revoke API keys.", no_args_is_help=True)
 

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from flint_sdk import AsyncFlint, AsyncRunHandle, Problem, Run, RunState, TimedOut
 
 from flint_cli.exits import CommandFailed, ExitCode, say
 from flint_cli.output import Format, FormatOption, print_json
 from flint_cli.session import with_client
 from flint_cli.watchview import follow
+from flint_sdk import AsyncFlint, AsyncRunHandle, Problem, Run, RunState, TimedOut
 
 
 def run(

@@ -9,13 +9,13 @@ from typing import Annotated, Any, TypeVar
 
 import orjson
 import typer
-from flint_sdk import AsyncFlint, HistoryEntry, Run, RunState
 
 from flint_cli.commands.run import explain, show_end
 from flint_cli.exits import CommandFailed
 from flint_cli.output import Format, FormatOption, moment, print_fields, print_json, print_table, seconds
 from flint_cli.session import with_client
 from flint_cli.watchview import follow
+from flint_sdk import AsyncFlint, HistoryEntry, Run, RunState
 
 T = TypeVar("T")
 

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+
+from flint_cli.demo import demo_children, demo_settings, run_demo
+from flint_cli.exits import CommandFailed, ExitCode
 from flint_stack.errors import StackError
 from flint_stack.layout import Layout
 from flint_stack.ports import DEFAULT_PORT_BASE, Counts
 from flint_stack.stack import StackOptions, no_children, no_settings
 from flint_stack.up import detach as start_detached
 from flint_stack.up import up as run_stack
-from rich.console import Console
-
-from flint_cli.demo import demo_children, demo_settings, run_demo
-from flint_cli.exits import CommandFailed, ExitCode
 
 _DATA_DIR = Path(".flint")
 _FOREGROUND = "from flint_cli.main import main; main()"

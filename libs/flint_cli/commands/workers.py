@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from flint_sdk import AsyncFlint, Worker
 
 from flint_cli.exits import CommandFailed
 from flint_cli.output import Format, FormatOption, ago, print_json, print_table
 from flint_cli.session import with_client
+from flint_sdk import AsyncFlint, Worker
 
 app = typer.Typer(name="workers", help="Look at the fleet.", no_args_is_help=True)
 

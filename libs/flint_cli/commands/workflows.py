@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from flint_sdk import AsyncFlint, Workflow
 
 from flint_cli.commands.runs import take
 from flint_cli.output import Format, FormatOption, moment, print_json, print_table
 from flint_cli.session import with_client
+from flint_sdk import AsyncFlint, Workflow
 
 app = typer.Typer(name="workflows", help="Look at definitions and their versions.", no_args_is_help=True)
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from google.rpc import error_details_pb2
+
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from support.eventually import eventually
 from support.scripted_gateway import RUN, ScriptedGateway, change, refusal, run
 

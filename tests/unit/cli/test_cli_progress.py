@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from rich.console import Console
+
 from flint_cli.progress import RunProgress
 from flint_cli.watchview import follow
 from flint_sdk import (
@@ -22,7 +24,6 @@ from flint_sdk import (
     WatchInterrupted,
     WatchResumed,
 )
-from rich.console import Console
 
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -84,7 +85,7 @@ def test_a_retry_is_told_and_counted() -> None:
     assert lines == [
         "run running",
         "reserve running",
-        "reserve failed (attempt 1) 120 ms: 503 from the shop",
+        "reserve failed (attempt 1) 120 ms: Service Unavailable: 503 from the shop",
         "reserve succeeded (attempt 2) 120 ms",
         "run succeeded after 2.00 s",
     ]
@@ -171,5 +172,5 @@ async def test_a_live_tree_on_a_terminal() -> None:
     await follow(stream(*EVENTS), console)
     text = file.getvalue()
     assert "greet 1.0.0  r1  succeeded" in text
-    assert "✓ reserve  http  120 ms  attempt 2  503 from the shop" in text
+    assert "✓ reserve  http  120 ms  attempt 2  Service Unavailable: 503 from the shop" in text
     assert "connected again" in text

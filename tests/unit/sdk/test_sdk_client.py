@@ -7,6 +7,9 @@ from datetime import UTC, datetime
 
 import grpc
 import pytest
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2
+
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_sdk import (
     AsyncFlint,
@@ -22,8 +25,6 @@ from flint_sdk import (
     Unavailable,
     WorkflowNotFound,
 )
-from google.protobuf import duration_pb2
-from google.rpc import error_details_pb2
 from support.scripted_gateway import RUN, ScriptedGateway, refusal, run
 
 AWAY = refusal(grpc.StatusCode.UNAVAILABLE, "COMPONENT_UNAVAILABLE", "no scheduler")

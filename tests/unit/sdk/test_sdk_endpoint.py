@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from flint_sdk import ConfigurationError
 from flint_sdk._endpoint import find_endpoint
 

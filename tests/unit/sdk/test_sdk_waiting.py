@@ -6,6 +6,7 @@ import asyncio
 
 import grpc
 import pytest
+
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_sdk import AsyncFlint, CredentialsInvalid, RunCancelled, RunFailed, RunNotFound, TimedOut, Unavailable
 from support.eventually import eventually
@@ -60,7 +61,7 @@ async def test_the_end_decides_what_a_result_raises(gateway: ScriptedGateway) ->
             runs_pb2.AwaitedRun(name=cancelled, run=run(cancelled, runs_pb2.Run.STATE_CANCELLED)),
             runs_pb2.AwaitedRun(name=missing, error=no_run),
         )
-        with pytest.raises(RunFailed, match="run 0 failed at /do/0/slow: took 5 s") as found:
+        with pytest.raises(RunFailed, match="run 0 failed at /do/0/slow: Timeout: took 5 s") as found:
             await flint.result(failed)
         assert found.value.problem.title == "Timeout"
         with pytest.raises(RunCancelled):

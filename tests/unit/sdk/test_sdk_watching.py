@@ -6,6 +6,7 @@ import asyncio
 
 import grpc
 import pytest
+
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_sdk import (
     AsyncFlint,
