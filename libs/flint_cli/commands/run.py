@@ -51,17 +51,17 @@ def run(
             else:
                 print(handle.name)
             return ExitCode.SUCCEEDED
-        ended = await await_end(handle, watch=watch, timeout_s=timeout)
+        ended = await await_end(client, handle, watch=watch, timeout_s=timeout)
         return show_end(ended, output)
 
     return with_client(context, command)
 
 
-async def await_end(handle: AsyncRunHandle, *, watch: bool, timeout_s: float | None) -> Run:
+async def await_end(client: AsyncFlint, handle: AsyncRunHandle, *, watch: bool, timeout_s: float | None) -> Run:
     """The run once it has ended. A Ctrl-C says how to come back to it."""
     try:
         if not watch:
-            return await handle._client.wait(handle.name, timeout_s)
+            return await client.wait(handle.name, timeout_s)
         async with asyncio.timeout(timeout_s):
             return await follow(handle.watch())
     except asyncio.CancelledError:
