@@ -15,6 +15,16 @@ from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
 from flint_sdk._endpoint import find_endpoint
 from flint_sdk._errors import FlintError, RunCancelled, RunFailed, TimedOut
+from flint_sdk._messages import (
+    entry_from,
+    finding_from,
+    key_from,
+    role_number,
+    run_from,
+    timestamp,
+    worker_from,
+    workflow_from,
+)
 from flint_sdk._models import (
     Applied,
     CreatedKey,
@@ -29,14 +39,6 @@ from flint_sdk._models import (
     WatchEvent,
     Worker,
     Workflow,
-    entry_from,
-    finding_from,
-    key_from,
-    role_number,
-    run_from,
-    timestamp,
-    worker_from,
-    workflow_from,
 )
 from flint_sdk._names import key_name, run_name, worker_name, workflow_name
 from flint_sdk._starting import start_batch, start_request

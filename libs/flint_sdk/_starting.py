@@ -20,7 +20,10 @@ from flint_sdk._errors import (
     Unavailable,
     error_from_status,
 )
-from flint_sdk._models import StartRequest, encode_json
+from flint_sdk._messages import encode_json
+from flint_sdk._models import (
+    StartRequest,
+)
 from flint_sdk._transport import Backoff, Transport
 
 _BATCH_STARTS: Final = 1000

@@ -16,6 +16,7 @@ import grpc
 
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_sdk._errors import FlintError, Unavailable, error_from_rpc
+from flint_sdk._messages import run_from, step_from
 from flint_sdk._models import (
     RunChanged,
     RunSnapshot,
@@ -23,8 +24,6 @@ from flint_sdk._models import (
     WatchEvent,
     WatchInterrupted,
     WatchResumed,
-    run_from,
-    step_from,
 )
 from flint_sdk._transport import Backoff, Gateway, Transport, is_disconnect
 
