@@ -69,7 +69,7 @@ async def outside_world(delay_s: float = 0.05) -> AsyncIterator[Outside]:
         return JSONResponse({"key": key})
 
     app = Starlette(routes=[Route("/steps/{step}", step, methods=["POST"])])
-    config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1, timeout_keep_alive=300)
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     serving = asyncio.create_task(server.serve(sockets=[sock]))

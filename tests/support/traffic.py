@@ -13,7 +13,7 @@ from uuid import UUID
 
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_sdk import AsyncFlint
-from flint_store.engine import create_engine
+from flint_store.engine import create_engine, fetch
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from support.outside import Outside
@@ -58,8 +58,7 @@ class Record:
         self._engine = engine
 
     async def rows(self, statement: str, **values: object) -> list[tuple[object, ...]]:
-        async with self._engine.connect() as connection:
-            return [tuple(row) for row in await connection.execute(text(statement), values)]
+        return [tuple(row) for row in await fetch(self._engine, text(statement), values)]
 
     async def one(self, statement: str, **values: object) -> object:
         return (await self.rows(statement, **values))[0][0]
@@ -131,13 +130,13 @@ class Traffic:
         """The live incarnation of a worker."""
         async for found in self.flint.list_workers():
             if found.worker_id == worker:
-                return found.id
+                return found.name.removeprefix("workers/")
         raise AssertionError(f"{worker} is not registered")
 
     async def finish(self, timeout_s: float = 120.0) -> None:
         """Wait for every run's end; all must succeed."""
         for run in await asyncio.gather(*(self.flint.wait(r, timeout_s=timeout_s) for r in self.runs)):
-            assert run.state == "succeeded", (run.name, run.state, run.error)
+            assert run.state.value == "SUCCEEDED", (run.name, run.state, run.error)
 
     async def judge(self) -> dict[str, int]:
         """Check promises 1 to 3 against the outside's log; answers steps that were executed more than once."""
