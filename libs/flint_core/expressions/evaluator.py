@@ -91,8 +91,9 @@ def build(node: Node, level: int = 0) -> Evaluator:
             return _variable(name)
         case Index():
             return _index(node, deeper)
-        case Slice(base, start, end):
+        case Slice(base, start, end, quiet):
             return _slice(
+                quiet,
                 build(base, deeper),
                 None if start is None else build(start, deeper),
                 None if end is None else build(end, deeper),
@@ -134,7 +135,8 @@ def _index(node: Index, level: int) -> Evaluator:
     """A chain of constant names and positions becomes one loop; a calculated key is evaluated before its base."""
     names: list[Any] = []
     base: Node = node
-    while isinstance(base, Index) and isinstance(base.key, Literal):
+    quiet = node.quiet
+    while isinstance(base, Index) and isinstance(base.key, Literal) and not base.quiet:
         names.append(base.key.value)
         base = base.base
     if not names:
@@ -142,7 +144,8 @@ def _index(node: Index, level: int) -> Evaluator:
 
         def evaluate_key(dot: Any, env: Environment) -> Any:
             place = key(dot, env)
-            return values.index(whole(dot, env), place)
+            value = whole(dot, env)
+            return _quietly(values.index, value, place) if quiet else values.index(value, place)
 
         return evaluate_key
     path = tuple(reversed(names))
@@ -157,11 +160,20 @@ def _index(node: Index, level: int) -> Evaluator:
     return evaluate
 
 
-def _slice(base: Evaluator, start: Evaluator | None, end: Evaluator | None) -> Evaluator:
+def _quietly(operation: Callable[..., Any], *operands: Any) -> Any:
+    """One step with a `?` behind it: no result where it fails."""
+    try:
+        return operation(*operands)
+    except ExpressionFault:
+        raise Nothing from None
+
+
+def _slice(quiet: bool, base: Evaluator, start: Evaluator | None, end: Evaluator | None) -> Evaluator:
     def evaluate(dot: Any, env: Environment) -> Any:
-        last = None if end is None else end(dot, env)
         first = None if start is None else start(dot, env)
-        return values.slice_(base(dot, env), first, last)
+        last = None if end is None else end(dot, env)
+        value = base(dot, env)
+        return _quietly(values.slice_, value, first, last) if quiet else values.slice_(value, first, last)
 
     return evaluate
 

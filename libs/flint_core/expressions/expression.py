@@ -114,7 +114,7 @@ def _bound(flat: list[Token]) -> frozenset[str]:
                 binding = True
         elif binding and token.kind == "operator" and token.text in ("|", ":") and _ends(flat, position):
             binding = False
-        elif binding and token.kind == "variable":
+        elif token.kind == "variable" and (binding or (position and flat[position - 1].text == "label")):
             bound.add(token.text[1:])
     return frozenset(bound)
 

@@ -6,7 +6,7 @@ to a guarded evaluator, which also has the last word on its syntax.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final
 
@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 BUILTINS: Final = frozenset({"keys", "length", "not", "now", "tojson", "tostring", "type"})
+_DEEPEST: Final = 24
+"""Brackets within brackets; each costs a dozen Python frames."""
 _COMPARISONS: Final = frozenset({"==", "!=", "<", "<=", ">", ">="})
 
 
@@ -64,10 +66,11 @@ class Variable:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """`base[key]`, `base.name`"""
+    """`base[key]`, `base.name`; `quiet` with a `?` behind, which covers this one step and not its base"""
 
     base: Node
     key: Node
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class Slice:
     base: Node
     start: Node | None
     end: Node | None
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +190,12 @@ def parse(tokens: tuple[Token, ...]) -> Node:
 
 
 class _Parser:
-    __slots__ = ("position", "tokens")
+    __slots__ = ("depth", "position", "tokens")
 
     def __init__(self, tokens: tuple[Token, ...]) -> None:
         self.tokens = tokens
         self.position = 0
+        self.depth = 0
 
     def peek(self) -> Token | None:
         return self.tokens[self.position] if self.position < len(self.tokens) else None
@@ -219,9 +224,13 @@ class _Parser:
     # From the loosest binding to the tightest, as in jq's grammar.
 
     def pipe(self) -> Node:
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise NotFast
         stages = [self.alternative()]
         while self.accept("|"):
             stages.append(self.alternative())
+        self.depth -= 1
         node = stages.pop()
         while stages:
             node = Pipe(stages.pop(), node)
@@ -288,7 +297,9 @@ class _Parser:
         return Literal(-value)
 
     def postfix(self) -> Node:
+        parenthesised = self.at("(")
         node = self.term()
+        closed = self.position - 1 if parenthesised else -1  # `(.a.b)?` covers all of it, `.a.b?` the last step
         while (token := self.peek()) is not None:
             if token.kind == "field":
                 self.position += 1
@@ -297,7 +308,8 @@ class _Parser:
                 break
             elif token.text == "?":
                 self.position += 1
-                node = Optional(node)
+                steps = isinstance(node, Index | Slice) and not node.quiet and self.position - 2 != closed
+                node = replace(node, quiet=True) if steps and isinstance(node, Index | Slice) else Optional(node)
             elif token.text == "[":
                 self.position += 1
                 node = self.subscript(node)
@@ -429,8 +441,8 @@ class _Parser:
         elif token.text == "(" and token.kind == "operator":
             key = self.pipe()
             self.expect(")")
-            if isinstance(key, Literal) and not isinstance(key.value, str):
-                raise NotFast
+            if isinstance(key, Array | Object | Binary) or (isinstance(key, Literal) and type(key.value) is not str):
+                raise NotFast  # jq refuses constant keys that are not strings when it compiles
         else:
             raise NotFast
         if self.accept(":"):
@@ -444,7 +456,16 @@ class _Parser:
             return Literal("")
         if len(token.parts) == 1 and isinstance(token.parts[0], str):
             return Literal(token.parts[0])
-        return Interpolation(tuple(part if isinstance(part, str) else parse(part) for part in token.parts))
+        return Interpolation(tuple(part if isinstance(part, str) else self.inner(part) for part in token.parts))
+
+    def inner(self, tokens: tuple[Token, ...]) -> Node:
+        """The tree of a `\\( … )`."""
+        parser = _Parser(tokens)
+        parser.depth = self.depth
+        node = parser.pipe()
+        if parser.position != len(tokens):
+            raise NotFast
+        return node
 
 
 def _variable(token: Token) -> str:

@@ -62,7 +62,7 @@ _LONGEST: Final = 4 * 2**20
 """Characters that a repeated string may have; every payload limit is far below."""
 _PAIRS: Final = 200_000
 """Pairwise comparisons of one operation, where no index can be used."""
-_EXPONENT: Final = re.compile(r"[0-9][eE]-?[0-9]")
+_EXPONENT: Final = re.compile(r"[0-9][eE][-+]?[0-9]")
 _INT_MAX, _INT_MIN = 2**63 - 1, -(2**63)
 
 
