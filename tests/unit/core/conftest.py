@@ -9,6 +9,7 @@ from typing import Any
 
 import jq
 import pytest
+
 from flint_core.definition import compile_definition
 from flint_core.effects import Call, CancelEffect, Effect, Evaluate, Timer
 from flint_core.events import CallFailed, CallSucceeded, CancelRequested, Evaluated, EvaluateFailed, Event, TimerFired

@@ -2,6 +2,7 @@
 
 import orjson
 import pytest
+
 from flint_core.definition import DefinitionLimits, Severity, compile_definition
 from flint_core.program import Program, ProgramError
 

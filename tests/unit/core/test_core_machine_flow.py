@@ -1,6 +1,7 @@
 """Data flow, order of tasks, switch, for, raise, functions of `use`."""
 
 import pytest
+
 from flint_core.machine import Failed, MachineLimits, StepState
 from flint_core.problems import ProblemType
 

@@ -6,6 +6,10 @@ from typing import Any
 
 import jq
 import orjson
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from flint_core.definition import compile_definition
 from flint_core.effects import Call, CancelEffect, Evaluate, Timer
 from flint_core.events import (
@@ -20,8 +24,6 @@ from flint_core.events import (
 from flint_core.events import TimerFired as Fired
 from flint_core.machine import Machine, MachineLimits, RunFacts
 from flint_core.problems import Problem, ProblemType
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 FACTS = RunFacts("run-1", "default", "demo", "1.0.0", 1_000, 5, 0, 11)
 LIMITS = MachineLimits(steps_per_run=400)
@@ -32,10 +34,10 @@ CONDITIONS = ["true", "false", ". != null", "(.. | numbers) // 0 | . >= 0", "$co
 
 @st.composite
 def tasks(draw: st.DrawFn, depth: int, loops: bool = True) -> dict[str, Any]:
-    kinds = ["set", "call", "call", "wait", "raise", "slow"]
-    if depth:
-        kinds += ["do", "for", "fork", "try", "try", "switch"]
-    kind = draw(st.sampled_from(kinds))
+    # Simple examples come last in what hypothesis shrinks from: composites first, so that most examples have them.
+    leaves = ["call", "call", "wait", "call", "slow", "set", "call", "raise", "call", "switch"]
+    composites = ["try", "for", "fork", "do", "for"]
+    kind = draw(st.sampled_from(composites if depth and draw(st.integers(0, 4)) else leaves))
     task: dict[str, Any]
     if kind == "set":
         task = {"set": draw(st.sampled_from([{"v": 1}, {"v": "${ . }"}, {"n": "${ $context }"}]))}
@@ -51,7 +53,7 @@ def tasks(draw: st.DrawFn, depth: int, loops: bool = True) -> dict[str, Any]:
     elif kind == "do":
         task = {"do": draw(scopes(depth - 1))}
     elif kind == "for":
-        items = draw(st.sampled_from(["[1, 2]", "[]", "[3, 4, 5]"]))
+        items = draw(st.sampled_from(["[1, 2]", "[3, 4, 5]", "[]"]))
         task = {"for": {"each": "x", "in": items}, "do": draw(scopes(depth - 1))}
         if draw(st.booleans()):
             task["while"] = draw(st.sampled_from(["$index < 2", "[limit(1; $x)] | .[0] < 5"]))
@@ -72,20 +74,23 @@ def tasks(draw: st.DrawFn, depth: int, loops: bool = True) -> dict[str, Any]:
         if draw(st.booleans()):
             catch["do"] = draw(scopes(depth - 1))
         task = {"try": draw(scopes(depth - 1)), "catch": catch}
-    if draw(st.integers(0, 4)) == 0:
+    if draw(st.integers(0, 9)) == 9:
         task["if"] = draw(st.sampled_from(CONDITIONS))
-    if draw(st.integers(0, 4)) == 0:
+    if draw(st.integers(0, 4)) == 4:
         task["timeout"] = {"after": draw(st.sampled_from(["PT2S", "PT1M"]))}
-    if draw(st.integers(0, 3)) == 0:
+    if draw(st.integers(0, 3)) == 3:
         task["output"] = {"as": draw(st.sampled_from([". ", "[.. | scalars] | length", "{o: .}"]))}
-    if draw(st.integers(0, 3)) == 0:
+    if draw(st.integers(0, 3)) == 3:
         task["export"] = {"as": draw(st.sampled_from([".", "{last: .}"]))}
     return task
 
 
 @st.composite
 def scopes(draw: st.DrawFn, depth: int) -> list[dict[str, Any]]:
-    return [{f"t{n}": draw(tasks(depth))} for n in range(draw(st.integers(1, 3)))]
+    return [{f"t{n}": draw(tasks(depth))} for n in range(draw(st.integers(2, 3)))]
+
+
+NOT, WITH_SNAPSHOT, FROM_BEFORE, UNSETTLED = range(4)
 
 
 class World:
@@ -98,7 +103,7 @@ class World:
         if isinstance(effect, Timer):
             return Fired(effect.effect_id, max(now, effect.until_ms))
         chosen = self.plan[effect.effect_id % len(self.plan)]
-        if chosen % 3 == 0:
+        if chosen in (6, 7) and effect.name != "first":
             problem = Problem(ProblemType.COMMUNICATION, 500 + chosen, "Communication failed", "down")
             return CallFailed(effect.effect_id, problem, now, now + 5, 4_000 if chosen == 6 else None)
         return CallSucceeded(effect.effect_id, effect.arguments.get("output"), now, now + 5)
@@ -161,7 +166,7 @@ class History:
         self.recorded += len(fresh[drop:])
 
     def crash(self, how: int, settled: bool = True) -> None:
-        if how == 1:  # a snapshot was taken just before
+        if how == WITH_SNAPSHOT:  # a snapshot was taken just before
             self.snapshot = self.machine.snapshot()
             self.log, self.recorded = [], 0
         limits = LIMITS
@@ -178,37 +183,44 @@ class History:
         # A restored machine tells the same as it waits for.
         assert {effect.effect_id: effect for effect in self.machine.pending()} == self.open
 
-    def run(self, crashes: dict[int, int]) -> tuple[Any, ...]:
+    def choose(self, wish: int) -> int:
+        """Calls end in any order; a timer fires when no call is open, or early when the script says so."""
+        calls = sorted(key for key, effect in self.open.items() if isinstance(effect, Call))
+        timers = [(effect.until_ms, key) for key, effect in self.open.items() if isinstance(effect, Timer)]
+        if calls and not (timers and wish == 5):
+            return calls[wish % len(calls)]
+        return min(timers)[1]
+
+    def run(self, crashes: list[int]) -> tuple[Any, ...]:
         self.settle()
         for turn in range(1_000):
-            if turn in crashes and self.machine.end is None:
-                self.crash(crashes[turn])
+            fate = crashes[turn % len(crashes)]
+            if fate in (WITH_SNAPSHOT, FROM_BEFORE) and self.machine.end is None:
+                self.crash(fate)
             if self.machine.end is not None:
                 break
             if turn == self.cancel_at:
                 event: Any = CancelRequested(self.now)
             else:
                 assert self.open, "the machine waits for nothing"
-                ids = sorted(self.open)
-                chosen = ids[self.order[turn % len(self.order)] % len(ids)]
-                event = self.world.answer(self.open.pop(chosen), self.now)
+                event = self.world.answer(self.open.pop(self.choose(self.order[turn % len(self.order)])), self.now)
             self.now = max(self.now, event.at_ms)
             self.machine.apply(event)
             self.log.append(encode_events([event]))
-            if crashes.get(-turn - 1) == 2:  # crash between the record and the work that follows from it
-                self.crash(0, settled=False)
+            if fate == UNSETTLED:  # crash between the record and the work that follows from it
+                self.crash(fate, settled=False)
             self.settle()
         return self.machine.end, self.asked, self.records
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(
     body=scopes(3),
-    plan=st.lists(st.integers(1, 9), min_size=1, max_size=6),
-    order=st.lists(st.integers(0, 5), min_size=1, max_size=8),
-    cancel_at=st.none() | st.integers(0, 12),
+    plan=st.lists(st.integers(1, 9), min_size=4, max_size=8),
+    order=st.lists(st.integers(0, 5), min_size=2, max_size=8),
+    cancel_at=st.none() | st.integers(0, 20),
     budget=st.integers(1, 40),
-    crashes=st.dictionaries(st.integers(-10, 12), st.integers(0, 2), max_size=6),
+    crashes=st.lists(st.sampled_from([NOT, WITH_SNAPSHOT, FROM_BEFORE, UNSETTLED]), min_size=4, max_size=12),
 )
 def test_crashes_change_nothing(body, plan, order, cancel_at, budget, crashes):
     document = {
@@ -217,8 +229,62 @@ def test_crashes_change_nothing(body, plan, order, cancel_at, budget, crashes):
     }
     compiled = compile_definition(orjson.dumps(document))
     assert compiled.program is not None, compiled.findings
-    calm = History(compiled.program, World(plan), order, cancel_at, 1_000).run({})
+    calm = History(compiled.program, World(plan), order, cancel_at, 1_000).run([NOT])
     shaken = History(compiled.program, World(plan), order, cancel_at, budget).run(crashes)
     assert shaken[0] == calm[0]
     assert shaken[1] == calm[1]
     assert shaken[2] == calm[2]
+
+
+RICH = """
+document: {dsl: 1.0.3, namespace: default, name: demo, version: 1.0.0}
+timeout: {after: PT1H}
+do:
+  - first: {call: noop, with: {output: {k: '${ [limit(1; 3, 4)] | .[0] }'}}, export: {as: '{first: .k}'}}
+  - both:
+      fork:
+        branches:
+          - loop:
+              for: {each: x, at: i, in: '[1, 2, 3]'}
+              while: '[limit(1; $x)] | .[0] < 3'
+              do:
+                - guarded:
+                    try:
+                      - risky: {call: noop, timeout: {after: PT10S}, with: {output: '${ $x + $context.first }'}}
+                      - shown: {set: {was: '${ . }', i: '${ $i }', slow: '${ [limit(1; $x)] | .[0] }'}}
+                    catch:
+                      as: why
+                      when: '[limit(1; $why.status)] | .[0] >= 500'
+                      retry:
+                        delay: PT2S
+                        backoff: {exponential: {}}
+                        jitter: {from: PT0S, to: PT1S}
+                        limit: {attempt: {count: 3, duration: PT20S}}
+                      do:
+                        - handled: {call: noop, with: {output: {status: '${ $why.status }', x: '${ $x }'}}}
+                        - rest: {wait: PT1S}
+                - noted: {call: noop, with: {output: '${ {last: ., c: $context} }'}, export: {as: '{first: 1}'}}
+          - racing:
+              fork:
+                compete: true
+                branches:
+                  - slow: {wait: PT30S}
+                  - quick: {do: [{nap: {wait: PT3S}}, {answer: {call: noop, with: {output: quick}}}]}
+  - route: {switch: [{odd: {when: '[limit(1; .[0].last)] == []', then: end}}, {other: {then: last}}]}
+  - last: {set: {all: '${ . }', from: '${ $steps.first.k }'}}
+"""
+
+
+@pytest.mark.parametrize("plan", [[1], [6], [1, 6], [7, 1, 1], [1, 1, 7, 6, 1]], ids=str)
+@pytest.mark.parametrize("fate", [WITH_SNAPSHOT, FROM_BEFORE, UNSETTLED])
+def test_a_crash_at_each_turn_of_a_rich_run(plan, fate):
+    compiled = compile_definition(RICH)
+    assert compiled.program is not None, compiled.findings
+    calm = History(compiled.program, World(plan), [0, 1], None, 1_000).run([NOT])
+    assert len(calm[1]) > 8
+    for turn in range(40):
+        # A snapshot some turns before the crash, so that events are replayed on top of it.
+        crashes = [NOT] * 41
+        crashes[max(turn - 3, 0)] = WITH_SNAPSHOT
+        crashes[turn] = fate
+        assert History(compiled.program, World(plan), [0, 1], None, 7).run(crashes) == calm

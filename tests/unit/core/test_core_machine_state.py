@@ -2,6 +2,7 @@
 
 import orjson
 import pytest
+
 from flint_core.effects import Call, CancelEffect, Timer
 from flint_core.events import (
     CallFailed,
@@ -167,3 +168,38 @@ def test_values_are_never_changed_in_place(program_of):
     settled(Machine.start(program, FACTS, data, 1_000))
     assert data == {"l": [[1], [2]]}
     assert Machine.start(program, FACTS, data, 1_000).take_effects() == []
+
+
+def test_an_open_question_survives_a_snapshot_with_its_number(program_of):
+    program = program_of(
+        "do: [{a: {set: {n: '${ [limit(1; .)] | .[0] }', m: '${ [limit(1; now)] }'}}}, {b: {call: noop}}]"
+    )
+    machine = settled(Machine.start(program, FACTS, 7, 1_000))
+    (first,) = machine.take_effects()
+    again = Machine.restore(program, FACTS, machine.snapshot())
+    assert again.pending() == [first]
+    again.apply(Evaluated(first.effect_id, 7))
+    (second,) = settled(again).take_effects()
+    third = Machine.restore(program, FACTS, again.snapshot())
+    assert third.pending() == [second]
+    third.apply(Evaluated(second.effect_id, [1]))
+    (call,) = settled(third).take_effects()
+    assert [first.effect_id, second.effect_id, call.effect_id] == [1, 2, 3]
+
+
+def test_attempts_go_on_counting_after_a_restore(program_of):
+    retry = "catch: {retry: {delay: PT0S, limit: {attempt: {count: 2}}}}"
+    inner = f"i: {{try: [{{a: {{call: noop}}}}], {retry}}}"
+    program = program_of(f"do: [{{o: {{try: [{{{inner}}}, {{b: {{call: noop}}}}], {retry}}}}}]")
+    machine = settled(Machine.start(program, FACTS, {}, 1_000))
+    attempts = []
+    for failed in (True, False, True, True, False):
+        (call,) = machine.take_effects()
+        attempts.append(call.attempt)
+        machine = Machine.restore(program, FACTS, machine.snapshot())
+        if failed:
+            machine.apply(CallFailed(call.effect_id, PROBLEM, 1_000, 1_001))
+        else:
+            machine.apply(CallSucceeded(call.effect_id, {}, 1_000, 1_001))
+        settled(machine)
+    assert attempts == [1, 2, 1, 3, 4]

@@ -1,6 +1,7 @@
 """wait, timeouts, fork, cancel."""
 
 import pytest
+
 from flint_core.durations import Duration, DurationError, parse_duration
 from flint_core.effects import Call, CancelEffect, Timer, TimerKind
 from flint_core.machine import Cancelled, Succeeded

@@ -1,6 +1,7 @@
 """try, catch, retry."""
 
 import pytest
+
 from flint_core.effects import Timer, TimerKind
 from flint_core.problems import Problem, ProblemType, canonical_type
 
