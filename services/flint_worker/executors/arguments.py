@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 import jsonschema_rs
+
 from flint_core.functions import FUNCTIONS
 from flint_core.problems import Problem, ProblemType
 from flint_ops.config import ConnectionSettings, Settings
-
 from flint_worker.executors import ExecutionFailed, ResolvedCall
 
 __all__ = ["check_arguments", "failure", "has_controls", "named_connection"]

@@ -24,9 +24,9 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import aiosmtplib
+
 from flint_core.problems import ProblemType
 from flint_ops.config import ConnectionSettings, Settings
-
 from flint_worker.executors import ExecutionFailed, ResolvedCall
 from flint_worker.executors.arguments import check_arguments, failure, has_controls, named_connection
 

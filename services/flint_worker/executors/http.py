@@ -18,9 +18,9 @@ from urllib.parse import urlencode
 import httpcore
 import httpx
 import orjson
+
 from flint_core.problems import ProblemType
 from flint_ops.config import Settings
-
 from flint_worker.executors import ExecutionFailed, ResolvedCall
 from flint_worker.executors.addresses import AddressRefused, GuardedBackend
 from flint_worker.executors.arguments import check_arguments, failure, has_controls

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy
-from flint_core.problems import ProblemType
-from flint_ops.config import ConnectionSettings, Settings
 from sqlalchemy import exc, make_url
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.pool import QueuePool
 
+from flint_core.problems import ProblemType
+from flint_ops.config import ConnectionSettings, Settings
 from flint_worker.executors import ExecutionFailed, ResolvedCall
 from flint_worker.executors.arguments import check_arguments, failure, named_connection
 from flint_worker.executors.rows import TooManyRows, rows_of

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from flint_jq import EvaluationFailed, EvaluatorPool, EvaluatorsBusy
 
 EVALUATE_MS = 700

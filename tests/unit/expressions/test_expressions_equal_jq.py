@@ -127,7 +127,7 @@ def is_fast(source: str) -> bool:
     return compile_expression(source, variables=frozenset(NAMES)).fast
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
 @given(expressions.filter(is_fast), documents, st.fixed_dictionaries(dict.fromkeys(NAMES, documents)))
 def test_any_fast_expression_on_any_data(source: str, document: Any, variables: dict[str, Any]) -> None:
     assert_equal(source, document, variables)
