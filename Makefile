@@ -4,8 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
+DEV_STAMP := $(VENV)/.installed-dev
+# Suites that share nothing run side by side; those that kill processes or time out run alone.
+PARALLEL := tests/unit tests/model tests/contract tests/integration
+SERIAL := tests/acceptance tests/robustness
+WORKERS ?= auto
+
 .DEFAULT_GOAL := up
-.PHONY: up clean
+.PHONY: up test lint proto bench bench-quick clean
 
 up: $(STAMP)
 	$(VENV)/bin/flint up --demo
@@ -16,6 +22,32 @@ $(STAMP): pyproject.toml
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded]'
 	@touch $@
+
+$(DEV_STAMP): pyproject.toml $(STAMP)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,dev]'
+	@touch $@
+
+test: $(DEV_STAMP)
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(PARALLEL)
+	$(VENV)/bin/python -m pytest -q $(SERIAL)
+
+lint: $(DEV_STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
+	$(VENV)/bin/python deploy/tools/generate_stubs.py --check
+	$(VENV)/bin/python deploy/tools/check_contracts.py
+
+# Stubs from the contracts; committed, so that running needs no compiler.
+proto: $(DEV_STAMP)
+	$(VENV)/bin/python deploy/tools/generate_stubs.py
+
+bench: $(DEV_STAMP)
+	$(VENV)/bin/python benchmarks/bench.py
+
+bench-quick: $(DEV_STAMP)
+	$(VENV)/bin/python benchmarks/bench.py --quick
 
 # Stops what runs here, then removes what was made: the virtual environment, caches, and the data of `flint up`.
 clean:

@@ -1,7 +1,8 @@
 """`make bench`: Flint's first workloads and the raw limits of the servers underneath, in one run on one machine.
 
-Everything is real and on this machine: all services, servers and the client. PostgreSQL with fsync, JetStream with its default
-sync. Each figure is the median of three rounds, interleaved with the raw limits; ratios are against those of the same run.
+Everything is real and on this machine: all services, servers and the client. PostgreSQL with fsync, JetStream with
+its default sync. Each figure is the median of three rounds, interleaved with the raw limits; ratios are against those
+of the same run.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from rich.console import Console
+from rich.table import Table
+
 import limits
 import workloads
 from flint_sdk import AsyncFlint
-from rich.console import Console
-from rich.table import Table
 from support.stack import running_stack
 
 ROUNDS = 3
@@ -93,7 +95,13 @@ def show(medians: dict[str, float], figures: dict[str, list[float]], idle: workl
     row("1-step run alone, p99", "one_p99", "ms", "")
     row("W2 10-step run alone", "ten_ms", "ms", "≤ 12", f"{m['ten_ms'] / m['publish_ms']:.1f} publishes")
     row("W2 10-step run alone, p99", "ten_p99", "ms", "")
-    row("W2 steps, runs started singly", "w2", "steps/s", "≥ 8,000", f"{m['w2'] / m['publish']:.2f} of pipelined publishes")
+    row(
+        "W2 steps, runs started singly",
+        "w2",
+        "steps/s",
+        "≥ 8,000",
+        f"{m['w2'] / m['publish']:.2f} of pipelined publishes",
+    )
     row(
         "W2 steps, runs started in hundreds",
         "w2_batch",

@@ -6,11 +6,12 @@ import asyncio
 import time
 
 import grpc
+from sqlalchemy import text
+
 from flint_bus import Bus
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_ops.config import Settings
 from flint_store.engine import create_engine
-from sqlalchemy import text
 
 
 async def publish_pipelined(settings: Settings, messages: int = 20_000, size: int = 200) -> float:

@@ -8,10 +8,11 @@ import time
 from dataclasses import dataclass
 
 import psutil
+from sqlalchemy import text
+
 from flint_ops.config import Settings
 from flint_sdk import AsyncFlint, StartRequest
 from flint_store.engine import create_engine
-from sqlalchemy import text
 
 HEAD = "document: {{dsl: 1.0.3, namespace: default, name: {name}, version: 1.0.0}}\ndo:\n"
 ONE = HEAD.format(name="bench-one") + "  - step0: {call: noop}\n"

@@ -52,7 +52,8 @@ def differences(left: Path, right: Path) -> list[str]:
     """Relative paths that differ between two folders."""
     names = {p.relative_to(base) for base in (left, right) for p in base.rglob("*.py*") if "__pycache__" not in p.parts}
     return sorted(
-        str(n) for n in names
+        str(n)
+        for n in names
         if not ((left / n).exists() and (right / n).exists() and filecmp.cmp(left / n, right / n, shallow=False))
     )
 

@@ -12,9 +12,6 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Final, Self
 
-from flint_ops.config import JournalSettings, NatsSettings
-from flint_ops.logging import get_logger
-
 from flint_bus.append import append_command, read_ack
 from flint_bus.consumer import Consumer
 from flint_bus.errors import AppendUnknown, BusTimeout, Disconnected, MessageTooLarge, NoResponders
@@ -23,6 +20,8 @@ from flint_bus.messages import StoredMessage, status_of
 from flint_bus.streams import StreamAdmin, StreamState
 from flint_bus.subscription import MessageHandler, Subscription
 from flint_bus.wire import Handler, Wire
+from flint_ops.config import JournalSettings, NatsSettings
+from flint_ops.logging import get_logger
 
 __all__ = ["Bus"]
 

@@ -21,11 +21,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from flint_ops.logging import get_logger
-
 from flint_bus.errors import BusError, StreamApiError, StreamLost
 from flint_bus.messages import StoredMessage, parse_headers, status_of
 from flint_bus.streams import call_api
+from flint_ops.logging import get_logger
 
 if TYPE_CHECKING:
     from flint_bus.bus import Bus

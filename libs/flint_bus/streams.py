@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import orjson
-from flint_ops.config import JournalSettings
 
 from flint_bus.errors import StreamApiError, StreamMissing
 from flint_bus.messages import StoredMessage
 from flint_bus.subjects import JOBS_STREAM, journal_filter, journal_stream
+from flint_ops.config import JournalSettings
 
 __all__ = ["StreamAdmin", "StreamState", "call_api"]
 

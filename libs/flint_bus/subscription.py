@@ -12,9 +12,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from flint_ops.logging import get_logger
-
 from flint_bus.messages import Message
+from flint_ops.logging import get_logger
 
 __all__ = ["MessageHandler", "Subscription"]
 

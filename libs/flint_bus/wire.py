@@ -15,11 +15,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final
 
-from flint_ops.logging import get_logger
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 from nats.errors import ProtocolError
 from nats.protocol.parser import AWAITING_CONTROL_LINE, AWAITING_MSG_PAYLOAD, Parser
+
+from flint_ops.logging import get_logger
 
 __all__ = ["Handler", "Wire"]
 

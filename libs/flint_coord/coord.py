@@ -10,9 +10,6 @@ import secrets
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
-from flint_ops.clock import boottime
-from flint_ops.config import EtcdSettings
-
 from flint_coord import keys
 from flint_coord.connection import REQUEST_TIMEOUT_S, Connection
 from flint_coord.errors import CoordRefused, CoordUnavailable
@@ -20,6 +17,8 @@ from flint_coord.lease import Lease
 from flint_coord.renewals import Renewals
 from flint_coord.watch import Change, Item, StoreIdentity, prefix_end, watch_prefix
 from flint_coord.wire import rpc
+from flint_ops.clock import boottime
+from flint_ops.config import EtcdSettings
 
 __all__ = ["Coord"]
 

@@ -6,7 +6,7 @@
 | `groups/<n>` | id of the scheduler that may try to own the group | that scheduler's |
 | `workers/<incarnation>` | `WorkerCard` | the worker's own |
 | `drains/<incarnation>` | empty: the worker is asked to drain | the worker's own |
-| `departures/<incarnation>` | `WorkerCard`: the worker left by itself, its key did not just run out | one of ten minutes |
+| `departures/<incarnation>` | `WorkerCard`: the worker left by itself; its key did not run out | one of ten minutes |
 | `registry/leader` | id of the registry that leads | that registry's |
 | `store` | a random id of this etcd store, written once by whoever comes first | none |
 """

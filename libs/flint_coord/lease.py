@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import asyncio
 
-from flint_ops.clock import boottime
-
 from flint_coord.connection import Connection
 from flint_coord.errors import CoordUnavailable, LeaseEnded
 from flint_coord.renewals import Renewals
 from flint_coord.wire import rpc
+from flint_ops.clock import boottime
 
 __all__ = ["Lease"]
 

@@ -15,10 +15,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
 
 import grpc
-from flint_ops import metrics
-from flint_ops.logging import get_logger
 from prometheus_client import Counter
 
+from flint_ops import metrics
+from flint_ops.logging import get_logger
 from flint_rpc.errors import STATUS_DETAILS_KEY, ErrorReason, Refused, status_proto
 
 __all__ = ["BoundaryInterceptor", "HandlerWrapper", "abort"]

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import grpc
-from flint_contracts.gen.flint.errors.v1 import errors_pb2
 from google.protobuf import any_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+
+from flint_contracts.gen.flint.errors.v1 import errors_pb2
 
 __all__ = [
     "DOMAIN",

@@ -7,7 +7,6 @@ import uuid
 from typing import NamedTuple
 
 from flint_core.ids import parse_run_id
-
 from flint_rpc.errors import field_invalid
 
 __all__ = [

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import grpc
-from flint_ops import metrics
 
+from flint_ops import metrics
 from flint_rpc.errors import Refused, component_unavailable, from_rpc_error
 from flint_rpc.server import INTERNAL_MESSAGE_BYTES
 

@@ -9,8 +9,8 @@ import ssl
 from urllib.parse import urlsplit
 
 import psycopg
-from flint_ops.config import Settings
 
+from flint_ops.config import Settings
 from flint_stack.errors import ProbeFailed
 from flint_stack.findings import Finding
 from flint_stack.probes import http_get

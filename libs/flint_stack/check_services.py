@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import grpc
+from grpc_health.v1 import health_pb2
+
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2, fleet_pb2_grpc
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2, scheduling_pb2_grpc
 from flint_ops.config import Settings
-from grpc_health.v1 import health_pb2
-
 from flint_stack.errors import ProbeFailed
 from flint_stack.findings import Finding
 from flint_stack.probes import http_get

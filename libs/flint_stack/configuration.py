@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flint_ops.config import Arguments, ConfigError, Settings, load
 from pydantic import SecretStr
 
+from flint_ops.config import Arguments, ConfigError, Settings, load
 from flint_stack.errors import ConfigurationInvalid
 from flint_stack.layout import Layout, StackSecrets, write_private
 from flint_stack.ports import Ports

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flint_ops.config import Arguments, ConfigError, Settings, load
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flint_ops.config import Arguments, ConfigError, Settings, load
 from flint_stack.check_servers import check_etcd, check_nats, check_postgres
 from flint_stack.check_services import check_fleet, check_health, check_ownership, check_readiness
 from flint_stack.errors import StackError

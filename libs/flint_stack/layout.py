@@ -18,7 +18,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from flint_rpc.api_keys import ApiKey, generate, parse
-
 from flint_stack.errors import StackError
 
 __all__ = ["Layout", "StackSecrets", "write_private"]

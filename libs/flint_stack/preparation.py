@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flint_ops.config import Settings
-
 from flint_stack.errors import StackError
 from flint_stack.layout import Layout, write_private
 

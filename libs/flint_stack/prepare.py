@@ -12,13 +12,12 @@ import sys
 from pathlib import Path
 
 from flint_ops.config import Arguments, ConfigError, Settings, load
+from flint_stack.errors import StackError
+from flint_stack.layout import Layout
 from flint_store.engine import create_engine
 from flint_store.errors import StoreError
 from flint_store.identity import ensure_local_admin_key
 from flint_store.migrate import upgrade
-
-from flint_stack.errors import StackError
-from flint_stack.layout import Layout
 
 __all__ = ["main"]
 

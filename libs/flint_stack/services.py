@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from flint_ops.config import Settings
-
 from flint_stack.child import WAVE_EDGE, WAVE_REGISTRIES, WAVE_SCHEDULERS, WAVE_WORKERS, ChildSpec
 from flint_stack.configuration import write_process_config
 from flint_stack.layout import Layout, StackSecrets

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flint_ops.config import Settings
-
 from flint_stack.child import ChildSpec
 from flint_stack.configuration import Configuration, child_environment
 from flint_stack.errors import StackError

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flint_ops.config import Settings
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from flint_ops.config import Settings
 from flint_stack.errors import StackError
 from flint_stack.layout import Layout
 from flint_stack.logfiles import log_tail, open_log

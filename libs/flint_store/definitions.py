@@ -24,9 +24,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from flint_ops.clock import boottime
 from sqlalchemy import text
 
+from flint_ops.clock import boottime
 from flint_store.engine import fetch
 from flint_store.errors import NamespaceNotFound, WorkflowNotFound
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from sqlalchemy import text
 
+from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_store.engine import fetch, write
 
 if TYPE_CHECKING:

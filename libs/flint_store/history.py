@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import orjson
+from sqlalchemy import text
+
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_core.events import CallSucceeded, decode_events
-from sqlalchemy import text
-
 from flint_store.engine import fetch
 from flint_store.timestamps import set_timestamp
 

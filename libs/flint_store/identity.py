@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from sqlalchemy import text
 
+from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from flint_store.engine import fetch, write
 from flint_store.errors import KeyIdTaken, KeyNotFound, LastAdminKey, NamespaceNotFound
 from flint_store.timestamps import set_timestamp

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from flint_ops.config import ConfigError, load
 from sqlalchemy import Connection, create_engine, pool, text
 from sqlalchemy.exc import OperationalError
 
+from flint_ops.config import ConfigError, load
 from flint_store.engine import CONNECT_TIMEOUT_S, database_url, fetch
 from flint_store.errors import (
     MigrationLocked,

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
-
 from flint_store.timestamps import set_timestamp
 
 __all__ = ["LIST_ERROR_BYTES", "RUN_COLUMNS", "run_message"]

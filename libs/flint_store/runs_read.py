@@ -14,9 +14,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from sqlalchemy import TextClause, text
 
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_store.engine import fetch
 from flint_store.run_messages import LIST_ERROR_BYTES, RUN_COLUMNS, run_message
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
 from sqlalchemy import TextClause, text
 
+from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
 from flint_store.engine import fetch, write
 from flint_store.errors import NamespaceNotFound, StoreUnavailable, VersionExists, WorkflowInUse, WorkflowNotFound
 from flint_store.timestamps import set_timestamp

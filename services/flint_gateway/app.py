@@ -18,12 +18,6 @@ from flint_contracts.gen.flint.registry.v1.registry_pb2_grpc import RegistryServ
 from flint_contracts.gen.flint.runs.v1 import runs_pb2, runs_pb2_grpc
 from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import PrincipalServiceStub, SchedulingServiceStub
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2, workflows_pb2_grpc
-from flint_ops.config import ConfigError, ConfigProblem, Settings
-from flint_ops.lifecycle import Lifecycle
-from flint_ops.logging import get_logger
-from flint_rpc.server import RpcServer, Service, create_server
-from flint_rpc.upstream import Upstream
-
 from flint_gateway.auth import AuthInterceptor, check_policies
 from flint_gateway.definitions import DefinitionChecker
 from flint_gateway.fleet import FleetServicer
@@ -35,6 +29,11 @@ from flint_gateway.runs import RunServicer
 from flint_gateway.starts import StartBatcher
 from flint_gateway.watching import Hub
 from flint_gateway.workflows import WorkflowServicer
+from flint_ops.config import ConfigError, ConfigProblem, Settings
+from flint_ops.lifecycle import Lifecycle
+from flint_ops.logging import get_logger
+from flint_rpc.server import RpcServer, Service, create_server
+from flint_rpc.upstream import Upstream
 
 __all__ = ["GRACE_S", "REQUIRED", "Gateway", "main"]
 

@@ -14,13 +14,13 @@ from enum import Enum, auto
 from typing import Any
 
 import grpc
+
 from flint_contracts.gen.flint.identity.v1 import identity_pb2
+from flint_gateway.principals import KeyCache, Principal
 from flint_rpc.boundary import Handler, HandlerWrapper
 from flint_rpc.errors import ErrorReason, Refused, field_invalid
 from flint_rpc.names import ALL_NAMESPACES
 from flint_rpc.server import Service, is_open_method
-
-from flint_gateway.principals import KeyCache, Principal
 
 __all__ = ["POLICIES", "AuthInterceptor", "Policy", "Scope", "authorise", "check_policies", "current_principal"]
 

@@ -12,14 +12,14 @@ from collections.abc import AsyncIterable, AsyncIterator
 from functools import partial
 
 import grpc
+
 from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
-from flint_rpc.errors import ErrorReason, Refused, field_invalid, status_proto
-from flint_rpc.names import parse_run
-
 from flint_gateway.auth import authorise, current_principal
 from flint_gateway.principals import Principal
 from flint_gateway.watching import Hub, Sink
+from flint_rpc.errors import ErrorReason, Refused, field_invalid, status_proto
+from flint_rpc.names import parse_run
 
 __all__ = ["AwaitStream"]
 

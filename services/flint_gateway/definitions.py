@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
+
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
 from flint_core.definition import compile_definition
 from flint_core.definition.findings import DefinitionLimits, Finding, Rule, Severity

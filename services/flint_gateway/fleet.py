@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import grpc
+
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.fleet.v1.fleet_pb2_grpc import FleetServiceServicer
 from flint_contracts.gen.flint.registry.v1 import registry_pb2

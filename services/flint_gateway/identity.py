@@ -6,16 +6,16 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
+
 from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from flint_contracts.gen.flint.identity.v1.identity_pb2_grpc import IdentityServiceServicer
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
+from flint_gateway.auth import authorise, current_principal
 from flint_rpc import api_keys
 from flint_rpc.errors import FieldViolation, field_invalid
 from flint_rpc.names import parse_key, parse_parent
 from flint_rpc.paging import PageBinding, page_size
 from flint_rpc.upstream import Client
-
-from flint_gateway.auth import authorise, current_principal
 
 if TYPE_CHECKING:
     from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import PrincipalServiceAsyncStub

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
+
 from flint_bus.bus import Bus
 from flint_bus.messages import Message
 from flint_bus.subjects import hints_subject
@@ -15,13 +16,6 @@ from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.runs.v1.runs_pb2_grpc import RunServiceServicer
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
-from flint_ops.config import LimitSettings
-from flint_rpc.errors import ErrorReason, FieldViolation, Refused, field_invalid, from_status_proto, status_proto
-from flint_rpc.names import RunName, format_run, format_version, is_label, parse_run
-from flint_rpc.paging import PageBinding, page_size
-from flint_rpc.tracing import new_trace_id, trace_id_of
-from flint_rpc.upstream import Client
-
 from flint_gateway.awaiting import AwaitStream
 from flint_gateway.reading import RunReader
 from flint_gateway.results import TERMINAL
@@ -29,6 +23,12 @@ from flint_gateway.starts import StartBatcher
 from flint_gateway.validation import OWN_REQUEST_ID, make_start, namespace_of_parent
 from flint_gateway.watches import Watch
 from flint_gateway.watching import Hub, run_not_found
+from flint_ops.config import LimitSettings
+from flint_rpc.errors import ErrorReason, FieldViolation, Refused, field_invalid, from_status_proto, status_proto
+from flint_rpc.names import RunName, format_run, format_version, is_label, parse_run
+from flint_rpc.paging import PageBinding, page_size
+from flint_rpc.tracing import new_trace_id, trace_id_of
+from flint_rpc.upstream import Client
 
 if TYPE_CHECKING:
     from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import SchedulingServiceAsyncStub

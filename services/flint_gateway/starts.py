@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import grpc
+
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
 from flint_ops import metrics
 from flint_rpc.errors import ErrorReason, Refused, component_unavailable

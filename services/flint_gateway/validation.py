@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import grpc
 import orjson
+
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
 from flint_rpc.errors import ErrorReason, FieldViolation, Refused, field_invalid

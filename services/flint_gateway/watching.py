@@ -21,21 +21,21 @@ from contextlib import contextmanager
 from functools import partial
 
 import grpc
+from prometheus_client import Counter
+
 from flint_bus.bus import Bus
 from flint_bus.messages import Message
 from flint_bus.subjects import OWNERS
 from flint_bus.subscription import Subscription
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
-from flint_ops import metrics
-from flint_rpc.errors import ErrorReason, Refused
-from flint_rpc.names import RunName, parse_run
-from prometheus_client import Counter
-
 from flint_gateway.interests import Interests
 from flint_gateway.reading import Answer, RunReader
 from flint_gateway.results import TERMINAL, ResultCache
 from flint_gateway.watches import Watch
+from flint_ops import metrics
+from flint_rpc.errors import ErrorReason, Refused
+from flint_rpc.names import RunName, parse_run
 
 __all__ = ["Hub", "Sink", "run_not_found", "stopping"]
 

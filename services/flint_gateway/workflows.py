@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import grpc
+
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
 from flint_contracts.gen.flint.workflows.v1.workflows_pb2_grpc import WorkflowServiceServicer
+from flint_gateway.definitions import DefinitionChecker, finding_message
+from flint_gateway.validation import namespace_of_parent
 from flint_ops.config import LimitSettings
 from flint_rpc.errors import ErrorReason, FieldViolation, Refused, field_invalid
 from flint_rpc.names import format_version, parse_workflow, parse_workflow_parent
 from flint_rpc.paging import PageBinding, page_size
 from flint_rpc.upstream import Client
-
-from flint_gateway.definitions import DefinitionChecker, finding_message
-from flint_gateway.validation import namespace_of_parent
 
 if TYPE_CHECKING:
     from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import SchedulingServiceAsyncStub

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 from flint_ops.lifecycle import run_service
-
 from flint_registry.app import serve
 
 if __name__ == "__main__":

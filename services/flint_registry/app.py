@@ -16,13 +16,12 @@ from flint_coord import Coord, Election, keys
 from flint_ops.config import Settings
 from flint_ops.lifecycle import Lifecycle
 from flint_ops.logging import get_logger
-from flint_rpc.server import Service, TokenInterceptor, create_server
-from flint_store.engine import create_engine
-
 from flint_registry.beats import BeatExchange
 from flint_registry.historian import Historian
 from flint_registry.servicer import RegistryServicer
 from flint_registry.view import FleetView
+from flint_rpc.server import Service, TokenInterceptor, create_server
+from flint_store.engine import create_engine
 
 __all__ = ["serve"]
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
+from google.protobuf.message import DecodeError
+
 from flint_bus import Bus, Message, MessageTooLarge, Subscription
 from flint_bus.subjects import FLEET_BEATS
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_ops.logging import get_logger
-from google.protobuf.message import DecodeError
-
 from flint_registry.view import FleetView
 
 __all__ = ["COALESCE_S", "BeatExchange"]

@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable
 from typing import TypeAlias
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_rpc.errors import FieldViolation, field_invalid
 from flint_rpc.names import format_worker, is_label
-from google.protobuf.timestamp_pb2 import Timestamp
 
 __all__ = ["WorkerState", "check_card", "check_incarnation", "shown", "sorted_workers"]
 

@@ -20,16 +20,16 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TypeVar
 
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_coord import ChangeKind, Coord, CoordUnavailable, Lease, keys
 from flint_ops.logging import get_logger
-from flint_store import fleet
-from flint_store.errors import StoreUnavailable
-from sqlalchemy.ext.asyncio import AsyncEngine
-
 from flint_registry import metrics
 from flint_registry.view import read_card
+from flint_store import fleet
+from flint_store.errors import StoreUnavailable
 
 __all__ = ["Historian"]
 

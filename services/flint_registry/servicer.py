@@ -13,22 +13,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.registry.v1 import registry_pb2, registry_pb2_grpc
 from flint_coord import Coord, CoordUnavailable, Lease, LeaseEnded, keys
 from flint_ops.clock import now_ms
 from flint_ops.config import RegistrySettings
 from flint_ops.logging import get_logger
-from flint_rpc.errors import ErrorReason, Refused, component_unavailable, field_invalid
-from flint_store import fleet
-from flint_store.errors import StoreUnavailable
-from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy.ext.asyncio import AsyncEngine
-
 from flint_registry import metrics
 from flint_registry.beats import BeatExchange
 from flint_registry.cards import check_card, check_incarnation, shown, sorted_workers
 from flint_registry.view import FleetView, LiveWorker, read_card
+from flint_rpc.errors import ErrorReason, Refused, component_unavailable, field_invalid
+from flint_store import fleet
+from flint_store.errors import StoreUnavailable
 
 __all__ = ["RegistryServicer"]
 

@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from google.protobuf.message import DecodeError
+
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_coord import ChangeKind, Coord, keys
 from flint_ops.clock import now_ms
 from flint_ops.logging import get_logger
-from google.protobuf.message import DecodeError
-
 from flint_registry import metrics
 from flint_registry.cards import WorkerState, shown
 

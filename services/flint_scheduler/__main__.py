@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from flint_ops.lifecycle import run_service
-
 from flint_scheduler.app import serve
 
 if __name__ == "__main__":

@@ -18,9 +18,6 @@ from flint_bus import Bus
 from flint_bus.subjects import owner_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_core.ids import SHARDS, make_run_id
-from flint_store.accept import Accepted, NewRun, accept_runs
-from flint_store.legs import LegStart
-
 from flint_scheduler.cards import Phase, RunBook, RunCard
 from flint_scheduler.clock import RecordClock
 from flint_scheduler.dispatch import Dispatcher
@@ -30,6 +27,8 @@ from flint_scheduler.lane import Lane, LaneClosed
 from flint_scheduler.metrics import ACCEPTED, COMMIT_ROWS
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
+from flint_store.accept import Accepted, NewRun, accept_runs
+from flint_store.legs import LegStart
 
 __all__ = ["Acceptor", "NewStart"]
 

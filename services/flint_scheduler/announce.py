@@ -11,12 +11,12 @@ import asyncio
 from collections.abc import Sequence
 from uuid import UUID
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from flint_bus import Bus, BusError
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_ops.logging import get_logger
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from flint_scheduler.cards import RunCard
 
 __all__ = ["Announcer", "Ending"]

@@ -7,6 +7,8 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from flint_bus import Bus, Message
 from flint_bus.subjects import FLEET_BEATS, WORKFLOWS
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
@@ -18,11 +20,6 @@ from flint_ops.config import Settings
 from flint_ops.lifecycle import Lifecycle
 from flint_ops.logging import get_logger
 from flint_rpc.server import Service, TokenInterceptor, create_server
-from flint_store.definitions import DefinitionCache
-from flint_store.engine import create_engine
-from flint_store.migrate import check_schema
-from google.protobuf.message import DecodeError
-
 from flint_scheduler.accept import Acceptor
 from flint_scheduler.announce import Announcer
 from flint_scheduler.attention import Attention
@@ -43,6 +40,9 @@ from flint_scheduler.roster import follow_workers, on_beats
 from flint_scheduler.servicer import SchedulingServicer
 from flint_scheduler.steward import Steward
 from flint_scheduler.timers import Timers
+from flint_store.definitions import DefinitionCache
+from flint_store.engine import create_engine
+from flint_store.migrate import check_schema
 
 __all__ = ["serve"]
 

@@ -12,17 +12,13 @@ import contextlib
 from collections.abc import Sequence
 from functools import partial
 
+from google.protobuf.message import DecodeError
+
 from flint_bus import Bus, BusError, Message, Subscription
 from flint_bus.subjects import owner_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_ops.logging import get_logger
-from flint_store.fence import Fenced
-from flint_store.legs import load_runs
-from flint_store.ownership import save_watermarks
-from flint_store.sweep import delete_inbox, read_inbox, sweep
-from google.protobuf.message import DecodeError
-
 from flint_scheduler.announce import Announcer
 from flint_scheduler.cards import Phase, RunBook, RunCard, card_of_row
 from flint_scheduler.clock import RecordClock
@@ -35,6 +31,10 @@ from flint_scheduler.readers import Readers
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.timers import Timers
+from flint_store.fence import Fenced
+from flint_store.legs import load_runs
+from flint_store.ownership import save_watermarks
+from flint_store.sweep import delete_inbox, read_inbox, sweep
 
 __all__ = ["Attention"]
 

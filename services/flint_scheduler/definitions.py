@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from flint_bus import Bus, Message
 from flint_bus.subjects import DEFINITIONS
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_ops.logging import get_logger
 from flint_store.errors import StoreError
 from flint_store.workflows import program_by_hash
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = ["DefinitionDesk"]
 

@@ -12,14 +12,12 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 
+from sqlalchemy.exc import DBAPIError
+
 from flint_bus import Bus, BusError, MessageTooLarge
 from flint_bus.subjects import JOBS_STREAM, job_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_ops.logging import get_logger
-from flint_store.fence import Fenced
-from flint_store.legs import LegOpening, LegStart, load_leg_starts, open_legs
-from sqlalchemy.exc import DBAPIError
-
 from flint_scheduler.announce import Announcer
 from flint_scheduler.cards import Phase, RunBook, RunCard
 from flint_scheduler.clock import RecordClock
@@ -29,6 +27,8 @@ from flint_scheduler.metrics import COMMIT_ROWS, LEGS_OPENED, QUEUE_WAIT
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.seal import append_seal
+from flint_store.fence import Fenced
+from flint_store.legs import LegOpening, LegStart, load_leg_starts, open_legs
 
 __all__ = ["Dispatcher"]
 

@@ -17,16 +17,14 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from google.protobuf.message import DecodeError
+from sqlalchemy.exc import DBAPIError
+
 from flint_bus import StoredMessage
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_core.problems import ProblemType
 from flint_ops.logging import get_logger
-from flint_store.fence import Fenced
-from flint_store.fold import EntryRow, RunFold, fold_runs
-from google.protobuf.message import DecodeError
-from sqlalchemy.exc import DBAPIError
-
 from flint_scheduler.announce import Announcer, Ending
 from flint_scheduler.cards import Phase, RunBook, RunCard
 from flint_scheduler.clock import RecordClock
@@ -37,6 +35,8 @@ from flint_scheduler.lane import Lane, LaneClosed
 from flint_scheduler.metrics import COMMIT_ROWS, ENTRIES, FOLD_LAG, RUNS_ENDED
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
+from flint_store.fence import Fenced
+from flint_store.fold import EntryRow, RunFold, fold_runs
 
 __all__ = ["Command", "CommandKind", "Folder", "Reading"]
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2 as pb
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2_grpc
 from flint_rpc.errors import ErrorReason, Refused, field_invalid
+from flint_scheduler.refusals import store_refusals
 from flint_store import identity
 from flint_store.timestamps import from_timestamp
-from sqlalchemy.ext.asyncio import AsyncEngine
-
-from flint_scheduler.refusals import store_refusals
 
 __all__ = ["PrincipalServicer"]
 

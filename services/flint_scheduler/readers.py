@@ -14,14 +14,13 @@ from flint_bus import Bus, BusError, StreamLost
 from flint_bus.subjects import journal_filter, journal_stream
 from flint_ops.config import JournalSettings
 from flint_ops.logging import get_logger
-from flint_store.fence import Fenced
-from flint_store.ownership import next_generation, read_generation
-
 from flint_scheduler.fold import Folder, Reading
 from flint_scheduler.holdings import GroupHolding, Holdings
 from flint_scheduler.lane import LaneClosed
 from flint_scheduler.metrics import GENERATIONS
 from flint_scheduler.record import Record, RecordUnavailable
+from flint_store.fence import Fenced
+from flint_store.ownership import next_generation, read_generation
 
 __all__ = ["Readers"]
 

@@ -12,15 +12,15 @@ from hashlib import sha256
 from typing import Any
 
 import grpc
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2 as pb
 from flint_rpc.errors import ErrorReason, Refused, field_invalid
+from flint_scheduler.refusals import store_refusals
 from flint_store import history, runs_read, workflows
 from flint_store.definitions import DefinitionCache
 from flint_store.timestamps import from_timestamp
 from flint_store.version_order import version_sort
-from sqlalchemy.ext.asyncio import AsyncEngine
-
-from flint_scheduler.refusals import store_refusals
 
 __all__ = ["Reading"]
 

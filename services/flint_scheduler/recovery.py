@@ -19,7 +19,6 @@ from flint_bus import Bus, BusError, StreamMissing
 from flint_bus.subjects import control_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_ops.logging import get_logger
-
 from flint_scheduler.cards import Phase, RunBook, RunCard
 from flint_scheduler.fleet import FleetView
 from flint_scheduler.holdings import Holdings

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
+
 from flint_rpc.errors import ErrorReason, Refused, component_unavailable, field_invalid
 from flint_store import errors
 

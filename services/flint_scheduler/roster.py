@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from google.protobuf.message import DecodeError
+
 from flint_bus import Message
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_coord import ChangeKind, Coord, keys
 from flint_ops.logging import get_logger
-from google.protobuf.message import DecodeError
-
 from flint_scheduler.fleet import FleetView
 
 __all__ = ["follow_workers", "on_beats"]

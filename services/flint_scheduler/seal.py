@@ -12,9 +12,8 @@ import os
 from flint_bus import Bus
 from flint_bus.subjects import journal_stream, journal_subject
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
-from flint_store.fence import OwnerSession
-
 from flint_scheduler.cards import RunCard
+from flint_store.fence import OwnerSession
 
 __all__ = ["append_seal"]
 

@@ -8,6 +8,9 @@ from typing import Any
 from uuid import UUID
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from flint_bus import Bus
 from flint_bus.subjects import WORKFLOWS, owner_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
@@ -16,13 +19,6 @@ from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2 as pb
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2_grpc
 from flint_ops.config import Settings
 from flint_rpc.errors import ErrorReason, Refused, component_unavailable, field_invalid, status_proto
-from flint_store import runs_read
-from flint_store.accept import Accepted
-from flint_store.definitions import DefinitionCache
-from flint_store.sweep import put_inbox
-from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy.ext.asyncio import AsyncEngine
-
 from flint_scheduler.accept import Acceptor, NewStart
 from flint_scheduler.cards import Phase, RunBook
 from flint_scheduler.holdings import Holdings
@@ -31,6 +27,10 @@ from flint_scheduler.reading import Reading
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.refusals import store_refusals
+from flint_store import runs_read
+from flint_store.accept import Accepted
+from flint_store.definitions import DefinitionCache
+from flint_store.sweep import put_inbox
 
 __all__ = ["SchedulingServicer"]
 

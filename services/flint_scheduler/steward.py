@@ -22,11 +22,6 @@ from flint_bus.subjects import OWNERS
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_coord import ChangeKind, Coord, CoordError, Lease, keys
 from flint_ops.logging import get_logger
-from flint_store.errors import StoreError
-from flint_store.fence import Fenced
-from flint_store.legs import RunRow, load_unfinished
-from flint_store.ownership import GroupTerm, begin_session, end_session, give_groups, take_groups
-
 from flint_scheduler.accept import Acceptor
 from flint_scheduler.assignment import assign_groups
 from flint_scheduler.attention import Attention
@@ -41,6 +36,10 @@ from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.recovery import Recovery
 from flint_scheduler.timers import Timers
+from flint_store.errors import StoreError
+from flint_store.fence import Fenced
+from flint_store.legs import RunRow, load_unfinished
+from flint_store.ownership import GroupTerm, begin_session, end_session, give_groups, take_groups
 
 __all__ = ["Steward"]
 

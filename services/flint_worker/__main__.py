@@ -3,7 +3,6 @@
 import sys
 
 from flint_ops.lifecycle import run_service
-
 from flint_worker.app import main
 
 if __name__ == "__main__":

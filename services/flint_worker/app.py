@@ -17,7 +17,6 @@ from flint_ops.config import Settings
 from flint_ops.lifecycle import Lifecycle
 from flint_ops.logging import get_logger
 from flint_rpc.upstream import Upstream
-
 from flint_worker.calls import Caller
 from flint_worker.definitions import Definitions
 from flint_worker.executors import build_executors

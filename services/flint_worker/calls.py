@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import orjson
+
 from flint_core.effects import Call
 from flint_core.events import CallFailed, CallSucceeded
 from flint_core.problems import Problem, ProblemType
 from flint_ops.clock import now_ms
 from flint_ops.logging import get_logger
-
 from flint_worker.executors import ExecutionFailed, Executor, ResolvedCall
 from flint_worker.journal import LegStopped
 from flint_worker.lease import Lease

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from google.protobuf.message import DecodeError
+
 from flint_bus import Message
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_ops.logging import get_logger
-from google.protobuf.message import DecodeError
-
 from flint_worker.table import LegTable
 
 __all__ = ["Control"]

@@ -17,7 +17,6 @@ from flint_core.effects import Call, CancelEffect, Effect, Evaluate, Timer, Time
 from flint_core.events import CallFailed, CallSucceeded, Event, TimerFired
 from flint_ops.clock import now_ms
 from flint_ops.logging import get_logger
-
 from flint_worker.journal import LegStopped
 
 __all__ = ["Effects", "Perform", "Progress"]

@@ -13,7 +13,6 @@ from flint_bus import Bus, Subscription
 from flint_bus.subjects import control_subject, job_subject
 from flint_ops.config import WorkerSettings
 from flint_ops.logging import get_logger
-
 from flint_worker.control import Control
 from flint_worker.intake import Intake
 from flint_worker.lease import Lease

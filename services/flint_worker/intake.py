@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from google.protobuf.message import DecodeError
+
 from flint_bus import JOBS_STREAM, Bus, StreamLost
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_ops.logging import get_logger
-from google.protobuf.message import DecodeError
-
 from flint_worker.table import LegTable
 
 __all__ = ["Intake"]

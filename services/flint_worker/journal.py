@@ -15,7 +15,6 @@ from flint_bus.subjects import journal_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
-
 from flint_worker.lease import Lease
 from flint_worker.telemetry import APPEND_RETRIES, APPENDS
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import orjson
+
 from flint_bus import Bus, MessageTooLarge
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
@@ -38,7 +39,6 @@ from flint_jq import EvaluationFailed, EvaluatorPool, EvaluatorsBusy
 from flint_ops.clock import now_ms
 from flint_ops.config import LimitSettings
 from flint_ops.logging import get_logger
-
 from flint_worker.calls import Caller
 from flint_worker.definitions import Definitions, DefinitionUnknown
 from flint_worker.effects import Effects, Progress

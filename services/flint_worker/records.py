@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import Final
 
 import orjson
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_core.machine import Cancelled, End, Failed, StepTrace, Succeeded
 from flint_core.problems import Problem
-from google.protobuf.timestamp_pb2 import Timestamp
 
 __all__ = ["end_of_run", "problem_proto", "step_records", "timestamp"]
 

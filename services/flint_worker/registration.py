@@ -16,13 +16,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 import psutil
+
 from flint_contracts.gen.flint.registry.v1 import registry_pb2, registry_pb2_grpc
 from flint_ops.clock import boottime
 from flint_ops.config import WorkerSettings
 from flint_ops.logging import get_logger
 from flint_rpc.errors import ErrorReason, Refused
 from flint_rpc.upstream import Upstream
-
 from flint_worker.lease import Lease
 from flint_worker.telemetry import LEASE_RENEWALS
 

@@ -15,7 +15,6 @@ from flint_bus.subjects import hints_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_ops.clock import now_ms
-
 from flint_worker.leg import Leg
 from flint_worker.records import timestamp
 

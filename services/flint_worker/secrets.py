@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
 
+from pydantic import SecretStr
+
 from flint_core.effects import Deferred
 from flint_core.expressions import (
     Expression,
@@ -21,8 +23,6 @@ from flint_core.expressions import (
 )
 from flint_core.problems import Problem, ProblemType
 from flint_jq import EvaluationFailed, EvaluatorPool
-from pydantic import SecretStr
-
 from flint_worker.executors import ExecutionFailed
 
 __all__ = ["SecretResolver", "has_deferred"]

@@ -14,7 +14,6 @@ from typing import Final
 
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_ops.logging import get_logger
-
 from flint_worker.leg import Leg
 from flint_worker.telemetry import JOBS_REFUSED, LEGS_RUNNING, LEGS_WAITING, legs_ended
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from flint_ops.metrics import counter, gauge, histogram
 from prometheus_client import Counter, Histogram
+
+from flint_ops.metrics import counter, gauge, histogram
 
 __all__ = [
     "APPENDS",

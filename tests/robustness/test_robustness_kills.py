@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+
 from support.outside import outside_world
 from support.stack import eventually, running_stack
 from support.traffic import STEPS, Traffic

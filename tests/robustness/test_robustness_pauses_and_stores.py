@@ -1,4 +1,4 @@
-"""Zombies and lost stores: processes that were stopped past their lease and go on; JetStream's or etcd's files deleted."""
+"""Zombies and lost stores: processes stopped past their lease that go on; JetStream's or etcd's files deleted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from flint_bus import Bus, journal_stream
 from support.outside import outside_world
 from support.stack import RunningStack, eventually, running_stack

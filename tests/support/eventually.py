@@ -9,5 +9,5 @@ from collections.abc import Callable
 async def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
     """Returns as soon as `condition()` holds; fails the test after `timeout_s`."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - there is no signal, that is what this is for
+        while not condition():
             await asyncio.sleep(0.005)

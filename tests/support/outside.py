@@ -1,7 +1,8 @@
 """The outside world of robustness tests: a small HTTP server that keeps a log of every call that reaches it.
 
-A step `POST`s to `/steps/<run>/<step>`; the server holds the call for as long as the test told it to, then answers. The log has
-each call's idempotency key and the moment it came, so a test can say which steps were executed more than once, and when.
+A step `POST`s to `/steps/<run>/<step>`; the server holds the call for as long as the test told it to, then answers.
+The log has each call's idempotency key and the moment it came, so a test can say which steps were executed more than
+once, and when.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ async def outside_world(delay_s: float = 0.05) -> AsyncIterator[Outside]:
         return JSONResponse({"key": key})
 
     app = Starlette(routes=[Route("/steps/{step}", step, methods=["POST"])])
-    config = uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1, timeout_keep_alive=300)
+    config = uvicorn.Config(
+        app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1, timeout_keep_alive=300
+    )
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     serving = asyncio.create_task(server.serve(sockets=[sock]))

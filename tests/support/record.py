@@ -10,10 +10,11 @@ from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
-from flint_core.ids import SHARDS, make_run_id, shard_of_run
-from flint_store.workflows import NewVersion, put_version
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+
+from flint_core.ids import SHARDS, make_run_id, shard_of_run
+from flint_store.workflows import NewVersion, put_version
 
 GROUPS = 16
 EPOCH_MS = 1_750_000_000_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.registry.v1 import registry_pb2, registry_pb2_grpc
 from flint_rpc.errors import from_rpc_error

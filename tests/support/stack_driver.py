@@ -6,10 +6,11 @@ import asyncio
 import sys
 from pathlib import Path
 
+from rich.console import Console
+
 from flint_stack.errors import StackError
 from flint_stack.stack import StackOptions
 from flint_stack.up import up
-from rich.console import Console
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """Traffic for robustness tests: runs whose steps are calls to the outside, and the judgement of what was recorded.
 
-The judgement is promise 3: no execution of a step began after its outcome was folded; a step that was executed twice was
-in flight when its worker or its journal was lost. And promises 1 and 2: every answered start is there, and ended.
+The judgement is promise 3: no execution of a step began after its outcome was folded; a step that was executed twice
+was in flight when its worker or its journal was lost. And promises 1 and 2: every answered start is there, and ended.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from collections import defaultdict
 from dataclasses import dataclass
 from uuid import UUID
 
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_sdk import AsyncFlint
 from flint_store.engine import create_engine, fetch
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
 from support.outside import Outside
 from support.stack import RunningStack, eventually
 
 __all__ = ["DEFINITION", "STEPS", "Record", "Traffic"]
 
 STEPS = 5
-DEFINITION = f"""
+DEFINITION = """
 document:
   dsl: 1.0.3
   namespace: default
@@ -64,7 +65,7 @@ class Record:
         return (await self.rows(statement, **values))[0][0]
 
     async def terms(self) -> dict[int, int]:
-        return {g: t for g, t in await self.rows("SELECT group_id, term FROM shard_group")}  # type: ignore[misc]
+        return dict(await self.rows("SELECT group_id, term FROM shard_group"))  # type: ignore[misc]
 
     async def groups_of(self, scheduler: str) -> set[int]:
         found = await self.rows(

@@ -10,7 +10,6 @@ import asyncio
 from typing import Any, Final
 
 from flint_core.problems import Problem, ProblemType
-
 from flint_worker.executors import ExecutionFailed, ResolvedCall
 
 __all__ = ["NoopExecutor"]

@@ -4,6 +4,8 @@ import asyncio
 import itertools
 
 import pytest
+from nats_server import NatsServer
+
 from flint_bus import (
     AppendUnknown,
     Bus,
@@ -15,7 +17,6 @@ from flint_bus import (
 )
 from flint_bus.subjects import journal_subject
 from flint_ops.config import JournalSettings
-from nats_server import NatsServer
 
 _generations = itertools.count(1)
 

@@ -4,11 +4,12 @@ import asyncio
 
 import pytest
 from eventually import eventually
+from nats_server import NatsServer
+
 from flint_bus import Bus, StoredMessage, StreamLost, journal_stream
 from flint_bus.consumer import Consumer
 from flint_bus.subjects import journal_filter, journal_subject
 from flint_ops.config import JournalSettings
-from nats_server import NatsServer
 
 RUN = bytes(range(16))
 STREAM = journal_stream(1)

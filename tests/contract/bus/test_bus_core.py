@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 from eventually import eventually
-from flint_bus import Bus, BusTimeout, Disconnected, Message, NoResponders
 from nats_server import NatsServer
+
+from flint_bus import Bus, BusTimeout, Disconnected, Message, NoResponders
 
 
 async def test_publish_and_subscribe(bus: Bus) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+
 from flint_coord import Coord, CoordRefused, CoordUnavailable, LeaseEnded
 from flint_ops.clock import boottime
 from flint_ops.config import EtcdSettings

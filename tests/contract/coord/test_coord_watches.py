@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+
 from flint_coord import Change, ChangeKind, Coord, Election, Lease
 from flint_ops.config import EtcdSettings
 

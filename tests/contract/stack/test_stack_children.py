@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from flint_stack.child import ChildSpec
 from flint_stack.errors import ChildFailed, ProbeFailed, StackError
 from flint_stack.layout import Layout

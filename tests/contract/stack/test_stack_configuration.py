@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from flint_ops.config import Arguments, load
 from flint_stack.configuration import Configuration, child_environment
 from flint_stack.errors import ConfigurationInvalid, PortTaken, StackError
@@ -16,8 +19,6 @@ from flint_stack.layout import Layout
 from flint_stack.ports import Counts, Ports, check_free
 from flint_stack.services import ServicePlan
 from flint_stack.toml import dump_toml
-from hypothesis import given
-from hypothesis import strategies as st
 
 PORTS = Ports.based(7470, Counts())
 

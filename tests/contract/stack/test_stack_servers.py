@@ -10,6 +10,8 @@ import httpx
 import nats
 import psycopg
 import pytest
+from pydantic import SecretStr
+
 from flint_stack.check_servers import check_nats
 from flint_stack.doctor import diagnose
 from flint_stack.errors import ProbeFailed
@@ -17,7 +19,6 @@ from flint_stack.findings import Verdict
 from flint_stack.probes import http_get
 from flint_stack.processes import processes_inside
 from flint_stack.servers.nats import PERMISSIONS
-from pydantic import SecretStr
 from support.stack import RunningStack, eventually, running, running_stack
 
 

@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import psutil
+from rich.console import Console
+
 from flint_stack.doctor import diagnose
 from flint_stack.down import down
 from flint_stack.layout import Layout
 from flint_stack.processes import marked_processes
 from flint_stack.state import read_state
-from rich.console import Console
 from support.stack import eventually, running, running_stack
 
 SERVICES = {"gateway", "scheduler-1", "scheduler-2", "registry-1", "registry-2", "worker-1", "worker-2"}

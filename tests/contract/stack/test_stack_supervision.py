@@ -13,13 +13,14 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+from rich.console import Console
+
 from flint_stack.down import down
 from flint_stack.errors import AlreadyRunning
 from flint_stack.layout import Layout
 from flint_stack.orphans import find_orphans
 from flint_stack.stack import Stack, StackOptions
 from flint_stack.state import StackState, read_state, write_state
-from rich.console import Console
 from support.stack import eventually, running, running_stack
 
 DRIVER = str(Path(__file__).parents[2] / "support" / "stack_driver.py")

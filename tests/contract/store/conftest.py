@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from flint_ops.config import PostgresSettings
 from flint_store.engine import create_engine
 from flint_store.migrate import upgrade
-from pydantic import SecretStr
-from sqlalchemy.ext.asyncio import AsyncEngine
 from support.postgres import Server, postgres_server
 from support.record import GROUPS
 

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
 from flint_store.definitions import DefinitionCache
 from flint_store.errors import NamespaceNotFound, StoreUnavailable, WorkflowNotFound
 from flint_store.workflows import delete_version, put_version
-from sqlalchemy import event, text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from support.record import add_namespace, add_version, new_version
 
 

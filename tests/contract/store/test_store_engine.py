@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
-from flint_ops.config import PostgresSettings
-from flint_store.engine import connected, create_engine, fetch, write
-from flint_store.errors import StoreError, StoreUnavailable
 from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncEngine
+
+from flint_ops.config import PostgresSettings
+from flint_store.engine import connected, create_engine, fetch, write
+from flint_store.errors import StoreError, StoreUnavailable
 
 SESSION = text(
     "SELECT current_setting('transaction_isolation'), current_setting('idle_in_transaction_session_timeout'),"

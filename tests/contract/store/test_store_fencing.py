@@ -9,6 +9,11 @@ from dataclasses import replace
 from uuid import uuid4
 
 import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from flint_core.ids import group_of_run, make_run_id
 from flint_ops.config import PostgresSettings
 from flint_store import fold as fold_module
@@ -19,10 +24,6 @@ from flint_store.fold import EntryRow, RunFold, fold_runs
 from flint_store.legs import LegOpening, load_leg_starts, load_runs, load_unfinished, open_legs
 from flint_store.ownership import begin_session, end_session, give_groups, next_generation, take_groups
 from flint_store.sweep import put_inbox, read_inbox, sweep
-from pydantic import SecretStr
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
 from support.record import GROUPS, add_version
 
 NOW_MS = 1_795_000_000_000

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_store.fleet import end_worker, list_ended, live, upsert_worker
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 READY, DRAINING = fleet_pb2.Worker.STATE_READY, fleet_pb2.Worker.STATE_DRAINING
 ENDED, LOST = fleet_pb2.Worker.STATE_ENDED, fleet_pb2.Worker.STATE_LOST

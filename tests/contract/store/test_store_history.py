@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_core.events import CallFailed, CallSucceeded, Event, encode_events
 from flint_core.problems import Problem
 from flint_store.history import SNAPSHOT_STEPS, read_history, read_steps
-from sqlalchemy.ext.asyncio import AsyncEngine
 from support.record import EPOCH_MS, add_entries, add_runs, add_version, run_id_at
 
 BUDGET = 2**20

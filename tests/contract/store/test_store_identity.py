@@ -9,6 +9,9 @@ from hashlib import sha256
 
 import psycopg
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from flint_store.errors import KeyIdTaken, KeyNotFound, LastAdminKey, NamespaceNotFound
 from flint_store.identity import (
@@ -19,8 +22,6 @@ from flint_store.identity import (
     list_keys,
     revoke_key,
 )
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 
 def key(key_id: str, namespace: str = "default", role: int = identity_pb2.ROLE_VIEWER, **more: object) -> NewKey:

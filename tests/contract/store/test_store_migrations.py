@@ -11,6 +11,9 @@ from threading import Event, Thread
 
 import psycopg
 import pytest
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from flint_ops.config import PostgresSettings
 from flint_store.engine import create_engine
 from flint_store.errors import (
@@ -23,8 +26,6 @@ from flint_store.errors import (
     StoreUnavailable,
 )
 from flint_store.migrate import CODE_REVISION, LOCK_KEY, check_schema, upgrade
-from pydantic import SecretStr
-from sqlalchemy.ext.asyncio import AsyncEngine
 from support.postgres import Server
 from support.record import GROUPS
 

@@ -10,15 +10,16 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from pydantic import SecretStr
+from sqlalchemy import TextClause, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from flint_core.ids import make_run_id
 from flint_ops.config import PostgresSettings
 from flint_store import history, identity, runs_read, workflows
 from flint_store.definitions import RESOLVE_LATEST, RESOLVE_VERSION
 from flint_store.engine import create_engine
 from flint_store.migrate import upgrade
-from pydantic import SecretStr
-from sqlalchemy import TextClause, text
-from sqlalchemy.ext.asyncio import AsyncEngine
 from support.postgres import Server
 from support.record import CANCELLED, EPOCH_MS, FAILED, GROUPS, QUEUED, RUNNING, SUCCEEDED, WAITING
 

@@ -6,11 +6,12 @@ import random
 from datetime import timedelta
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_core.ids import parse_run_id
 from flint_store.runs_read import RunFilter, list_runs, read_runs
 from flint_store.workflows import delete_version
-from sqlalchemy.ext.asyncio import AsyncEngine
 from support.record import (
     CANCELLED,
     EPOCH_MS,

@@ -9,6 +9,9 @@ from typing import Any, cast
 
 import grpc
 import pytest
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
@@ -19,8 +22,6 @@ from flint_scheduler.principals import PrincipalServicer
 from flint_scheduler.reading import Reading
 from flint_store.definitions import DefinitionCache
 from flint_store.engine import create_engine
-from pydantic import SecretStr
-from sqlalchemy.ext.asyncio import AsyncEngine
 from support.record import FAILED, RUNNING, SUCCEEDED, add_entries, add_runs, add_version
 
 CONTEXT = cast("grpc.aio.ServicerContext[Any, Any]", None)  # the servicers do not use it

@@ -6,6 +6,9 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
 from flint_store.errors import NamespaceNotFound, VersionExists, VersionInvalid, WorkflowInUse, WorkflowNotFound
 from flint_store.version_order import version_sort
 from flint_store.workflows import (
@@ -16,8 +19,6 @@ from flint_store.workflows import (
     put_version,
     read_version,
 )
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
 from support.record import (
     CANCELLED,
     FAILED,

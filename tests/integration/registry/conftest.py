@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from flint_coord import Coord
 from flint_ops.config import (
     ClusterSettings,

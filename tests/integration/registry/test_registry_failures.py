@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from flint_contracts.gen.flint.fleet.v1.fleet_pb2 import Worker
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_coord import Coord, keys

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+
 from flint_bus import Bus
 from flint_ops.config import JournalSettings, NatsSettings
 

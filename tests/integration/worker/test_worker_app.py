@@ -10,6 +10,9 @@ from typing import Any
 import orjson
 import pytest
 from eventually import eventually
+from nats_server import NatsServer
+from worker_bench import STREAM, Bench, noops
+
 from flint_bus import JOBS_STREAM, Bus
 from flint_bus.subjects import control_subject, hints_subject, job_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
@@ -18,8 +21,6 @@ from flint_ops.config import ClusterSettings, JournalSettings, NatsSettings, Set
 from flint_ops.lifecycle import Lifecycle
 from flint_rpc.server import Service, TokenInterceptor, create_server
 from flint_worker.app import main
-from nats_server import NatsServer
-from worker_bench import STREAM, Bench, noops
 
 TOKEN = "t" * 32
 

@@ -6,6 +6,9 @@ from typing import Any
 import orjson
 import pytest
 from eventually import eventually
+from nats_server import NatsServer
+from worker_bench import STREAM, Bench, https, noops
+
 from flint_bus.subjects import journal_subject
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_core.events import CallFailed, CallSucceeded, decode_events
@@ -13,8 +16,6 @@ from flint_core.problems import Problem, ProblemType
 from flint_ops.clock import boottime, now_ms
 from flint_worker.executors import ExecutionFailed, ResolvedCall
 from flint_worker.lease import Lease
-from nats_server import NatsServer
-from worker_bench import STREAM, Bench, https, noops
 
 
 def end_of(entry: journal_pb2.JournalEntry) -> str:

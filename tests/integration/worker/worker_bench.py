@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
+
 from flint_bus import Bus, Subscription, journal_stream
 from flint_bus.subjects import DEFINITIONS, journal_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2

@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from flint_bus.bus import Bus
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2

@@ -5,13 +5,14 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2, runs_pb2_grpc
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
 from flint_gateway import auth
 from flint_rpc.server import Service
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.eventually import eventually
 
 DENIED = grpc.StatusCode.PERMISSION_DENIED

@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_gateway.starts import StartBatcher
 from flint_gateway.validation import check_json

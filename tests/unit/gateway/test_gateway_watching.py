@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import grpc
+
 from flint_bus.subjects import OWNERS, hints_subject, owner_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2

@@ -4,6 +4,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2

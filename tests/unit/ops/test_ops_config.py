@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from flint_ops.config import Arguments, ConfigError, load
 
 

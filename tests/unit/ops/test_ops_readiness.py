@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from flint_ops.clock import boottime, now_ms
 from flint_ops.ops_server import Readiness, split_address
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import grpc
 import pytest
+from google.rpc import status_pb2
+
 from flint_core.ids import make_run_id
 from flint_rpc import api_keys
 from flint_rpc.errors import (
@@ -18,7 +20,6 @@ from flint_rpc.errors import (
 from flint_rpc.names import format_run, parse_key, parse_parent, parse_run, parse_worker, parse_workflow
 from flint_rpc.paging import PageBinding, page_size
 from flint_rpc.tracing import new_trace_id, trace_id_of
-from google.rpc import status_pb2
 
 RUN_ID = make_run_id(7, 1_700_000_000_000, bytes(range(9)))
 

@@ -9,14 +9,15 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
+from prometheus_client import REGISTRY
+
 from flint_contracts.gen.flint.registry.v1 import registry_pb2 as pb
 from flint_contracts.gen.flint.registry.v1 import registry_pb2_grpc as pb_grpc
 from flint_rpc.errors import Refused, field_invalid
 from flint_rpc.server import RpcServer, Service, TokenInterceptor, create_server
 from flint_rpc.upstream import Client, Upstream
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2
-from prometheus_client import REGISTRY
 
 Behaviour = Callable[[pb.HeartbeatRequest], Awaitable[pb.HeartbeatResponse]]
 

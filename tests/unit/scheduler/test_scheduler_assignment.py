@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from flint_scheduler.assignment import assign_groups
 from hypothesis import given
 from hypothesis import strategies as st
+
+from flint_scheduler.assignment import assign_groups
 
 MEMBERS = st.sets(st.integers(0, 999).map(lambda n: f"scheduler-{n}"), min_size=1, max_size=40)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_scheduler import fleet as fleet_module
 from flint_scheduler.fleet import FleetView

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 import pytest
+
 from flint_scheduler.lane import Lane, LaneClosed
 
 

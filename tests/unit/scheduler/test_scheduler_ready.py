@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 
-from flint_scheduler.cards import Phase, RunCard
-from flint_scheduler.ready import ReadyQueue
 from hypothesis import given
 from hypothesis import strategies as st
+
+from flint_scheduler.cards import Phase, RunCard
+from flint_scheduler.ready import ReadyQueue
 
 
 def card(level: int = 5) -> RunCard:

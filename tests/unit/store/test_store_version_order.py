@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from flint_store.errors import VersionInvalid
-from flint_store.version_order import version_sort
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
+from flint_store.errors import VersionInvalid
+from flint_store.version_order import version_sort
 
 numbers = st.one_of(st.integers(0, 12), st.integers(0, 10**19))
 alphanumeric = st.from_regex(r"[0-9A-Za-z-]{1,5}", fullmatch=True).filter(lambda text: not text.isdigit())

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
+
 from flint_core.effects import Call, Deferred
 from flint_core.events import CallFailed, CallSucceeded
 from flint_core.problems import Problem, ProblemType
@@ -17,7 +19,6 @@ from flint_worker.executors.noop import NoopExecutor
 from flint_worker.journal import LegStopped
 from flint_worker.lease import Lease
 from flint_worker.secrets import SecretResolver, has_deferred
-from pydantic import SecretStr
 
 
 class Fixed:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from flint_worker import lease as module
 from flint_worker.lease import Lease
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_worker.table import LegTable
 
