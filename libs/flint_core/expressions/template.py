@@ -114,7 +114,6 @@ class _Compiler:
     def string(self, text: str, path: tuple[str, ...]) -> _Maker:
         try:
             pieces = _pieces(text)
-            secrets = _secrets_named([piece for piece in pieces if not isinstance(piece, str)])
             expressions = [
                 piece if isinstance(piece, str) else expression_of_tokens(*piece, variables=self.variables)
                 for piece in pieces
@@ -129,6 +128,7 @@ class _Compiler:
         if self.defer_secrets and SECRETS in names:
             self.deferred = True
             source = text if single is None else single.source
+            secrets = _secrets_named([piece for piece in pieces if not isinstance(piece, str)])
             return _deferred_maker(source, single is None, names - {SECRETS}, secrets)
         if single is not None:
             return self.leaf(single)
@@ -159,7 +159,7 @@ def _pieces(text: str) -> list[str | tuple[str, tuple[Token, ...]]]:
 
 
 def _secrets_named(pieces: list[tuple[str, tuple[Token, ...]]]) -> tuple[str, ...]:
-    """The secrets that expressions name. Each must be named plainly, `$secrets.name`: an executor hands out no others."""
+    """The secrets that expressions name plainly (`$secrets.name`); ("*",) when one is used in another way."""
     named: set[str] = set()
     stack = [tokens for _, tokens in pieces]
     while stack:
@@ -170,7 +170,7 @@ def _secrets_named(pieces: list[tuple[str, tuple[Token, ...]]]) -> tuple[str, ..
                 continue
             name = _member_after(tokens, place + 1)
             if name is None:
-                raise ExpressionSyntaxError("name the secret: $secrets.name", token.offset)
+                return ("*",)
             named.add(name)
     return tuple(sorted(named))
 
