@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from flint_store.arrays import byteas, integers, texts, uuids
 from flint_store.fence import FENCE, OwnerSession
 
 __all__ = ["Accepted", "NewRun", "accept_runs"]
@@ -93,18 +93,18 @@ JOIN run r ON r.namespace_id = u.namespace_id AND r.request_id = u.request_id
 
 def _parameters(runs: Sequence[NewRun]) -> dict[str, object]:
     return {
-        "run_ids": [UUID(bytes=r.run_id) for r in runs],
-        "namespaces": [r.namespace for r in runs],
-        "definitions": [r.definition_id for r in runs],
-        "groups": [r.group for r in runs],
-        "levels": [r.level for r in runs],
-        "request_ids": [r.request_id or None for r in runs],
-        "request_hashes": [r.request_hash for r in runs],
-        "trace_ids": [r.trace_id for r in runs],
-        "inputs": [r.input for r in runs],
-        "nonces": [UUID(bytes=r.leg_nonce) if r.leg_nonce else None for r in runs],
-        "claimants": [r.claimant for r in runs],
-        "generations": [r.generation for r in runs],
+        "run_ids": uuids([r.run_id for r in runs]),
+        "namespaces": texts([r.namespace for r in runs]),
+        "definitions": integers([r.definition_id for r in runs]),
+        "groups": integers([r.group for r in runs]),
+        "levels": integers([r.level for r in runs]),
+        "request_ids": texts([r.request_id or None for r in runs]),
+        "request_hashes": byteas([r.request_hash for r in runs]),
+        "trace_ids": byteas([r.trace_id for r in runs]),
+        "inputs": byteas([r.input for r in runs]),
+        "nonces": uuids([r.leg_nonce for r in runs]),
+        "claimants": texts([r.claimant for r in runs]),
+        "generations": integers([r.generation for r in runs]),
     }
 
 
@@ -132,7 +132,10 @@ async def accept_runs(
     if missing:
         found = await connection.execute(
             FIND_REQUESTS,
-            {"namespaces": [r.namespace for r in missing], "request_ids": [r.request_id for r in missing]},
+            {
+                "namespaces": texts([r.namespace for r in missing]),
+                "request_ids": texts([r.request_id for r in missing]),
+            },
         )
         earlier = {
             (f.namespace_id, f.request_id): (f.run_id.bytes, bytes(f.request_hash), f.created_at, f.state)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from flint_store.arrays import bools, byteas, integers, texts, uuids
 from flint_store.fence import FENCE, Fenced, OwnerSession
 
 __all__ = ["EntryRow", "RunFold", "fold_runs"]
@@ -109,37 +109,39 @@ async def fold_runs(
     Raises `Fenced` when the session has ended (nothing was written), and a DataError of SQLAlchemy (nothing was
     written) when a row had changed or a value cannot be stored: the caller bisects.
     """
-    cleared = [UUID(bytes=f.run_id) for f in folds if f.clear_inbox]
+    cleared = [f.run_id for f in folds if f.clear_inbox]
     parameters: dict[str, object] = {
-        "run_ids": [UUID(bytes=f.run_id) for f in folds],
-        "changes": [f.change for f in folds],
-        "positions": [f.position for f in folds],
-        "states": [f.state for f in folds],
-        "losses": [f.losses for f in folds],
-        "cancels": [f.cancel_requested for f in folds],
-        "closed": [f.leg_closed for f in folds],
-        "snapshots": [f.snapshot for f in folds],
-        "snapshot_positions": [f.snapshot_position for f in folds],
-        "outputs": [f.output for f in folds],
-        "errors": [f.error for f in folds],
-        "wakes": [
-            datetime.fromtimestamp(f.wake_at_ms / 1000, UTC) if f.wake_at_ms is not None else None for f in folds
-        ],
-        "ended": [f.ended for f in folds],
+        "run_ids": uuids([f.run_id for f in folds]),
+        "changes": integers([f.change for f in folds]),
+        "positions": integers([f.position for f in folds]),
+        "states": integers([f.state for f in folds]),
+        "losses": integers([f.losses for f in folds]),
+        "cancels": bools([f.cancel_requested for f in folds]),
+        "closed": bools([f.leg_closed for f in folds]),
+        "snapshots": byteas([f.snapshot for f in folds]),
+        "snapshot_positions": integers([f.snapshot_position for f in folds]),
+        "outputs": byteas([f.output for f in folds]),
+        "errors": byteas([f.error for f in folds]),
+        "wakes": texts([_timestamp(f.wake_at_ms) if f.wake_at_ms is not None else None for f in folds]),
+        "ended": bools([f.ended for f in folds]),
         "expected": len(folds),
-        "entry_run_ids": [UUID(bytes=e.run_id) for e in entries],
-        "entry_indexes": [e.index for e in entries],
-        "entry_legs": [e.leg for e in entries],
-        "entry_claimants": [e.claimant for e in entries],
-        "entry_steps": [e.steps for e in entries],
-        "entry_events": [e.events for e in entries],
-        "entry_ends": [e.end_kind for e in entries],
+        "entry_run_ids": uuids([e.run_id for e in entries]),
+        "entry_indexes": integers([e.index for e in entries]),
+        "entry_legs": integers([e.leg for e in entries]),
+        "entry_claimants": texts([e.claimant for e in entries]),
+        "entry_steps": byteas([e.steps for e in entries]),
+        "entry_events": byteas([e.events for e in entries]),
+        "entry_ends": integers([e.end_kind for e in entries]),
     }
     if cleared:
-        parameters["inbox_run_ids"] = cleared
+        parameters["inbox_run_ids"] = uuids(cleared)
     statement = FOLD_AND_CLEAR if cleared else FOLD
     row = (await connection.execute(statement, parameters | session.parameters())).one()
     if row.held == 0:
         raise Fenced
     at: datetime = row.at
     return at
+
+
+def _timestamp(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat()

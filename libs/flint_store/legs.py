@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from flint_store.arrays import integers, texts, uuids
 from flint_store.fence import FENCE, Fenced, OwnerSession
 
 __all__ = ["LegOpening", "LegStart", "RunRow", "load_leg_starts", "load_runs", "load_unfinished", "open_legs"]
@@ -116,12 +117,12 @@ async def open_legs(connection: AsyncConnection, session: OwnerSession, openings
             OPEN_LEGS,
             session.parameters()
             | {
-                "run_ids": [UUID(bytes=o.run_id) for o in openings],
-                "changes": [o.change for o in openings],
-                "legs": [o.leg for o in openings],
-                "nonces": [UUID(bytes=o.nonce) for o in openings],
-                "claimants": [o.claimant for o in openings],
-                "generations": [o.generation for o in openings],
+                "run_ids": uuids([o.run_id for o in openings]),
+                "changes": integers([o.change for o in openings]),
+                "legs": integers([o.leg for o in openings]),
+                "nonces": uuids([o.nonce for o in openings]),
+                "claimants": texts([o.claimant for o in openings]),
+                "generations": integers([o.generation for o in openings]),
                 "expected": len(openings),
             },
         )
