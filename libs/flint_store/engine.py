@@ -44,7 +44,13 @@ _SESSION = {
     "jit": "off",
 }
 # UPDATE … FROM unnest(…) is otherwise planned with a sequential scan or a hash join on a growing table.
-_LANE = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+_LANE = {
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    # The statements are prepared once for a connection; planning them anew cost more than executing them.
+    "plan_cache_mode": "force_generic_plan",
+}
 
 
 def database_url(dsn: str) -> URL:
