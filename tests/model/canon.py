@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.moves import Moves
-from model.state import DEAD, FAULTS, Append, Entry, History, Ids, Item, Row, Scheduler, State, Worker
-from model.worker import takes
+from model.state import DEAD, FAULTS, GONE, Append, Entry, History, Ids, Item, Row, Scheduler, State, Worker
 
 __all__ = ["Canon"]
 
@@ -35,7 +34,7 @@ class Canon:
         st = _Names(st, keep_number=not self.moves.rules.nonce).renamed(st)
         return _sorted(st)
 
-    # -- what matters no more ------------------------------------------------------------------------------------------
+    # -- what matters no more ----------------------------------------------------------------------------------------
 
     def _forget(self, st: State) -> State:
         rules = self.moves.rules
@@ -44,11 +43,7 @@ class Canon:
             s.snapshot.leg for s in st.schedulers if s.snapshot is not None
         }
         held = {w.leg.leg for w in st.workers if w.leg is not None}
-        jobs = frozenset(
-            j
-            for j in st.jobs
-            if takes(st.workers[j.worker], j, incarnation=rules.incarnation, taken=rules.taken)
-        )
+        jobs = frozenset(j for j in st.jobs if self.moves.takes(st.workers[j.worker], j))
         published = {j.leg for j in jobs} | {s.job.leg for s in st.schedulers if s.job is not None}
         live = (rows | cards | held | published) - {0}
         incarnations = {w.incarnation for w in st.workers}
@@ -56,7 +51,8 @@ class Canon:
         controls = frozenset(
             c
             for c in st.controls
-            if c.leg in live and (c.session in sessions and c.leg in cards if c.answer else c.incarnation in incarnations)
+            if c.leg in live
+            and (c.session in sessions and c.leg in cards if c.answer else c.incarnation in incarnations)
         )
         journal = st.journal
         if rules.leg_check and rules.cas:
@@ -87,7 +83,9 @@ class Canon:
             return st
 
         def back(sequence: int) -> int:
-            return max(sequence - cut, -1)
+            if sequence <= 0:
+                return sequence  # the empty subject, or not known yet
+            return sequence - cut if sequence > cut else GONE
 
         def row(r: Row) -> Row:
             return r._replace(watermark=max(0, r.watermark - cut))
@@ -142,10 +140,13 @@ class _Names:
         self._incarnations = _ranks(self._seen_incarnations)
         self._sessions = _ranks(self._seen_sessions)
         self._changes = _ranks(self._seen_changes)
+        self._unchanged = not keep_number and all(
+            max(names) == len(names) - 1 for names in (self._legs, self._incarnations, self._sessions, self._changes)
+        )
         if keep_number:
             self._legs = {leg: leg for leg in self._seen_legs}
 
-    # -- which there are -----------------------------------------------------------------------------------------------
+    # -- which there are ---------------------------------------------------------------------------------------------
 
     def _history_seen(self, history: History) -> None:
         for item in history:
@@ -198,14 +199,12 @@ class _Names:
                 self._seen_legs.add(scheduler.card.leg)
                 self._seen_incarnations.add(scheduler.card.claimant)
 
-    # -- renaming ------------------------------------------------------------------------------------------------------
+    # -- renaming ----------------------------------------------------------------------------------------------------
 
     def _history(self, history: History) -> History:
         return tuple(Item(self._legs[i.leg], self._incarnations[i.incarnation], i.kind) for i in history)
 
-    def _entry(self, entry: Entry | None) -> Entry | None:
-        if entry is None:
-            return None
+    def _entry(self, entry: Entry) -> Entry:
         if entry.seal:
             return Entry(self._legs[entry.leg], self._sessions[entry.writer], ())
         return Entry(self._legs[entry.leg], self._incarnations[entry.writer], self._history(entry.history))
@@ -254,11 +253,14 @@ class _Names:
 
     def renamed(self, st: State) -> State:
         """The state under the new names."""
+        if self._unchanged and not st.row.number:
+            ids = Ids(*(len(x) - 1 for x in (self._legs, self._sessions, self._incarnations, self._changes)))
+            return st if st.ids == ids else st._replace(ids=ids)
         legs, incarnations = self._legs, self._incarnations
         return st._replace(
             row=self._row(st.row),
             former=st.former and self._row(st.former),
-            journal=tuple(map(self._entry, st.journal)),
+            journal=tuple(e and self._entry(e) for e in st.journal),
             jobs=frozenset(
                 j._replace(leg=legs[j.leg], history=self._history(j.history), incarnation=incarnations[j.incarnation])
                 for j in st.jobs

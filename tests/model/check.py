@@ -1,8 +1,8 @@
 """Explore scenarios from the command line.
 
-    python -m model.check                   those that run with the tests
-    python -m model.check NAME ...          these, with the trace of a violation
-    python -m model.check --full NAME ...   large ones; `--full all` for every one of them
+python -m model.check                   those that run with the tests
+python -m model.check NAME ...          these, with the trace of a violation
+python -m model.check --full NAME ...   large ones; `--full all` for every one of them
 """
 
 from __future__ import annotations

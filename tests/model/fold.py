@@ -29,7 +29,7 @@ def judge(entry: Entry, card: Card, position: int, session: int, rules: Rules) -
 
 
 class Folded(NamedTuple):
-    """What a batch makes of the row and the card."""
+    """What a batch makes of the row and the card (None: the run has ended)."""
 
     row: Row
     card: Card | None
@@ -83,6 +83,8 @@ def _against(row: Row, entry: Entry) -> str:
     index, recorded = len(entry.history), row.history
     if index <= len(recorded):
         return f"entry {index} is recorded a second time"
+    if entry.leg != row.leg or entry.writer != row.claimant:
+        return f"entry {index} of another leg or worker than the current ones is recorded"
     if entry.history[:-1] != recorded:
         return f"entry {index} was built on another history than the recorded one"
     return ""

@@ -49,7 +49,9 @@ class JournalSteps:
         else:
             self._mismatch(st, append, name, waits, free, emit)
             return
-        emit(f"the journal stores {name} at {sequence}", free, self._acknowledged(st, append, sequence) if waits else st)
+        emit(
+            f"the journal stores {name} at {sequence}", free, self._acknowledged(st, append, sequence) if waits else st
+        )
 
     def _acknowledged(self, st: State, append: Append, sequence: int) -> State:
         worker = st.workers[append.worker]
@@ -69,12 +71,19 @@ class JournalSteps:
             return
         if moves.last_sequence(st) == 0 and moves.rules.empty_subject:
             again = leg._replace(expected=0, phase="calling")
-            emit(f"the journal refuses {name}: its subject is empty", free,
-                 moves.worker(st, append.worker, worker._replace(leg=again)))
+            emit(
+                f"the journal refuses {name}: its subject is empty",
+                free,
+                moves.worker(st, append.worker, worker._replace(leg=again)),
+            )
             return
         behind = st.journal[max(0, append.expected) :]
-        mine = all(e is None or (e.seal and e.writer == st.row.session) for e in behind)
+        owner = st.row.session
+        mine = owner != 0 and all(e is None or (e.seal and e.writer == owner) for e in behind)
         if mine and worker.valid and leg.leg == st.row.leg and leg.leg not in worker.revoked and not st.damaged:
             moves.check.fail("I8", f"{name} is refused although its leg is current and was not fenced")
-        emit(f"the journal refuses {name}: W{append.worker} stops the leg", free,
-             moves.worker(st, append.worker, worker._replace(leg=None)))
+        emit(
+            f"the journal refuses {name}: W{append.worker} stops the leg",
+            free,
+            moves.worker(st, append.worker, worker._replace(leg=None)),
+        )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from model.fold import fold
 from model.properties import Check
 from model.rules import Rules
-from model.state import FAULTS, Card, Entry, Row, Scheduler, State, Worker
+from model.state import FAULTS, Card, Entry, Job, Row, Scheduler, State, Worker
 
 __all__ = ["Emit", "Moves", "card_of"]
 
@@ -19,10 +19,7 @@ _FAULT = {name: i for i, name in enumerate(FAULTS)}
 
 def card_of(row: Row) -> Card:
     """The card of a run as it stands in the row."""
-    if row.leg:
-        phase = "open"
-    else:
-        phase = "waiting" if row.waiting else "ready"
+    phase = "open" if row.leg else "waiting" if row.waiting else "ready"
     return Card(phase, row.change, row.leg, row.claimant, row.leg_generation, len(row.history))
 
 
@@ -41,7 +38,7 @@ class Moves:
         left = st.budget
         if left[i] <= 0 or left[-1] <= 0:
             return None
-        return st._replace(budget=left[:i] + (left[i] - 1,) + left[i + 1 : -1] + (left[-1] - 1,))
+        return st._replace(budget=(*left[:i], left[i] - 1, *left[i + 1 : -1], left[-1] - 1))
 
     @staticmethod
     def worker(st: State, w: int, worker: Worker) -> State:
@@ -93,6 +90,12 @@ class Moves:
         if self.rules.failover and any(w.valid and w.former for w in st.workers):
             return []
         return [w for w, worker in enumerate(st.workers) if worker.valid and not worker.draining]
+
+    def takes(self, worker: Worker, job: Job) -> bool:
+        """Whether the worker's table takes the job (R4)."""
+        if self.rules.incarnation and job.incarnation != worker.incarnation:
+            return False
+        return not (self.rules.taken and job.leg in worker.taken) and job.leg not in worker.revoked
 
     def unread(self, st: State, folded: int) -> list[tuple[int, Entry]]:
         """The entries behind a reader's position."""

@@ -45,7 +45,8 @@ class Owner:
         if scheduler.job is not None:
             published = moves.scheduler(st, s, scheduler._replace(job=None))
             emit(
-                f"S{s} publishes the job of leg {scheduler.job.leg}", True,
+                f"S{s} publishes the job of leg {scheduler.job.leg}",
+                True,
                 published._replace(jobs=st.jobs | {scheduler.job}),
             )
         self._generation(st, s, emit)
@@ -91,7 +92,7 @@ class Owner:
             row = st.row._replace(session=0, watermark=mark, watermark_generation=scheduler.generation)
             emit(f"S{s} gives the group, folded up to {mark}", False, moves.down(moves.commit(x, row, s), s))
 
-    # -- runs that are not in memory -----------------------------------------------------------------------------------
+    # -- runs that are not in memory ---------------------------------------------------------------------------------
 
     def _accepted(self, st: State, s: int, emit: Emit) -> None:
         moves, scheduler, row = self.moves, st.schedulers[s], st.row
@@ -104,46 +105,59 @@ class Owner:
             emit(f"a nudge reaches S{s}", True, seen._replace(nudge=False))
 
     def _reload(self, st: State, s: int, emit: Emit) -> None:
-        """After a commit without an answer: the row is read and the card made anew."""
+        """After a commit without an answer: the row is read and the card made anew, before any lane goes on."""
         moves, scheduler, row = self.moves, st.schedulers[s], st.row
-        if scheduler.snapshot is not None:
-            current = scheduler._replace(snapshot=None, unsure=False)
-            read = scheduler.snapshot
-            if read.accepted != 2:
-                emit(f"S{s} applies what it read: no such run", True, moves.scheduler(st, s, current._replace(card=None)))
-            elif scheduler.card is None or scheduler.card.change != read.change:
-                emit(f"S{s} applies what it read", True, moves.scheduler(st, s, current._replace(card=card_of(read))))
-            else:
-                emit(f"S{s} applies what it read: as it was", True, moves.scheduler(st, s, current))
-            return
+        if not moves.rules.reload_exclusive:
+            self._reload_beside_lanes(st, s, emit)
         if not scheduler.unsure or moves.fenced(st, s):
             return
-        if not moves.rules.reload_exclusive:
-            emit(f"S{s} reads its runs again (to be applied)", True,
-                 moves.scheduler(st, s, scheduler._replace(snapshot=row)))
-            return
-        known = row.accepted == 2 and _steps(st) < moves.steps
-        unsure = st.late is not None and moves.rules.accept_found
         card = scheduler.card
-        if not known:
+        if row.accepted != 2 or _steps(st) >= moves.steps:
             card = None
         elif card is None or card.change != row.change:
             card = card_of(row)
-        emit(f"S{s} reads its runs again", True,
-             moves.scheduler(st, s, scheduler._replace(card=card, unsure=unsure)))
+        looks_again = st.late is not None and moves.rules.accept_found
+        read = scheduler._replace(card=card, unsure=looks_again)
+        emit(f"S{s} reads its runs again", True, moves.scheduler(st, s, read))
 
-    # -- the fold ------------------------------------------------------------------------------------------------------
+    def _reload_beside_lanes(self, st: State, s: int, emit: Emit) -> None:
+        """A read for another run's sake that is applied after other lanes have gone on."""
+        moves, scheduler = self.moves, st.schedulers[s]
+        read = scheduler.snapshot
+        if read is None:
+            if not moves.fenced(st, s) and (x := moves.spend(st, "unanswered")) is not None:
+                emit(f"S{s} reads all of its runs", False, moves.scheduler(x, s, scheduler._replace(snapshot=st.row)))
+            return
+        card = scheduler.card
+        if read.accepted != 2:
+            card = None
+        elif card is None or card.change != read.change:
+            card = card_of(read)
+        applied = scheduler._replace(snapshot=None, card=card)
+        emit(f"S{s} makes its cards what it read", True, moves.scheduler(st, s, applied))
+
+    # -- the fold ----------------------------------------------------------------------------------------------------
 
     def _fold(self, st: State, s: int, card: Card, emit: Emit) -> None:
         moves, scheduler = self.moves, st.schedulers[s]
         if not moves.stands(st, scheduler.generation) or scheduler.folded >= len(st.journal):
             return
         end = len(st.journal)
-        result = fold(st.row, card, moves.unread(st, scheduler.folded), scheduler.session, scheduler.generation,
-                      moves.steps, moves.rules)
+        result = fold(
+            st.row,
+            card,
+            moves.unread(st, scheduler.folded),
+            scheduler.session,
+            scheduler.generation,
+            moves.steps,
+            moves.rules,
+        )
         if not result.changed:
-            emit(f"S{s} reads up to {end}: nothing that counts", True,
-                 moves.scheduler(st, s, scheduler._replace(folded=end)))
+            emit(
+                f"S{s} reads up to {end}: nothing that counts",
+                True,
+                moves.scheduler(st, s, scheduler._replace(folded=end)),
+            )
             return
         if self._refused(st, s, card, "the fold", emit):
             return
@@ -172,41 +186,64 @@ class Owner:
             return True
         return False
 
-    # -- opening legs ----------------------------------------------------------------------------------------------------
+    # -- opening legs ------------------------------------------------------------------------------------------------
 
     def _dispatch(self, st: State, s: int, card: Card, emit: Emit) -> None:
         moves, scheduler, row = self.moves, st.schedulers[s], st.row
         if card.phase == "waiting":
-            emit(f"S{s}: the run's time has come", True,
-                 moves.scheduler(st, s, scheduler._replace(card=card._replace(phase="ready"))))
+            emit(
+                f"S{s}: the run's time has come",
+                True,
+                moves.scheduler(st, s, scheduler._replace(card=card._replace(phase="ready"))),
+            )
             return
         if card.phase not in ("ready", "opening") or scheduler.job is not None:
             return
         places = moves.may_open(st)
         if not places:
             return
-        fresh = card.expected >= 0 and (
+        fresh = card.expected != -1 and (
             card.expected_generation == scheduler.generation or not moves.rules.sequence_generation
         )
         if not fresh:
             if moves.stands(st, scheduler.generation):
-                sealed = moves.scheduler(st, s, scheduler._replace(card=card._replace(
-                    phase="opening", expected=len(st.journal) + 1, expected_generation=scheduler.generation)))
-                sealed = sealed._replace(journal=st.journal + (Entry(0, scheduler.session, ()),))
+                sealed = moves.scheduler(
+                    st,
+                    s,
+                    scheduler._replace(
+                        card=card._replace(
+                            phase="opening", expected=len(st.journal) + 1, expected_generation=scheduler.generation
+                        )
+                    ),
+                )
+                sealed = sealed._replace(journal=(*st.journal, Entry(0, scheduler.session, ())))
                 emit(f"S{s} appends a SEAL at {len(sealed.journal)} for the next leg", True, sealed)
             return
         if self._refused(st, s, card, "the opening", emit):
             return
-        number = row.number + 1
-        leg = st.ids.leg + 1 if moves.rules.nonce else number
+        number = 0 if moves.rules.nonce else row.number + 1
+        leg = number or st.ids.leg + 1
         for w in places:
             incarnation = st.workers[w].incarnation
-            opened = row._replace(leg=leg, number=number, claimant=incarnation, leg_generation=scheduler.generation,
-                                  waiting=False, adopt=False)
+            opened = row._replace(
+                leg=leg,
+                number=number,
+                claimant=incarnation,
+                leg_generation=scheduler.generation,
+                waiting=False,
+                adopt=False,
+            )
             x, change = moves.commit_run(st, opened, s)
             x = x._replace(ids=x.ids._replace(leg=max(leg, x.ids.leg)))
-            made = card._replace(phase="open", change=change, leg=leg, claimant=incarnation,
-                                 leg_generation=scheduler.generation, expected=-1, doubt=False)
+            made = card._replace(
+                phase="open",
+                change=change,
+                leg=leg,
+                claimant=incarnation,
+                leg_generation=scheduler.generation,
+                expected=-1,
+                doubt=False,
+            )
             job = Job(leg, row.history, card.expected, scheduler.generation, w, incarnation)
             label = f"S{s} opens leg {leg} at entry {len(row.history)} for W{w}"
             emit(label, True, moves.scheduler(x, s, scheduler._replace(card=made, job=job)))
@@ -214,7 +251,7 @@ class Owner:
                 back = scheduler._replace(card=card._replace(phase="ready"), unsure=True)
                 emit(label + " (NO ANSWER)", False, moves.scheduler(y, s, back))
 
-    # -- recovery --------------------------------------------------------------------------------------------------------
+    # -- recovery ----------------------------------------------------------------------------------------------------
 
     def _recover(self, st: State, s: int, card: Card, emit: Emit) -> None:
         moves, rules, scheduler = self.moves, self.moves.rules, st.schedulers[s]
@@ -222,7 +259,9 @@ class Owner:
             self._seal_again(st, s, card, emit)
         if card.phase != "open":
             return
-        answer = next((c for c in st.controls if c.answer and c.leg == card.leg and c.session == scheduler.session), None)
+        answer = next(
+            (c for c in st.controls if c.answer and c.leg == card.leg and c.session == scheduler.session), None
+        )
         if not moves.alive(st, card.claimant):
             self._seal(st, s, card, "its worker has ended", emit)
         elif answer is not None:
@@ -243,12 +282,18 @@ class Owner:
             lost = False
         leg = st.workers[worker].leg
         running = leg is not None and leg.leg == card.leg
-        early = not lost and (running or scheduler.job is not None or any(j.leg == card.leg for j in st.jobs))
+        coming = scheduler.job is not None or any(
+            j.leg == card.leg and moves.takes(st.workers[j.worker], j) for j in st.jobs
+        )
+        early = not lost and (running or coming)
         x = moves.spend(st, "suspicion") if early else st
         if x is not None:
             question = Control(False, card.leg, worker, card.claimant, scheduler.session, lost)
-            emit(f"S{s} asks W{worker} for leg {card.leg}" + (" (EARLY)" if early else ""), not early,
-                 x._replace(controls=x.controls | {question}))
+            emit(
+                f"S{s} asks W{worker} for leg {card.leg}" + (" (EARLY)" if early else ""),
+                not early,
+                x._replace(controls=x.controls | {question}),
+            )
 
     def _seal(self, st: State, s: int, card: Card, why: str, emit: Emit) -> None:
         """Append the barrier (R10), or what a switched-off rule puts in its place."""
@@ -259,7 +304,7 @@ class Owner:
             return
         if not moves.stands(st, scheduler.generation):
             return
-        x = st._replace(journal=st.journal + (Entry(card.leg, scheduler.session, ()),))
+        x = st._replace(journal=(*st.journal, Entry(card.leg, scheduler.session, ())))
         label = f"S{s} appends a SEAL at {len(x.journal)} behind leg {card.leg}: {why}"
         sealing = scheduler._replace(card=card._replace(phase="sealing"))
         emit(label, free, moves.scheduler(x, s, sealing))
@@ -270,7 +315,9 @@ class Owner:
     def _seal_again(self, st: State, s: int, card: Card, emit: Emit) -> None:
         moves, scheduler = self.moves, st.schedulers[s]
         unread = moves.unread(st, scheduler.folded)
-        if moves.rules.seal_again and not any(e.leg == card.leg and e.writer == scheduler.session and e.seal for _, e in unread):
+        if moves.rules.seal_again and not any(
+            e.leg == card.leg and e.writer == scheduler.session and e.seal for _, e in unread
+        ):
             again = scheduler._replace(card=card._replace(phase="open", doubt=True))
             emit(f"S{s} has waited too long for its SEAL", True, moves.scheduler(st, s, again))
 
@@ -291,12 +338,21 @@ class Owner:
         row = row._replace(leg=0, claimant=0)
         moves.check_left_behind(st, row)
         x, change = moves.commit_run(st, row, s)
-        made = made._replace(phase="ready", change=change, leg=0, claimant=0, expected=moves.last_sequence(st),
-                             expected_generation=scheduler.generation)
-        emit(f"S{s} closes leg {card.leg} without a SEAL", free,
-             moves.scheduler(x, s, scheduler._replace(card=made, folded=end)))
+        made = made._replace(
+            phase="ready",
+            change=change,
+            leg=0,
+            claimant=0,
+            expected=moves.last_sequence(st),
+            expected_generation=scheduler.generation,
+        )
+        emit(
+            f"S{s} closes leg {card.leg} without a SEAL",
+            free,
+            moves.scheduler(x, s, scheduler._replace(card=made, folded=end)),
+        )
 
-    # -- the journal's generation ------------------------------------------------------------------------------------------
+    # -- the journal's generation ------------------------------------------------------------------------------------
 
     def _generation(self, st: State, s: int, emit: Emit) -> None:
         """A missing stream, or one that ends before what was folded, opens the next generation (R11)."""
@@ -305,12 +361,18 @@ class Owner:
         if not missing and scheduler.folded <= len(st.journal):
             return
         if not moves.rules.generation:  # the stream is made again under its old name
-            emit(f"S{s} makes the stream again", True,
-                 moves.scheduler(st, s, scheduler._replace(folded=0))._replace(stream=max(st.stream, row.generation)))
+            emit(
+                f"S{s} makes the stream again",
+                True,
+                moves.scheduler(st, s, scheduler._replace(folded=0))._replace(stream=max(st.stream, row.generation)),
+            )
             return
         if missing and row.generation != scheduler.generation and st.stream == row.generation:
-            emit(f"S{s} goes on in generation {row.generation}", True,
-                 moves.scheduler(st, s, _moved(scheduler, row.generation)))
+            emit(
+                f"S{s} goes on in generation {row.generation}",
+                True,
+                moves.scheduler(st, s, _moved(scheduler, row.generation)),
+            )
             return
         if moves.fenced(st, s):
             return
@@ -324,12 +386,15 @@ class Owner:
         moves, scheduler = self.moves, st.schedulers[s]
         if not moves.stands(st, scheduler.generation) or moves.fenced(st, s):
             return
-        upto = min(scheduler.folded, len(st.journal))
-        if not any(st.journal[:upto]):
-            return
+        upto = len(st.journal)
+        if scheduler.folded < upto or not moves.last_sequence(st):
+            return  # leaving out earlier entries only makes no difference to anybody
         if (x := moves.spend(st, "purge")) is not None:
-            emit(f"S{s} purges what is folded, up to {upto}", False,
-                 x._replace(journal=(None,) * upto + st.journal[upto:]))
+            emit(
+                f"S{s} purges what is folded, up to {upto}",
+                False,
+                x._replace(journal=(None,) * upto),
+            )
 
 
 def _moved(scheduler: Scheduler, generation: int) -> Scheduler:

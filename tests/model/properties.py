@@ -7,7 +7,7 @@ __all__ = ["PROPERTIES", "Check", "Violation"]
 PROPERTIES = {
     "I1": "a start that was answered is in PostgreSQL",
     "I2": "no step is begun whose outcome is recorded",
-    "I3": "an entry is recorded once, on the history that it was built on",
+    "I3": "an entry is recorded once, of the current leg's claimant, on the history that it was built on",
     "I4": "a fenced owner commits nothing",
     "I5": "from every state the run can come to its end without luck: by actions that are no faults",
     "I6": "an entry that the standing journal acknowledged is not refused by the record",

@@ -1,7 +1,7 @@
 """The rules of the protocol, each of which can be switched off.
 
-With all of them on, the model is the protocol as it must be. A scenario that switches one off must make the checker find
-a violation: that shows that the rule is needed, and that the model is able to fail.
+With all of them on, the model is the protocol as it must be. A scenario that switches one off must make the checker
+find a violation: that shows that the rule is needed, and that the model is able to fail.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ class Rules:
     # -- starts (R0) --
     answer_after_commit: bool = True
     sweep: bool = True  # the owner finds runs that another replica accepted without a nudge
-    accept_found: bool = True  # a start whose commit was not answered is looked for until it is found or surely not there
+    accept_found: bool = (
+        True  # a start whose commit was not answered is looked for until it is found or surely not there
+    )
     # -- the fence (R1, R2) --
     fence: bool = True  # an owner's commit locks its session's row
     change: bool = True  # a commit finds the run's row as the owner remembers it, or does nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from array import array
 from collections import deque
@@ -39,6 +40,7 @@ class Model:
         if unknown:
             raise ValueError(f"no such faults: {sorted(unknown)}")
         self.steps = steps
+        self.properties = properties
         self._from_start = from_start
         self._budget = (*(budget.get(f, 0) for f in FAULTS), faults)
         self._moves = Moves(rules, steps, budget, Check(properties))
@@ -95,7 +97,7 @@ class Result:
 
     states: int
     edges: int
-    seconds: float
+    seconds: float  # of processor time
     complete: bool
     violation: str = ""
     trace: list[str] = field(default_factory=list)
@@ -106,9 +108,19 @@ class Result:
         return self.violation or ("ok" if self.complete else "no violation so far (limit reached)")
 
 
-def explore(model: Model, *, limit: int = 1_000_000, liveness: bool = True) -> Result:
+def explore(model: Model, *, limit: int = 1_000_000) -> Result:
     """Explore until a violation is found, everything is seen, or the limit of states is reached."""
-    begun = time.perf_counter()
+    collects = gc.isenabled()
+    gc.disable()  # states hold no cycles; looking for some among millions of tuples takes most of the time
+    try:
+        return _explore(model, limit)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _explore(model: Model, limit: int) -> Result:
+    begun = time.process_time()
     canon = model.canon
     start = canon(model.initial())
     ids: dict[State, int] = {start: 0}
@@ -120,7 +132,7 @@ def explore(model: Model, *, limit: int = 1_000_000, liveness: bool = True) -> R
 
     def result(violation: str, last: int) -> Result:
         trace = [*_replay(model, list(ids), parents, last), f"=> {violation}"] if violation else []
-        return Result(len(ids), edges, time.perf_counter() - begun, complete, violation, trace)
+        return Result(len(ids), edges, time.process_time() - begun, complete, violation, trace)
 
     while queue:
         state = queue.popleft()
@@ -142,10 +154,10 @@ def explore(model: Model, *, limit: int = 1_000_000, liveness: bool = True) -> R
                 number = ids[after] = len(parents)
                 parents.append(index)
                 queue.append(after)
-            if free and liveness and number != index:
+            if free and number != index:
                 sources.append(index)
                 targets.append(number)
-    if liveness and complete:
+    if complete and "I5" in model.properties:
         stuck = _stuck(len(ids), ended, sources, targets)
         if stuck >= 0:
             return result("I5: no free steps lead from here to the run's end", stuck)
@@ -179,7 +191,7 @@ def _replay(model: Model, states: list[State], parents: array[int], last: int) -
     for number in reversed(path):
         label, state = next(
             ((label, after) for label, _, after in model.successors(state) if model.canon(after) == states[number]),
-            ("(a step of a renamed state)", states[number]),
+            ("(a step under another name)", states[number]),
         )
         labels.append(label)
     return labels

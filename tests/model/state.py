@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 __all__ = [
     "BLOCKED",
+    "DEAD",
     "EXECUTED",
     "FAULTS",
+    "GONE",
     "YIELDED",
     "Append",
     "Card",
@@ -84,6 +86,10 @@ class Entry(NamedTuple):
 
 DEAD = Entry(0, 0, ())
 """Stands for an entry that no rule can take for anything any more."""
+
+
+GONE = -2
+"""Stands for an expected sequence that no subject has as its last any more."""
 
 
 class Row(NamedTuple):

@@ -23,7 +23,7 @@ class StoreSteps:
         self._nudge(st, emit)
         self._losses(st, emit)
 
-    # -- starts (R0) -----------------------------------------------------------------------------------------------------
+    # -- starts (R0) -------------------------------------------------------------------------------------------------
 
     def _start(self, st: State, emit: Emit) -> None:
         moves, row = self.moves, st.row
@@ -74,7 +74,7 @@ class StoreSteps:
 
     @staticmethod
     def _first_leg(row: Row, leg: int, incarnation: int, generation: int) -> Row:
-        return row._replace(accepted=2, leg=leg, number=1, claimant=incarnation, leg_generation=generation)
+        return row._replace(accepted=2, leg=leg, claimant=incarnation, leg_generation=generation)
 
     def _late_commit(self, st: State, emit: Emit) -> None:
         """A commit whose client is gone arrives at last, or is refused by the fence."""
@@ -98,14 +98,17 @@ class StoreSteps:
         if st.nudge:
             emit("the nudge reaches nobody", True, st._replace(nudge=False))
 
-    # -- losses ------------------------------------------------------------------------------------------------------------
+    # -- losses ------------------------------------------------------------------------------------------------------
 
     def _losses(self, st: State, emit: Emit) -> None:
         moves = self.moves
         if st.journal and (x := moves.spend(st, "tail_loss")) is not None:
             for lost in range(1, len(st.journal) + 1):
-                emit(f"JetStream LOSES its last {lost} entries", False,
-                     x._replace(journal=st.journal[:-lost], damaged=True))
+                emit(
+                    f"JetStream LOSES its last {lost} entries",
+                    False,
+                    x._replace(journal=st.journal[:-lost], damaged=True),
+                )
         if st.stream >= 0 and (x := moves.spend(st, "journal_loss")) is not None:
             gone = x._replace(journal=(), jobs=frozenset(), stream=-1 if moves.rules.generation else st.stream)
             emit("JetStream LOSES its store", False, gone)

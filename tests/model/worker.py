@@ -1,7 +1,7 @@
 """A worker: it takes jobs, executes, appends, answers its owners, drains, and begins anew when its lease has lapsed.
 
-In step with the worker's `table.py`, `leg.py`, `journal.py`, `control.py` and `lease.py`. The lease's end in etcd and on
-the worker's own clock are one step; that etcd's comes later is a delay of whoever acts upon it.
+In step with the worker's `table.py`, `leg.py`, `journal.py`, `control.py` and `lease.py`. The lease's end in etcd and
+on the worker's own clock are one step; that etcd's comes later is a delay of whoever acts upon it.
 """
 
 from __future__ import annotations
@@ -9,16 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.moves import Emit, Moves
-from model.state import BLOCKED, EXECUTED, YIELDED, Append, Control, Entry, Item, Job, Leg, State, Worker, steps_of
+from model.state import BLOCKED, EXECUTED, YIELDED, Append, Control, Entry, Item, Leg, State, Worker, steps_of
 
-__all__ = ["WorkerSteps", "takes"]
-
-
-def takes(worker: Worker, job: Job, *, incarnation: bool, taken: bool) -> bool:
-    """Whether the worker's table takes the job (R4)."""
-    if incarnation and job.incarnation != worker.incarnation:
-        return False
-    return not (taken and job.leg in worker.taken) and job.leg not in worker.revoked
+__all__ = ["WorkerSteps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +25,10 @@ class WorkerSteps:
         self._life(st, w, emit)
         self._jobs(st, w, emit)
         self._questions(st, w, emit)
-        if st.workers[w].leg is not None:
-            self._leg(st, w, st.workers[w].leg, emit)
+        if (leg := st.workers[w].leg) is not None:
+            self._leg(st, w, leg, emit)
 
-    # -- incarnations ------------------------------------------------------------------------------------------------------
+    # -- incarnations ------------------------------------------------------------------------------------------------
 
     def _anew(self, st: State, w: int) -> State:
         incarnation = st.ids.incarnation + 1
@@ -49,8 +42,11 @@ class WorkerSteps:
             if moves.rules.lapse:
                 emit(f"W{w} sees that its lease is lost: a new incarnation", True, self._anew(st, w))
             else:
-                emit(f"W{w} sees that its lease is lost, renews it", True,
-                     moves.worker(st, w, worker._replace(valid=True, leg=None)))
+                emit(
+                    f"W{w} sees that its lease is lost, renews it",
+                    True,
+                    moves.worker(st, w, worker._replace(valid=True, leg=None)),
+                )
             return
         if (x := moves.spend(st, "lease_lapse")) is not None:
             emit(f"W{w} is paused: its lease ends", False, moves.worker(x, w, worker._replace(valid=False)))
@@ -62,17 +58,17 @@ class WorkerSteps:
         elif (x := moves.spend(st, "drain")) is not None:
             emit(f"W{w} is told to drain", False, moves.worker(x, w, worker._replace(draining=True)))
 
-    # -- jobs ----------------------------------------------------------------------------------------------------------------
+    # -- jobs --------------------------------------------------------------------------------------------------------
 
     def _jobs(self, st: State, w: int, emit: Emit) -> None:
-        moves, rules, worker = self.moves, self.moves.rules, st.workers[w]
+        moves, worker = self.moves, st.workers[w]
         for job in st.jobs:
             if job.worker != w:
                 continue
             rest = st._replace(jobs=st.jobs - {job})
             if (x := moves.spend(rest, "drop")) is not None:
                 emit(f"the job of leg {job.leg} IS LOST", False, x)
-            if not takes(worker, job, incarnation=rules.incarnation, taken=rules.taken):
+            if not moves.takes(worker, job):
                 emit(f"W{w} refuses the job of leg {job.leg}", True, rest)
             elif worker.leg is None:
                 leg = Leg("ready", job.leg, job.history, job.expected, job.generation)
@@ -81,7 +77,7 @@ class WorkerSteps:
                 if (y := moves.spend(st, "duplicate")) is not None:
                     emit(f"W{w} takes the job of leg {job.leg} (it comes AGAIN)", False, moves.worker(y, w, took))
 
-    # -- release -----------------------------------------------------------------------------------------------------------
+    # -- release -----------------------------------------------------------------------------------------------------
 
     def _questions(self, st: State, w: int, emit: Emit) -> None:
         moves, worker = self.moves, st.workers[w]
@@ -98,8 +94,11 @@ class WorkerSteps:
                 emit(f"W{w} does not release leg {control.leg}", True, rest)
                 continue
             answer = control._replace(answer=True)
-            emit(f"W{w} RELEASES leg {control.leg}", True,
-                 moves.worker(rest._replace(controls=rest.controls | {answer}), w, after))
+            emit(
+                f"W{w} RELEASES leg {control.leg}",
+                True,
+                moves.worker(rest._replace(controls=rest.controls | {answer}), w, after),
+            )
 
     def _release(self, worker: Worker, question: Control) -> Worker | None:
         """The worker after a release; None when it does not release the leg."""
@@ -116,7 +115,7 @@ class WorkerSteps:
             return None if rules.release_idle else worker._replace(revoked=revoked)
         return worker._replace(revoked=revoked, leg=None)
 
-    # -- the leg -----------------------------------------------------------------------------------------------------------
+    # -- the leg -----------------------------------------------------------------------------------------------------
 
     def _leg(self, st: State, w: int, leg: Leg, emit: Emit) -> None:
         moves, worker = self.moves, st.workers[w]
@@ -135,6 +134,8 @@ class WorkerSteps:
             if moves.rules.retry:
                 emit(f"W{w} appends entry {len(leg.history)} again", True, self._send(st, w, leg))
             else:
+                if moves.stands(st, leg.generation) and leg.leg == st.row.leg and not st.damaged:
+                    moves.check.fail("I8", f"W{w} gives up entry {len(leg.history)} of the current leg")
                 emit(f"W{w} gives up its append", True, moves.worker(st, w, worker._replace(leg=None)))
 
     def _execute(self, st: State, w: int, leg: Leg, emit: Emit) -> None:
@@ -143,8 +144,14 @@ class WorkerSteps:
         if steps_of(st.row.history) >= step:
             moves.check.fail("I2", f"W{w} begins step {step} in leg {leg.leg}, whose outcome is recorded")
         other = st.workers[1 - w]
-        if other.valid and other.leg is not None and other.leg.leg != leg.leg and other.leg.phase != "ready" \
-                and other.leg.history[-1].kind == EXECUTED and steps_of(other.leg.history) == step:
+        if (
+            other.valid
+            and other.leg is not None
+            and other.leg.leg != leg.leg
+            and other.leg.phase != "ready"
+            and other.leg.history[-1].kind == EXECUTED
+            and steps_of(other.leg.history) == step
+        ):
             moves.check.fail("I7", f"W{w} begins step {step} in leg {leg.leg} while W{1 - w} is at it")
         item = Item(leg.leg, worker.incarnation, EXECUTED)
         calling = leg._replace(phase="calling", history=(*leg.history, item))
