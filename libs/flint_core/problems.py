@@ -26,6 +26,7 @@ class ProblemType:
     RUNTIME: Final = _BASE + "runtime"  # 500
     PAYLOAD_TOO_LARGE: Final = "https://flint.dev/errors/payload-too-large"  # 413
     LIMIT_EXCEEDED: Final = "https://flint.dev/errors/limit-exceeded"  # 429: step limit, depth
+    CANCELLED: Final = "https://flint.dev/errors/cancelled"  # 499: somebody asked the run to end
     POISON: Final = "https://flint.dev/errors/poison"  # 500: the run lost its worker too often at one position
     UNSTORABLE: Final = "https://flint.dev/errors/unstorable"  # 500: the record refused the entry
 

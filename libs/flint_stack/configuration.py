@@ -27,7 +27,7 @@ __all__ = ["Configuration", "child_environment", "merge", "write_process_config"
 # What each role reads beside its own section. Nobody gets a secret that its work does not need.
 _SECTIONS = {
     "gateway": ("cluster", "nats", "identity", "limits", "log", "gateway"),
-    "scheduler": ("cluster", "postgres", "nats", "etcd", "journal", "identity", "limits", "log", "scheduler"),
+    "scheduler": ("cluster", "postgres", "nats", "etcd", "journal", "limits", "log", "registry", "scheduler"),
     "registry": ("cluster", "postgres", "nats", "etcd", "limits", "log", "registry"),
     "worker": ("cluster", "nats", "journal", "limits", "log", "worker", "connections", "secrets"),
 }

@@ -16,7 +16,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from flint_store.arrays import bools, byteas, integers, texts, uuids
 from flint_store.fence import FENCE, Fenced, OwnerSession
 
-__all__ = ["EntryRow", "RunFold", "fold_runs"]
+__all__ = ["ROW_DIFFERS", "EntryRow", "RunFold", "fold_runs"]
+
+ROW_DIFFERS = "22012"
+"""SQLSTATE (division by zero) of a statement that found a row other than its caller remembered it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,8 @@ folded AS (
            claimant = CASE WHEN u.leg_closed THEN NULL ELSE r.claimant END,
            snapshot = CASE WHEN u.ended THEN NULL WHEN u.snapshot IS NULL THEN r.snapshot ELSE u.snapshot END,
            snapshot_position = CASE WHEN u.snapshot IS NULL THEN r.snapshot_position ELSE u.snapshot_position END,
-           output = u.output, error = u.error, wake_at = u.wake_at, adopt = false,
+           output = u.output, wake_at = u.wake_at,
+           error = CASE WHEN u.state = 4 THEN NULL ELSE COALESCE(u.error, r.error) END, adopt = false,
            ended_at = CASE WHEN u.ended THEN clock_timestamp() ELSE NULL END
     FROM fence, unnest(
         CAST(:run_ids AS uuid[]), CAST(:changes AS bigint[]), CAST(:positions AS bigint[]), CAST(:states AS int[]),

@@ -76,6 +76,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         except CoordUnavailable as error:
             raise _etcd_away(error) from error
         card.lease_id = lease.id
+        card.lease_ttl_ms = lease.ttl_s * 1000
         try:
             await self._coord.put(
                 keys.worker(card.incarnation),

@@ -94,6 +94,11 @@ class Acceptor(Lane[_Unit]):
         self._put(unit)
         return await unit.done
 
+    @property
+    def waiting_starts(self) -> int:
+        """Starts that wait for their batch."""
+        return sum(len(unit.starts) for unit in self._pending)
+
     def _weight(self, unit: _Unit) -> int:
         return len(unit.starts)
 

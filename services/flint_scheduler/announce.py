@@ -63,6 +63,11 @@ class Announcer:
         until = asyncio.get_running_loop().time() + _INTEREST_S
         self._interests.setdefault(interest.run_id, {})[interest.watcher] = (until, interest.steps)
 
+    @property
+    def watched(self) -> bool:
+        """Whether anybody watches any run."""
+        return bool(self._interests)
+
     def wants_steps(self, run_id: bytes) -> bool:
         """Whether anybody watches the run's steps."""
         interests = self._interests.get(run_id)

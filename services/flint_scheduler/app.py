@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from google.protobuf.message import DecodeError
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from flint_bus import Bus, Message
 from flint_bus.subjects import FLEET_BEATS, WORKFLOWS
@@ -16,7 +17,7 @@ from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2, scheduling_pb2_grpc
 from flint_coord import Coord
 from flint_core.problems import ProblemType
-from flint_ops.config import Settings
+from flint_ops.config import ConfigError, ConfigProblem, Settings
 from flint_ops.lifecycle import Lifecycle
 from flint_ops.logging import get_logger
 from flint_rpc.server import Service, TokenInterceptor, create_server
@@ -41,7 +42,7 @@ from flint_scheduler.servicer import SchedulingServicer
 from flint_scheduler.steward import Steward
 from flint_scheduler.timers import Timers
 from flint_store.definitions import DefinitionCache
-from flint_store.engine import create_engine
+from flint_store.engine import GRACE_S, create_engine
 from flint_store.migrate import check_schema
 
 __all__ = ["serve"]
@@ -49,16 +50,23 @@ __all__ = ["serve"]
 log = get_logger(__name__)
 
 _LANES = 5  # accept, open, fold, sweep, generation
+_OWN_READS = 3  # the orchestrator's own reads never wait behind those of clients
+_MIN_PAYLOAD_BYTES = 4 * 2**20  # a job with its state, a compiled definition
 
 
 async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     """Run one scheduler until it is told to stop."""
     mine = settings.scheduler
-    bus = await Bus.connect(settings.nats, name=mine.id)
-    coord = await Coord.connect(settings.etcd, cluster=settings.cluster.name)
-    engine = create_engine(settings.postgres, "reading")
-    record = Record(create_engine(settings.postgres, "lane", pool_size=_LANES), engine)
-    await check_schema(engine, settings.cluster.shard_groups)
+    lifecycle.readiness.require("start")
+    connecting = asyncio.create_task(_connect(settings))
+    stopping = asyncio.create_task(lifecycle.stopping.wait())
+    await asyncio.wait({connecting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not connecting.done():  # told to stop while NATS or PostgreSQL could not be reached
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+        return
+    bus, coord, engine, record = connecting.result()
 
     clock = RecordClock()
     holdings = Holdings(settings.cluster.shard_groups)
@@ -187,6 +195,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     lifecycle.readiness.require("nats", lambda: None if bus.connected.is_set() else "not connected to NATS")
     lifecycle.readiness.require("session", lambda: None if steward.owning.is_set() else "no owner session yet")
     await server.start()
+    lifecycle.readiness.set("start")
     log.info("serving", address=server.address)
     try:
         await lifecycle.stopping.wait()
@@ -202,3 +211,25 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         await record.close()
         await coord.close()
         await bus.close()
+        await engine.dispose()
+
+
+async def _connect(settings: Settings) -> tuple[Bus, Coord, AsyncEngine, Record]:
+    """Reach NATS (waiting for it), check what it allows and the schema. Raises ConfigError, StoreError."""
+    bus = await Bus.connect(settings.nats, name=settings.scheduler.id)
+    try:
+        if bus.max_payload < _MIN_PAYLOAD_BYTES:
+            problem = f"this NATS takes messages of {bus.max_payload} bytes; set its max_payload to 8MB"
+            raise ConfigError([ConfigProblem("nats.urls", "the server", problem)])
+        coord = await Coord.connect(settings.etcd, cluster=settings.cluster.name)
+        engine = create_engine(settings.postgres, "reading")
+        await check_schema(engine, settings.cluster.shard_groups)
+    except BaseException:
+        await bus.close()
+        raise
+    record = Record(
+        create_engine(settings.postgres, "lane", pool_size=_LANES),
+        create_engine(settings.postgres, "reading", pool_size=_OWN_READS),
+        settings.postgres.statement_timeout_ms / 1000 + GRACE_S,
+    )
+    return bus, coord, engine, record

@@ -40,7 +40,8 @@ __all__ = ["Attention"]
 
 log = get_logger(__name__)
 
-_LIMIT = 1000
+_LIMIT = 1000  # rows read at a time
+_SWEEP_LIMIT = 20_000  # ids found by one sweep, of each kind
 _SAVE_EVERY_S = 10.0
 _PURGE_EVERY_S = 60.0
 _ENDED = (runs_pb2.Run.STATE_SUCCEEDED, runs_pb2.Run.STATE_FAILED, runs_pb2.Run.STATE_CANCELLED)
@@ -100,6 +101,11 @@ class Attention:
         if subscription is not None:
             await subscription.close()
 
+    async def unlisten_all(self) -> None:
+        """Own nothing: hear nothing."""
+        for group in list(self._subscriptions):
+            await self.unlisten(group)
+
     def _nudged(self, message: Message) -> None:
         nudge = dispatch_pb2.OwnerNudge()
         try:
@@ -157,13 +163,15 @@ class Attention:
         session = self._holdings.session
         if session is None or not groups:
             return False
-        found = await self._record.lane("sweep", lambda c: sweep(c, session, groups, 2 * self._interval_s, _LIMIT))
+        found = await self._record.lane(
+            "sweep", lambda c: sweep(c, session, groups, 2 * self._interval_s, _SWEEP_LIMIT)
+        )
         self._clock.heard(found.at)
         fresh = [r for r in found.accepted if self._book.get(r) is None]
         await self._take_in(fresh)
         await self._take_in([run_id for run_id, _ in found.due])
         await self._serve_inbox(found.inbox)
-        return len(fresh) == _LIMIT or len(found.inbox) == _LIMIT
+        return len(fresh) == _SWEEP_LIMIT or len(found.inbox) == _SWEEP_LIMIT
 
     async def _take_in(self, run_ids: Sequence[bytes] | set[bytes]) -> list[RunCard]:
         """Make cards of runs that are in the record and not in memory."""
@@ -208,9 +216,10 @@ class Attention:
                         self._fleet.hold(card.claimant)
         for run_id, items in rows.items():
             found = self._book.get(run_id)
-            if found is not None and any(kind == "cancel" for kind, _ in items):
+            reasons = [payload.decode(errors="replace") for kind, payload in items if kind == "cancel"]
+            if found is not None and reasons:
                 with contextlib.suppress(LaneClosed):
-                    self._folder.command(Command(found, CommandKind.CANCEL))
+                    self._folder.command(Command(found, CommandKind.CANCEL, reason=reasons[0]))
         if ended:
             await self._record.read(lambda c: delete_inbox(c, ended))
 

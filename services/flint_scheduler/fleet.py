@@ -54,6 +54,7 @@ class FleetView:
         self._overcommit = overcommit
         self._lease_ttl_s = lease_ttl_s
         self._workers: dict[str, WorkerView] = {}
+        self._ttls: dict[str, float] = {}  # lease of each incarnation whose card was seen, the latest 10,000
         self._order: list[WorkerView] = []
         self._doubts: dict[str, float] = {}  # claimants without a key → boot time after which they have surely ended
         self._ended: dict[str, None] = {}  # the latest 10,000, oldest first
@@ -106,6 +107,9 @@ class FleetView:
 
     def _put(self, incarnation: str, card: registry_pb2.WorkerCard) -> None:
         worker = self._workers.get(incarnation)
+        self._ttls[incarnation] = card.lease_ttl_ms / 1000
+        if len(self._ttls) > 10_000:
+            del self._ttls[next(iter(self._ttls))]
         if worker is None:
             self._workers[incarnation] = WorkerView(card, card.draining)
         else:
@@ -114,7 +118,8 @@ class FleetView:
 
     def _doubt(self, incarnation: str) -> None:
         if incarnation not in self._ended:
-            self._doubts.setdefault(incarnation, boottime() + self._lease_ttl_s + _MARGIN_S)
+            ttl_s = max(self._lease_ttl_s, self._ttls.get(incarnation, 0.0))
+            self._doubts.setdefault(incarnation, boottime() + ttl_s + _MARGIN_S)
 
     def _end(self, incarnation: str) -> None:
         self._ended[incarnation] = None
@@ -159,10 +164,14 @@ class FleetView:
         worker.legs += 1
         return worker
 
-    def release(self, incarnation: str | None) -> None:
-        """Give a slot back."""
+    def release(self, incarnation: str | None, job_sequence: int = 0) -> None:
+        """Give a slot back. With the leg's job sequence, its worker may forget the nonce in time."""
         worker = self._workers.get(incarnation or "")
-        if worker is not None and worker.legs > 0:
+        if worker is None:
+            return
+        if job_sequence:
+            worker.settle(job_sequence)
+        if worker.legs > 0:
             worker.legs -= 1
             if worker.legs == worker.room - 1:
                 self.on_room()
@@ -174,9 +183,10 @@ class FleetView:
             worker.legs += 1
 
     def recount(self) -> None:
-        """Forget all counts: this scheduler owns nothing."""
+        """Forget all counts: this scheduler owns nothing, and its next session counts jobs anew."""
         for worker in self._workers.values():
-            worker.legs = 0
+            worker.legs = worker.sequence = worker.watermark = 0
+            worker.settled.clear()
 
     def get(self, incarnation: str | None) -> WorkerView | None:
         """The live incarnation, or None."""

@@ -36,7 +36,7 @@ from flint_scheduler.metrics import COMMIT_ROWS, ENTRIES, FOLD_LAG, RUNS_ENDED
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_store.fence import Fenced
-from flint_store.fold import EntryRow, RunFold, fold_runs
+from flint_store.fold import ROW_DIFFERS, EntryRow, RunFold, fold_runs
 
 __all__ = ["Command", "CommandKind", "Folder", "Reading"]
 
@@ -46,6 +46,7 @@ _BATCH = 1000
 _RETRY_S = 0.5
 _DIFFERENCES = 20
 _OPENING_S = 0.02
+_COMPANY_S = 0.005
 _RUN = runs_pb2.Run
 _END_KINDS = {"succeeded": 1, "failed": 2, "cancelled": 3, "blocked": 4, "yielded": 5}
 _RECORD_STATES = {Phase.READY: _RUN.STATE_QUEUED, Phase.OPENING: _RUN.STATE_QUEUED, Phase.CLOSING: _RUN.STATE_QUEUED}
@@ -53,12 +54,18 @@ _RECORD_STATES = {Phase.READY: _RUN.STATE_QUEUED, Phase.OPENING: _RUN.STATE_QUEU
 
 @dataclass(slots=True)
 class Reading:
-    """Messages of one group's journal, just read."""
+    """Messages of one group's journal, just read, with the entries in them (None: not decodable)."""
 
     group: int
     generation: int
     messages: list[StoredMessage]
     read_at: float
+    entries: list[journal_pb2.JournalEntry | None] = field(default_factory=list)
+
+    def decode(self) -> bool:
+        """Parse the entries; True when one of them ends or seals a leg: somebody waits for that."""
+        self.entries = [_decode(m) for m in self.messages]
+        return any(e is not None and (e.seal or e.HasField("end")) for e in self.entries)
 
 
 class _Differs(Exception):
@@ -79,6 +86,7 @@ class Command:
     card: RunCard
     kind: str
     problem: runs_pb2.Problem | None = None
+    reason: str = ""
 
 
 @dataclass(slots=True)
@@ -97,6 +105,7 @@ class _Draft:
     wake_at_ms: int | None = None
     ending: Ending | None = None
     cancel: bool = False
+    error: runs_pb2.Problem | None = None  # noted before the end: that a cancel was asked for, and why
     clear_inbox: bool = False
 
 
@@ -125,6 +134,7 @@ class Folder(Lane[Reading | Command]):
         self._leg_losses = leg_losses
         self._room = asyncio.Event()
         self._room.set()
+        self._urgent = asyncio.Event()
         self.on_ready: Callable[[], None] = lambda: None
         self.on_waiting: Callable[[RunCard], None] = lambda card: None
         self.on_cancel: Callable[[RunCard], None] = lambda card: None
@@ -135,19 +145,31 @@ class Folder(Lane[Reading | Command]):
     async def read(self, reading: Reading) -> None:
         """Hand over messages of a group's journal; waits while the lane is far behind."""
         await self._room.wait()
+        if reading.decode() or self._announcer.watched:
+            self._urgent.set()
         self._put(reading)
         if len(self._pending) > 64:
             self._room.clear()
 
     def command(self, command: Command) -> None:
         """Hand over a change of the owner's own."""
+        self._urgent.set()
         self._put(command)
+
+    async def _company(self) -> None:
+        """An entry in the middle of a leg may wait for others: only its leg's end, or a watcher, is waited for."""
+        if not self._urgent.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_COMPANY_S):
+                    await self._urgent.wait()
+        self._urgent.clear()
 
     def _weight(self, unit: Reading | Command) -> int:
         return len(unit.messages) if isinstance(unit, Reading) else 1
 
     def _refuse(self, unit: Reading | Command, error: Exception) -> None:
-        """Nothing to tell: entries stay in the journal, inbox rows in PostgreSQL."""
+        """Entries stay in the journal, inbox rows in PostgreSQL; memory is made what the record says."""
+        self._holdings.reread({unit.group if isinstance(unit, Reading) else unit.card.group})
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
@@ -201,15 +223,15 @@ class Folder(Lane[Reading | Command]):
                 continue
             if not self._holdings.owns(unit.group) or unit.generation != self._holdings.generation:
                 continue
-            for message in unit.messages:
-                entry = journal_pb2.JournalEntry()
-                try:
-                    entry.ParseFromString(message.data)
-                except DecodeError:
+            if not unit.entries:
+                unit.decode()  # judged again after a commit that failed
+            for message, entry in zip(unit.messages, unit.entries, strict=True):
+                if entry is None:
                     ENTRIES.labels("undecodable").inc()
                     log.error("journal_entry_undecodable", subject=message.subject, sequence=message.sequence)
-                    continue
-                self._judge_entry(entry, message.sequence, session_id, drafts)
+                else:
+                    self._judge_entry(entry, message.sequence, session_id, drafts)
+            unit.entries = []  # judging takes entries apart
         return drafts
 
     def _judge_entry(
@@ -218,7 +240,7 @@ class Folder(Lane[Reading | Command]):
         draft = drafts.get(entry.run_id)
         card = draft.card if draft is not None else self._book.get(entry.run_id)
         if card is None or card.phase not in (Phase.OPEN, Phase.SEALING) or (draft is not None and draft.closed):
-            ENTRIES.labels(Verdict.STALE.value).inc()
+            _VERDICTS[Verdict.STALE].inc()
             return
         position = draft.position if draft is not None else card.position
         verdict = judge(
@@ -230,7 +252,7 @@ class Folder(Lane[Reading | Command]):
             session=session_id,
             sealing=card.phase is Phase.SEALING,
         )
-        ENTRIES.labels(verdict.value).inc()
+        _VERDICTS[verdict].inc()
         if verdict is Verdict.GAP:
             log.error("journal_gap", run=card.run_id.hex(), index=entry.index, position=position)
         if verdict not in (Verdict.ACCEPT, Verdict.SEAL):
@@ -320,10 +342,13 @@ class Folder(Lane[Reading | Command]):
             return
         draft.cancel = True
         draft.clear_inbox = True
+        draft.error = runs_pb2.Problem(
+            type=ProblemType.CANCELLED, status=499, title="The run was cancelled", detail=command.reason
+        )
         if draft.closed or card.phase in (Phase.READY, Phase.WAITING, Phase.CLOSING):
             if card.phase is Phase.READY:
                 card.phase = Phase.CLOSING  # the queue skips it
-            draft.ending = Ending(_RUN.STATE_CANCELLED, 0)
+            draft.ending = Ending(_RUN.STATE_CANCELLED, 0, error=draft.error)
 
     def _again(self, command: Command) -> None:
         with contextlib.suppress(LaneClosed):
@@ -346,7 +371,7 @@ class Folder(Lane[Reading | Command]):
                 await self._store(drafts[:half])
                 await self._store(drafts[half:])
                 return
-            await self._store_refused(drafts[0], str(error.orig))
+            await self._store_refused(drafts[0], error)
             return
         self._clock.heard(at)
         COMMIT_ROWS.labels("fold").observe(len(entries))
@@ -355,10 +380,12 @@ class Folder(Lane[Reading | Command]):
             self._committed(draft, at_ms)
         self._announcer.flush()
 
-    async def _store_refused(self, draft: _Draft, why: str) -> None:
-        card = draft.card
-        if "division by zero" in why:
+    async def _store_refused(self, draft: _Draft, refusal: DBAPIError) -> None:
+        card, why = draft.card, str(refusal.orig)
+        if getattr(refusal.orig, "sqlstate", "") == ROW_DIFFERS:
             raise _Differs(card.run_id.hex())
+        if not draft.entries and draft.snapshot is None:
+            raise refusal  # what is left holds no value of the run's: a defect
         log.error("entry_refused_by_record", run=card.run_id.hex(), position=card.position, error=why)
         problem = runs_pb2.Problem(
             type=ProblemType.UNSTORABLE,
@@ -368,6 +395,8 @@ class Folder(Lane[Reading | Command]):
         )
         failed = _Draft(card, card.position, card.losses, closed=True)
         failed.ending = Ending(_RUN.STATE_FAILED, 0, error=problem)
+        if card.nonce is not None:
+            self.on_cancel(card)  # its worker need not go on
         await self._store([failed])
 
     def _fold(self, draft: _Draft) -> RunFold:
@@ -380,6 +409,7 @@ class Folder(Lane[Reading | Command]):
             state = _RUN.STATE_RUNNING
         else:
             state = _RUN.STATE_WAITING if card.phase is Phase.WAITING else _RECORD_STATES[card.phase]
+        error = (ending.error if ending is not None else None) or draft.error
         wake = draft.wake_at_ms
         if wake is None and not draft.closed and card.phase is Phase.WAITING:
             wake = card.wake_at_ms
@@ -394,7 +424,7 @@ class Folder(Lane[Reading | Command]):
             snapshot=None if ending is not None else draft.snapshot,
             snapshot_position=draft.snapshot_position,
             output=ending.output if ending is not None and state == _RUN.STATE_SUCCEEDED else None,
-            error=ending.error.SerializeToString() if ending is not None and ending.error is not None else None,
+            error=error.SerializeToString() if error is not None else None,
             wake_at_ms=None if ending is not None else wake,
             ended=ending is not None,
             clear_inbox=draft.clear_inbox,
@@ -414,10 +444,7 @@ class Folder(Lane[Reading | Command]):
         card.cancel_requested = card.cancel_requested or draft.cancel
         had_leg = card.nonce is not None
         if had_leg and (draft.closed or draft.ending is not None):
-            worker = self._fleet.get(card.claimant)
-            if worker is not None and card.job_sequence:
-                worker.settle(card.job_sequence)
-            self._fleet.release(card.claimant)
+            self._fleet.release(card.claimant, card.job_sequence)
             card.nonce = None
             card.claimant = None
             card.loss = False
@@ -426,7 +453,7 @@ class Folder(Lane[Reading | Command]):
             draft.ending.at_ms = at_ms
             self._book.drop(card)
             self._announcer.changed(card, draft.steps, draft.ending)
-            RUNS_ENDED.labels(_STATE_LABELS[draft.ending.state]).inc()
+            _ENDED[draft.ending.state].inc()
             self.on_ready()
             return
         if draft.closed:
@@ -454,8 +481,19 @@ class Folder(Lane[Reading | Command]):
                 FOLD_LAG.observe(now - unit.read_at)
 
 
+def _decode(message: StoredMessage) -> journal_pb2.JournalEntry | None:
+    entry = journal_pb2.JournalEntry()
+    try:
+        entry.ParseFromString(message.data)
+    except DecodeError:
+        return None
+    return entry
+
+
+_VERDICTS = {verdict: ENTRIES.labels(verdict.value) for verdict in Verdict}
 _STATE_LABELS = {
     _RUN.STATE_SUCCEEDED: "succeeded",
     _RUN.STATE_FAILED: "failed",
     _RUN.STATE_CANCELLED: "cancelled",
 }
+_ENDED = {state: RUNS_ENDED.labels(label) for state, label in _STATE_LABELS.items()}

@@ -12,7 +12,11 @@ from abc import ABC, abstractmethod
 from collections import deque
 from typing import Generic, TypeVar
 
+from flint_ops.logging import get_logger
+
 __all__ = ["Lane", "LaneClosed"]
+
+log = get_logger(__name__)
 
 Unit = TypeVar("Unit")
 
@@ -42,14 +46,31 @@ class Lane(ABC, Generic[Unit]):
         try:
             while True:
                 await self._arrived.wait()
+                await self._company()
                 async with self._turn:
                     batch = self._take()
                     if batch:
-                        await self._commit(batch)
+                        await self._commit_safely(batch)
         finally:
             self._closed = True
             while self._pending:
                 self._refuse(self._pending.popleft(), LaneClosed())
+
+    async def _company(self) -> None:
+        """Wait a little for more, where nobody waits for what is there. Most lanes do not."""
+
+    async def _commit_safely(self, batch: list[Unit]) -> None:
+        try:
+            await self._commit(batch)
+        except Exception as error:
+            log.exception("batch_failed", lane=type(self).__name__, units=len(batch))
+            for unit in batch:
+                self._refuse(unit, error)
+
+    @property
+    def waiting(self) -> int:
+        """Units that wait for their batch."""
+        return len(self._pending)
 
     def _take(self) -> list[Unit]:
         batch: list[Unit] = []
@@ -75,8 +96,8 @@ class Lane(ABC, Generic[Unit]):
 
     @abstractmethod
     async def _commit(self, batch: list[Unit]) -> None:
-        """Commit one batch; must settle each of its units and raise only CancelledError."""
+        """Commit one batch and settle each of its units. What it raises is a defect: logged, and told to the units."""
 
     @abstractmethod
     def _refuse(self, unit: Unit, error: Exception) -> None:
-        """Tell a unit that it did not happen."""
+        """Tell a unit that it failed: it did not happen (LaneClosed), or may have (anything else)."""

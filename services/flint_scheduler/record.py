@@ -6,10 +6,12 @@ trip. A connection that breaks is replaced at the next use; the commit under way
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 __all__ = ["Record", "RecordUnavailable"]
@@ -24,9 +26,11 @@ class RecordUnavailable(Exception):
 class Record:
     """Lanes and reads. Used from one event loop; each lane by one caller at a time."""
 
-    def __init__(self, lanes: AsyncEngine, reads: AsyncEngine) -> None:
+    def __init__(self, lanes: AsyncEngine, reads: AsyncEngine, deadline_s: float) -> None:
+        """`deadline_s`: a PostgreSQL that is silent is unavailable after this; above its statement timeout."""
         self._lanes = lanes
-        self.reads = reads
+        self._reads = reads
+        self._deadline_s = deadline_s
         self._open: dict[str, AsyncConnection] = {}
 
     async def lane(self, name: str, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
@@ -35,42 +39,35 @@ class Record:
         Raises RecordUnavailable, or whatever `work` raises of its own (`Fenced`, a DataError: nothing was written).
         """
         try:
-            connection = self._open.get(name)
-            if connection is None or connection.closed or connection.invalidated:
-                connection = self._open[name] = await self._lanes.connect()
-            return await work(connection)
-        except (OperationalError, InterfaceError) as error:
-            await self._discard(name)
-            raise RecordUnavailable(_cause(error)) from error
-        except DBAPIError as error:
-            if error.connection_invalidated:
+            async with asyncio.timeout(self._deadline_s):
+                connection = self._open.get(name)
+                if connection is None or connection.closed or connection.invalidated:
+                    connection = self._open[name] = await self._lanes.connect()
+                return await work(connection)
+        except BaseException as error:
+            unavailable = _unavailable(error)
+            if unavailable is not None:
                 await self._discard(name)
-                raise RecordUnavailable(_cause(error)) from error
-            raise
-        except OSError as error:
-            await self._discard(name)
-            raise RecordUnavailable(str(error)) from error
-        except BaseException:
-            # Cancelled in the middle: the connection's state is not known.
-            connection = self._open.get(name)
-            if connection is not None and connection.in_transaction():
-                await self._discard(name)
+                raise unavailable from error
+            if isinstance(error, asyncio.CancelledError):
+                await self._discard(name)  # in the middle of something: its state is not known
             raise
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
         """Read with a connection of the pool. Raises RecordUnavailable."""
         try:
-            async with self.reads.connect() as connection:
+            async with asyncio.timeout(self._deadline_s), self._reads.connect() as connection:
                 return await work(connection)
-        except (OperationalError, InterfaceError, OSError) as error:
-            raise RecordUnavailable(_cause(error)) from error
+        except (SQLAlchemyError, OSError) as error:
+            raise _unavailable(error) or error from error
 
     async def transaction(self, work: Callable[[AsyncEngine], Awaitable[Result]]) -> Result:
         """Let `work` open a transaction of its own, on a connection of the pool. Raises RecordUnavailable."""
         try:
-            return await work(self.reads)
-        except (OperationalError, InterfaceError, OSError) as error:
-            raise RecordUnavailable(_cause(error)) from error
+            async with asyncio.timeout(self._deadline_s):
+                return await work(self._reads)
+        except (SQLAlchemyError, OSError) as error:
+            raise _unavailable(error) or error from error
 
     async def _discard(self, name: str) -> None:
         connection = self._open.pop(name, None)
@@ -88,7 +85,15 @@ class Record:
             connection = self._open.pop(name)
             await connection.close()
         await self._lanes.dispose()
-        await self.reads.dispose()
+        await self._reads.dispose()
+
+
+def _unavailable(error: BaseException) -> RecordUnavailable | None:
+    """The failure as «PostgreSQL is not there», if it is of that kind."""
+    gone = isinstance(error, OperationalError | InterfaceError | PoolTimeoutError | OSError)  # OSError: timeouts too
+    if gone or (isinstance(error, DBAPIError) and error.connection_invalidated):
+        return RecordUnavailable(_cause(error))
+    return None
 
 
 def _cause(error: BaseException) -> str:

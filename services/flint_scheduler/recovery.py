@@ -34,6 +34,7 @@ _TICK_S = 1.0
 _ASK_TIMEOUT_S = 2.0
 _SEAL_TIMEOUT_S = 5.0
 _ASK_BATCH = 2000
+_SEAL_PATIENCE_S = 15.0
 
 
 class Recovery:
@@ -79,8 +80,12 @@ class Recovery:
         asked: dict[tuple[str, bool], list[RunCard]] = {}
         legs = 0
         for card in self._book:
+            if card.phase is Phase.SEALING and now - card.progress_at > _SEAL_PATIENCE_S:
+                card.phase = Phase.OPEN  # its SEAL was not read: one more is harmless
             if card.phase is not Phase.OPEN or card.claimant is None:
                 continue
+            if card.cancel_requested and now - card.cancel_sent_at > self._begin_deadline_s:
+                self.cancel_leg(card)
             legs += 1
             if card.claimant in ended or self._fleet.has_ended(card.claimant):
                 lost.append(card)
@@ -146,8 +151,10 @@ class Recovery:
             return
         generation = self._holdings.generation
         sealing = [c for c in cards if c.phase is Phase.OPEN]
+        began = asyncio.get_running_loop().time()
         for card in sealing:
             card.phase = Phase.SEALING
+            card.progress_at = began
             card.loss = reason == "worker_lost"
         results = await asyncio.gather(
             *(append_seal(self._bus, c, generation, session, _SEAL_TIMEOUT_S) for c in sealing), return_exceptions=True
@@ -179,6 +186,7 @@ class Recovery:
         """Tell the worker that its leg's run is cancelled. When the message is lost, the leg's own end notices."""
         if card.claimant is None or card.nonce is None:
             return
+        card.cancel_sent_at = asyncio.get_running_loop().time()
         request = dispatch_pb2.ControlRequest(
             cancel=dispatch_pb2.CancelLegs(legs=[dispatch_pb2.LegRef(run_id=card.run_id, leg_nonce=card.nonce)])
         )

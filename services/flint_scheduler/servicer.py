@@ -66,12 +66,13 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
         self._book = book
         self._queue = queue
         self._bus = bus
+        self._limit = settings.scheduler.queue_limit
 
     async def AcceptRuns(self, request: pb.AcceptRunsRequest, context: Context) -> pb.AcceptRunsResponse:
         """Accept a batch of starts; each succeeds or fails for itself."""
         if not 1 <= len(request.starts) <= self._settings.limits.batch_size:
             raise field_invalid(("starts", f"must hold 1 to {self._settings.limits.batch_size} starts"))
-        if len(self._queue) + len(request.starts) > self._settings.scheduler.queue_limit:
+        if len(self._queue) + self._acceptor.waiting_starts + len(request.starts) > self._limit:
             raise Refused(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
                 ErrorReason.ERROR_REASON_QUEUE_FULL,
@@ -125,9 +126,7 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
             raise field_invalid(("run_ids", f"must hold 1 to {self._settings.limits.batch_size} ids"))
         try:
             known = await self._record.read(
-                lambda c: put_inbox(
-                    c, request.namespace, request.run_ids, "cancel", "cancel", request.reason.encode()[:2048]
-                )
+                lambda c: put_inbox(c, request.namespace, request.run_ids, "cancel", "cancel", request.reason.encode())
             )
         except RecordUnavailable as error:
             raise component_unavailable("PostgreSQL", str(error)) from error

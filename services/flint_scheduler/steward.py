@@ -231,9 +231,14 @@ class Steward:
         if session is None:
             return
         terms = await self._record.transaction(lambda engine: take_groups(engine, session, groups))
-        for term in terms:
-            await self._attention.listen(term.group)
-        rows = await self._record.read(lambda c: load_unfinished(c, groups))
+        try:
+            for term in terms:
+                await self._attention.listen(term.group)
+            rows = await self._record.read(lambda c: load_unfinished(c, groups))
+        except BaseException:
+            for term in terms:
+                await self._attention.unlisten(term.group)
+            raise
         await self._adopt(terms, rows)
         log.info("groups_taken", groups=sorted(groups), runs=len(rows), terms={t.group: t.term for t in terms})
 
@@ -292,7 +297,7 @@ class Steward:
     def _forget(self, groups: Sequence[int]) -> None:
         for card in self._book.drop_groups(groups):
             if card.nonce is not None:
-                self._fleet.release(card.claimant)
+                self._fleet.release(card.claimant, card.job_sequence)
             card.phase = Phase.CLOSING  # where it still stands in a queue it is skipped
 
     async def _step_down(self, lease: Lease | None, reason: str) -> None:
@@ -313,9 +318,8 @@ class Steward:
         watermarks = {g: h.folded for g, h in self._holdings.groups.items()}
         self._holdings.groups.clear()
         self._holdings.session = None
-        for group in groups:
-            with contextlib.suppress(BusError):
-                await self._attention.unlisten(group)
+        with contextlib.suppress(BusError):
+            await self._attention.unlisten_all()
         GROUPS.set(0)
         if session is not None:
             STEP_DOWNS.labels(reason).inc()
@@ -359,7 +363,7 @@ class Steward:
             if row is not None and row.change == card.change:
                 continue
             if card.nonce is not None:
-                self._fleet.release(card.claimant)
+                self._fleet.release(card.claimant, card.job_sequence)
             card.phase = Phase.CLOSING
             self._book.drop(card)
             if row is not None:

@@ -26,7 +26,7 @@ from flint_contracts.gen.flint.fleet.v1 import fleet_pb2 as flint_dot_fleet_dot_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n flint/registry/v1/registry.proto\x12\x11\x66lint.registry.v1\x1a\x1a\x66lint/fleet/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe2\x02\n\nWorkerCard\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0e\n\x06region\x18\x04 \x01(\t\x12\r\n\x05slots\x18\x05 \x01(\x05\x12\x10\n\x08\x62uild_id\x18\x06 \x01(\t\x12\x0c\n\x04host\x18\x07 \x01(\t\x12\x0b\n\x03pid\x18\x08 \x01(\x03\x12\x39\n\x06labels\x18\t \x03(\x0b\x32).flint.registry.v1.WorkerCard.LabelsEntry\x12\x11\n\tfunctions\x18\n \x03(\t\x12\x31\n\rregister_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08lease_id\x18\x0c \x01(\x03\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\">\n\x0fRegisterRequest\x12+\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x1d.flint.registry.v1.WorkerCard\"t\n\x10RegisterResponse\x12+\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x1d.flint.registry.v1.WorkerCard\x12\x14\n\x0clease_ttl_ms\x18\x02 \x01(\x05\x12\x1d\n\x15heartbeat_interval_ms\x18\x03 \x01(\x05\":\n\x10HeartbeatRequest\x12&\n\x05\x62\x65\x61ts\x18\x01 \x03(\x0b\x32\x17.flint.registry.v1.Beat\"v\n\x04\x42\x65\x61t\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x03\x12\x0c\n\x04legs\x18\x03 \x01(\x05\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x11\n\tcpu_cores\x18\x05 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x03\"C\n\x11HeartbeatResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.flint.registry.v1.BeatResult\",\n\nBeatResult\x12\x0f\n\x07renewed\x18\x01 \x01(\x08\x12\r\n\x05\x64rain\x18\x02 \x01(\x08\"4\n\nFleetBeats\x12&\n\x05\x62\x65\x61ts\x18\x01 \x03(\x0b\x32\x17.flint.registry.v1.Beat\":\n\x11\x44\x65registerRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x03\"\x14\n\x12\x44\x65registerResponse\"(\n\x12ListWorkersRequest\x12\x12\n\nshow_ended\x18\x01 \x01(\x08\">\n\x13ListWorkersResponse\x12\'\n\x07workers\x18\x01 \x03(\x0b\x32\x16.flint.fleet.v1.Worker\")\n\x12\x44rainWorkerRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\"=\n\x13\x44rainWorkerResponse\x12&\n\x06worker\x18\x01 \x01(\x0b\x32\x16.flint.fleet.v1.Worker2\xd5\x03\n\x0fRegistryService\x12S\n\x08Register\x12\".flint.registry.v1.RegisterRequest\x1a#.flint.registry.v1.RegisterResponse\x12V\n\tHeartbeat\x12#.flint.registry.v1.HeartbeatRequest\x1a$.flint.registry.v1.HeartbeatResponse\x12Y\n\nDeregister\x12$.flint.registry.v1.DeregisterRequest\x1a%.flint.registry.v1.DeregisterResponse\x12\\\n\x0bListWorkers\x12%.flint.registry.v1.ListWorkersRequest\x1a&.flint.registry.v1.ListWorkersResponse\x12\\\n\x0b\x44rainWorker\x12%.flint.registry.v1.DrainWorkerRequest\x1a&.flint.registry.v1.DrainWorkerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n flint/registry/v1/registry.proto\x12\x11\x66lint.registry.v1\x1a\x1a\x66lint/fleet/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x02\n\nWorkerCard\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0e\n\x06region\x18\x04 \x01(\t\x12\r\n\x05slots\x18\x05 \x01(\x05\x12\x10\n\x08\x62uild_id\x18\x06 \x01(\t\x12\x0c\n\x04host\x18\x07 \x01(\t\x12\x0b\n\x03pid\x18\x08 \x01(\x03\x12\x39\n\x06labels\x18\t \x03(\x0b\x32).flint.registry.v1.WorkerCard.LabelsEntry\x12\x11\n\tfunctions\x18\n \x03(\t\x12\x31\n\rregister_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08lease_id\x18\x0c \x01(\x03\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x12\x14\n\x0clease_ttl_ms\x18\x0e \x01(\x05\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\">\n\x0fRegisterRequest\x12+\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x1d.flint.registry.v1.WorkerCard\"t\n\x10RegisterResponse\x12+\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x1d.flint.registry.v1.WorkerCard\x12\x14\n\x0clease_ttl_ms\x18\x02 \x01(\x05\x12\x1d\n\x15heartbeat_interval_ms\x18\x03 \x01(\x05\":\n\x10HeartbeatRequest\x12&\n\x05\x62\x65\x61ts\x18\x01 \x03(\x0b\x32\x17.flint.registry.v1.Beat\"v\n\x04\x42\x65\x61t\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x03\x12\x0c\n\x04legs\x18\x03 \x01(\x05\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x11\n\tcpu_cores\x18\x05 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x03\"C\n\x11HeartbeatResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.flint.registry.v1.BeatResult\",\n\nBeatResult\x12\x0f\n\x07renewed\x18\x01 \x01(\x08\x12\r\n\x05\x64rain\x18\x02 \x01(\x08\"4\n\nFleetBeats\x12&\n\x05\x62\x65\x61ts\x18\x01 \x03(\x0b\x32\x17.flint.registry.v1.Beat\":\n\x11\x44\x65registerRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x03\"\x14\n\x12\x44\x65registerResponse\"(\n\x12ListWorkersRequest\x12\x12\n\nshow_ended\x18\x01 \x01(\x08\">\n\x13ListWorkersResponse\x12\'\n\x07workers\x18\x01 \x03(\x0b\x32\x16.flint.fleet.v1.Worker\")\n\x12\x44rainWorkerRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\"=\n\x13\x44rainWorkerResponse\x12&\n\x06worker\x18\x01 \x01(\x0b\x32\x16.flint.fleet.v1.Worker2\xd5\x03\n\x0fRegistryService\x12S\n\x08Register\x12\".flint.registry.v1.RegisterRequest\x1a#.flint.registry.v1.RegisterResponse\x12V\n\tHeartbeat\x12#.flint.registry.v1.HeartbeatRequest\x1a$.flint.registry.v1.HeartbeatResponse\x12Y\n\nDeregister\x12$.flint.registry.v1.DeregisterRequest\x1a%.flint.registry.v1.DeregisterResponse\x12\\\n\x0bListWorkers\x12%.flint.registry.v1.ListWorkersRequest\x1a&.flint.registry.v1.ListWorkersResponse\x12\\\n\x0b\x44rainWorker\x12%.flint.registry.v1.DrainWorkerRequest\x1a&.flint.registry.v1.DrainWorkerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,35 +36,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERCARD_LABELSENTRY']._loaded_options = None
   _globals['_WORKERCARD_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_WORKERCARD']._serialized_start=117
-  _globals['_WORKERCARD']._serialized_end=471
-  _globals['_WORKERCARD_LABELSENTRY']._serialized_start=426
-  _globals['_WORKERCARD_LABELSENTRY']._serialized_end=471
-  _globals['_REGISTERREQUEST']._serialized_start=473
-  _globals['_REGISTERREQUEST']._serialized_end=535
-  _globals['_REGISTERRESPONSE']._serialized_start=537
-  _globals['_REGISTERRESPONSE']._serialized_end=653
-  _globals['_HEARTBEATREQUEST']._serialized_start=655
-  _globals['_HEARTBEATREQUEST']._serialized_end=713
-  _globals['_BEAT']._serialized_start=715
-  _globals['_BEAT']._serialized_end=833
-  _globals['_HEARTBEATRESPONSE']._serialized_start=835
-  _globals['_HEARTBEATRESPONSE']._serialized_end=902
-  _globals['_BEATRESULT']._serialized_start=904
-  _globals['_BEATRESULT']._serialized_end=948
-  _globals['_FLEETBEATS']._serialized_start=950
-  _globals['_FLEETBEATS']._serialized_end=1002
-  _globals['_DEREGISTERREQUEST']._serialized_start=1004
-  _globals['_DEREGISTERREQUEST']._serialized_end=1062
-  _globals['_DEREGISTERRESPONSE']._serialized_start=1064
-  _globals['_DEREGISTERRESPONSE']._serialized_end=1084
-  _globals['_LISTWORKERSREQUEST']._serialized_start=1086
-  _globals['_LISTWORKERSREQUEST']._serialized_end=1126
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=1128
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=1190
-  _globals['_DRAINWORKERREQUEST']._serialized_start=1192
-  _globals['_DRAINWORKERREQUEST']._serialized_end=1233
-  _globals['_DRAINWORKERRESPONSE']._serialized_start=1235
-  _globals['_DRAINWORKERRESPONSE']._serialized_end=1296
-  _globals['_REGISTRYSERVICE']._serialized_start=1299
-  _globals['_REGISTRYSERVICE']._serialized_end=1768
+  _globals['_WORKERCARD']._serialized_end=493
+  _globals['_WORKERCARD_LABELSENTRY']._serialized_start=448
+  _globals['_WORKERCARD_LABELSENTRY']._serialized_end=493
+  _globals['_REGISTERREQUEST']._serialized_start=495
+  _globals['_REGISTERREQUEST']._serialized_end=557
+  _globals['_REGISTERRESPONSE']._serialized_start=559
+  _globals['_REGISTERRESPONSE']._serialized_end=675
+  _globals['_HEARTBEATREQUEST']._serialized_start=677
+  _globals['_HEARTBEATREQUEST']._serialized_end=735
+  _globals['_BEAT']._serialized_start=737
+  _globals['_BEAT']._serialized_end=855
+  _globals['_HEARTBEATRESPONSE']._serialized_start=857
+  _globals['_HEARTBEATRESPONSE']._serialized_end=924
+  _globals['_BEATRESULT']._serialized_start=926
+  _globals['_BEATRESULT']._serialized_end=970
+  _globals['_FLEETBEATS']._serialized_start=972
+  _globals['_FLEETBEATS']._serialized_end=1024
+  _globals['_DEREGISTERREQUEST']._serialized_start=1026
+  _globals['_DEREGISTERREQUEST']._serialized_end=1084
+  _globals['_DEREGISTERRESPONSE']._serialized_start=1086
+  _globals['_DEREGISTERRESPONSE']._serialized_end=1106
+  _globals['_LISTWORKERSREQUEST']._serialized_start=1108
+  _globals['_LISTWORKERSREQUEST']._serialized_end=1148
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=1150
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=1212
+  _globals['_DRAINWORKERREQUEST']._serialized_start=1214
+  _globals['_DRAINWORKERREQUEST']._serialized_end=1255
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=1257
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=1318
+  _globals['_REGISTRYSERVICE']._serialized_start=1321
+  _globals['_REGISTRYSERVICE']._serialized_end=1790
 # @@protoc_insertion_point(module_scope)

@@ -59,6 +59,7 @@ class WorkerCard(_message.Message):
     REGISTER_TIME_FIELD_NUMBER: _builtins.int
     LEASE_ID_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    LEASE_TTL_MS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     """Incarnation: a UUID in hexadecimal, made by the registry; empty in Register."""
     worker_id: _builtins.str
@@ -79,6 +80,10 @@ class WorkerCard(_message.Message):
     """etcd lease; set by the registry."""
     draining: _builtins.bool
     """Whether it takes no more legs."""
+    lease_ttl_ms: _builtins.int
+    """How long its lease holds, milliseconds; set by the registry. Owners wait this long before they take it for ended when
+    its card is merely missing.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels."""
@@ -107,10 +112,11 @@ class WorkerCard(_message.Message):
         register_time: _timestamp_pb2.Timestamp | None = ...,
         lease_id: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        lease_ttl_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["register_time", b"register_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "draining", b"draining", "functions", b"functions", "host", b"host", "incarnation", b"incarnation", "labels", b"labels", "lease_id", b"lease_id", "pid", b"pid", "pool", b"pool", "region", b"region", "register_time", b"register_time", "slots", b"slots", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "draining", b"draining", "functions", b"functions", "host", b"host", "incarnation", b"incarnation", "labels", b"labels", "lease_id", b"lease_id", "lease_ttl_ms", b"lease_ttl_ms", "pid", b"pid", "pool", b"pool", "region", b"region", "register_time", b"register_time", "slots", b"slots", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

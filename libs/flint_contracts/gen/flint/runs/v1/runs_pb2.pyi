@@ -113,7 +113,7 @@ class Run(_message.Message):
     """Whether a cancel was asked for."""
     @_builtins.property
     def error(self) -> Global___Problem:
-        """Why it failed; set when FAILED."""
+        """Why it failed; set when FAILED. When CANCELLED: that it was cancelled, and the reason that was given."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
