@@ -11,7 +11,6 @@ from rich.console import Console
 
 from flint_cli.exits import ExitCode
 from flint_cli.output import Format, FormatOption, print_json
-from flint_stack.doctor import diagnose, print_diagnosis
 
 _DATA_DIR = Path(".flint")
 
@@ -24,6 +23,8 @@ def doctor(
     output: FormatOption = Format.TABLE,
 ) -> int:
     """Check every component; the exit code is 1 when something is wrong."""
+    from flint_stack.doctor import diagnose, print_diagnosis  # noqa: PLC0415 - brings psycopg; other commands need none
+
     diagnosis = asyncio.run(diagnose(data_dir, config=config))
     if output is Format.JSON:
         print_json(diagnosis)
