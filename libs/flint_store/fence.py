@@ -23,6 +23,10 @@ FENCE = (
 class Fenced(Exception):
     """The owner's session has ended: another replica took over. Nothing was written."""
 
+    def __init__(self, session: OwnerSession) -> None:
+        super().__init__(f"session {session.session_id} has ended")
+        self.session = session
+
 
 @dataclass(frozen=True, slots=True)
 class OwnerSession:

@@ -142,7 +142,7 @@ async def fold_runs(
     statement = FOLD_AND_CLEAR if cleared else FOLD
     row = (await connection.execute(statement, parameters | session.parameters())).one()
     if row.held == 0:
-        raise Fenced
+        raise Fenced(session)
     at: datetime = row.at
     return at
 

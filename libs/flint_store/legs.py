@@ -128,7 +128,7 @@ async def open_legs(connection: AsyncConnection, session: OwnerSession, openings
         )
     ).one()
     if row.held == 0:
-        raise Fenced
+        raise Fenced(session)
     at: datetime = row.at
     return at
 

@@ -116,7 +116,7 @@ async def end_session(engine: AsyncEngine, session: OwnerSession) -> None:
     """
     async with engine.begin() as connection:
         if (await connection.execute(END_SESSION, session.parameters())).one().ended == 0:
-            raise Fenced
+            raise Fenced(session)
 
 
 async def take_groups(engine: AsyncEngine, session: OwnerSession, groups: Sequence[int]) -> list[GroupTerm]:
@@ -124,7 +124,7 @@ async def take_groups(engine: AsyncEngine, session: OwnerSession, groups: Sequen
     parameters = session.parameters() | {"groups": list(groups)}
     async with engine.begin() as connection:
         if (await connection.execute(LOCK_SESSION, session.parameters())).first() is None:
-            raise Fenced
+            raise Fenced(session)
         await connection.execute(END_OWNERS, parameters)
         rows = (await connection.execute(RAISE_TERMS, parameters)).all()
     return [GroupTerm(r.group_id, r.term, r.watermark, r.watermark_generation) for r in rows]
@@ -142,7 +142,7 @@ async def give_groups(
         )
     ).one()
     if row[0] == 0:
-        raise Fenced
+        raise Fenced(session)
 
 
 async def save_watermarks(
@@ -157,7 +157,7 @@ async def save_watermarks(
         )
     ).one()
     if row[0] == 0:
-        raise Fenced
+        raise Fenced(session)
 
 
 async def read_generation(connection: AsyncConnection) -> int:

@@ -70,7 +70,7 @@ async def sweep(
         )
     ).all()
     if not rows:
-        raise Fenced
+        raise Fenced(session)
     accepted: list[bytes] = []
     inbox: list[bytes] = []
     due: list[tuple[bytes, int]] = []
@@ -86,7 +86,7 @@ async def sweep(
             case _:
                 due.append((row.run_id.bytes, int(row.at.timestamp() * 1000)))
     if at is None:
-        raise Fenced
+        raise Fenced(session)
     return Sweep(at, accepted, inbox, due)
 
 

@@ -116,8 +116,8 @@ class Acceptor(Lane[_Unit]):
             try:
                 answers = await self._record.lane("accept", lambda c: accept_runs(c, runs, session))
                 if answers is None:  # fenced: another replica took over; store them for whoever owns their shards
-                    self._holdings.fenced()
-                    self._unassign(claims)
+                    self._holdings.fenced(session)
+                    self._unassign(claims, runs)
                     claims, session = {}, None
                     answers = await self._record.lane("accept", lambda c: accept_runs(c, runs, None))
             except asyncio.CancelledError:
@@ -125,7 +125,7 @@ class Acceptor(Lane[_Unit]):
                     self._refuse(unit, RecordUnavailable("this scheduler stopped while the start was being stored"))
                 raise
             except RecordUnavailable as error:
-                self._unassign(claims)
+                self._unassign(claims, runs)
                 # The commit may have happened with legs named in it: the sweep's sibling, recovery, finds them by
                 # reading.
                 self._holdings.reread({run.group for run in runs})
@@ -137,6 +137,11 @@ class Acceptor(Lane[_Unit]):
         except LaneClosed as error:
             for unit in batch:
                 self._refuse(unit, error)
+        except Exception:
+            # A defect. The insert may have been committed: whatever it stored is read again from the record.
+            self._unassign(claims, runs)
+            self._holdings.reread({run.group for run in runs})
+            raise
 
     def _draw(self, batch: list[_Unit], owned: list[int]) -> None:
         """Give every start an id in one of my groups, or in any group while I own none."""
@@ -185,9 +190,11 @@ class Acceptor(Lane[_Unit]):
                 claims[run.run_id] = run.claimant
         return claims
 
-    def _unassign(self, claims: dict[bytes, str]) -> None:
+    def _unassign(self, claims: dict[bytes, str], runs: list[NewRun]) -> None:
         for claimant in claims.values():
             self._fleet.release(claimant)
+        for run in runs:
+            run.leg_nonce = run.claimant = None
 
     def _settle(
         self,
@@ -235,6 +242,7 @@ class Acceptor(Lane[_Unit]):
                 self._book.add(card)
                 if run.leg_nonce is not None:
                     card.phase = Phase.OPEN
+                    card.held = True
                     card.leg = 1
                     card.nonce = run.leg_nonce
                     card.claimant = run.claimant

@@ -141,8 +141,20 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     folder.on_waiting = timers.add
     folder.on_cancel = recovery.cancel_leg
     folder.reload = steward.reload
-    readers.on_generation = recovery.reseal
+    folder.on_cancel_nonce = recovery.cancel_nonce
+    dispatcher.on_stream_missing = readers.suspect
     readers.failed = lifecycle.fail
+    steward.failed = lifecycle.fail
+
+    def generation_opened() -> None:
+        recovery.reseal()
+        dispatcher.wake()
+
+    def given_up(group: int) -> None:
+        spawn(f"reader-again-{group}", readers.restart_soon(group))
+
+    readers.on_generation = generation_opened
+    folder.on_given_up = given_up
     bus.on_reconnect(dispatcher.wake)
     bus.on_reconnect(readers.suspect)
 

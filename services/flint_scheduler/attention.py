@@ -85,6 +85,7 @@ class Attention:
         self._wake = asyncio.Event()
         self._accepted: set[bytes] = set()
         self._inbox: set[bytes] = set()
+        self._swept_at = 0.0
         self._saved_at = 0.0
         self._purged_at = 0.0
         self._samples: list[tuple[float, int, dict[int, int]]] = []  # when, generation, folded by group
@@ -123,16 +124,16 @@ class Attention:
 
     def sweep_soon(self) -> None:
         """Groups were taken: look at once."""
+        self._swept_at = 0.0
         self._wake.set()
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Serve nudges as they come and sweep every few seconds."""
-        swept_at = 0.0
         loop = asyncio.get_running_loop()
         while True:
-            wait_s = max(0.0, swept_at + self._interval_s - loop.time())
+            wait_s = max(0.0, self._swept_at + self._interval_s - loop.time())
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._wake.wait()
@@ -144,17 +145,17 @@ class Attention:
                     inbox, self._inbox = self._inbox, set()
                     await self._take_in(accepted)
                     await self._serve_inbox(inbox)
-                if loop.time() >= swept_at + self._interval_s or not swept_at:
-                    swept_at = loop.time()
+                if loop.time() >= self._swept_at + self._interval_s or not self._swept_at:
+                    self._swept_at = loop.time()
                     if await self._sweep():
-                        swept_at = 0.0  # there is more than one sweep takes
+                        self._swept_at = 0.0  # there is more than one sweep takes
                     self._announcer.tick()
                     await self._upkeep(loop.time())
             except RecordUnavailable as error:
                 log.warning("sweep_failed", error=str(error))
-                swept_at = loop.time()
-            except Fenced:
-                self._holdings.fenced()
+                self._swept_at = loop.time()
+            except Fenced as fenced:
+                self._holdings.fenced(fenced.session)
             except BusError as error:
                 log.info("upkeep_failed", error=str(error))
 
@@ -191,7 +192,7 @@ class Attention:
                 elif card.phase is Phase.WAITING:
                     self._timers.add(card)
                 else:
-                    self._fleet.hold(card.claimant)
+                    card.held = self._fleet.hold(card.claimant)
         if taken:
             self._dispatcher.wake()
         return taken
@@ -213,7 +214,7 @@ class Attention:
                     if card.phase is Phase.READY:
                         self._queue.push(card, now)
                     elif card.phase is Phase.OPEN:
-                        self._fleet.hold(card.claimant)
+                        card.held = self._fleet.hold(card.claimant)
         for run_id, items in rows.items():
             found = self._book.get(run_id)
             reasons = [payload.decode(errors="replace") for kind, payload in items if kind == "cancel"]
@@ -236,8 +237,9 @@ class Attention:
             if behind:
                 generation = self._holdings.generation
                 await self._record.lane("sweep", lambda c: save_watermarks(c, session, behind, generation))
-                for holding in holdings:
-                    holding.saved = behind.get(holding.group, holding.saved)
+                if generation == self._holdings.generation:
+                    for holding in holdings:
+                        holding.saved = behind.get(holding.group, holding.saved)
                 self._samples.append((now, generation, behind))
             self._saved_at = now
         if now - self._purged_at >= _PURGE_EVERY_S:

@@ -67,6 +67,7 @@ class RunCard:
     expected_sequence: int | None = None  # last sequence of the run's subject, known while its SEAL is fresh
     loss: bool = False  # the SEAL under way is for a leg whose worker was lost
     start: LegStart | None = None  # what the first leg begins from, while it is still in memory
+    held: bool = False  # whether a slot of its claimant is counted for it
     cancel_sent_at: float = -1e9  # loop time; a cancel is sent again until the leg ends
     job_sequence: int = 0  # of the open leg's job, dense per session and worker
     watcher: str = ""  # where the end goes: the gateway that started it

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy.exc import DBAPIError
 
-from flint_bus import Bus, BusError, MessageTooLarge
+from flint_bus import Bus, BusError, MessageTooLarge, StreamMissing
 from flint_bus.subjects import JOBS_STREAM, job_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_ops.logging import get_logger
@@ -27,7 +27,7 @@ from flint_scheduler.metrics import COMMIT_ROWS, LEGS_OPENED, QUEUE_WAIT
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.seal import append_seal
-from flint_store.fence import Fenced
+from flint_store.fence import Fenced, OwnerSession
 from flint_store.legs import LegOpening, LegStart, load_leg_starts, open_legs
 
 __all__ = ["Dispatcher"]
@@ -64,6 +64,7 @@ class Dispatcher:
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
         self._publishing: set[asyncio.Task[None]] = set()
+        self.on_stream_missing: Callable[[], None] = lambda: None
         self.on_undeliverable: Callable[[RunCard, str], None] = lambda card, why: None
 
     def wake(self) -> None:
@@ -91,6 +92,10 @@ class Dispatcher:
 
     async def _open_some(self) -> bool:
         batch: list[RunCard] = []
+        session = self._holdings.session
+        generation = self._holdings.generation
+        if session is None:
+            return False
         while len(batch) < _BATCH:
             worker = self._fleet.reserve()
             if worker is None:
@@ -104,16 +109,20 @@ class Dispatcher:
                 continue
             card.phase = Phase.OPENING
             card.claimant = worker.card.incarnation
+            card.held = True
             batch.append(card)
         if not batch:
             return False
         try:
-            sealed = await self._seal(batch)
+            sealed = await self._seal(batch, session, generation)
+            starts = await self._starts(sealed) if sealed else {}
+            if session is not self._holdings.session or generation != self._holdings.generation:
+                self._put_back(sealed)  # what was prepared belongs to a session or a journal that is over
+                return False
             if not sealed:
                 self._retry_later()
                 return False
-            starts = await self._starts(sealed)
-            await self._commit(sealed, starts)
+            await self._commit(sealed, starts, session, generation)
         except RecordUnavailable as error:
             log.warning("legs_not_opened", error=str(error), runs=len(batch))
             self._put_back([c for c in batch if c.phase is Phase.OPENING])
@@ -121,7 +130,7 @@ class Dispatcher:
             self._retry_later()
             return False
         except Fenced:
-            self._holdings.fenced()
+            self._holdings.fenced(session)
             return False
         except DBAPIError as error:
             # A row was not as remembered: the statement did nothing at all. Read the groups again.
@@ -131,17 +140,13 @@ class Dispatcher:
             return False
         return True
 
-    async def _seal(self, batch: list[RunCard]) -> list[RunCard]:
+    async def _seal(self, batch: list[RunCard], session: OwnerSession, generation: int) -> list[RunCard]:
         """Give every leg after the first the sequence that its run's subject has now; cards that got none go back."""
         needing = [c for c in batch if c.expected_sequence is None]
         if not needing:
             return batch
-        session = self._holdings.session
-        if session is None:
-            self._put_back(batch)
-            return []
         results = await asyncio.gather(
-            *(append_seal(self._bus, c, self._holdings.generation, session, _APPEND_TIMEOUT_S) for c in needing),
+            *(append_seal(self._bus, c, generation, session, _APPEND_TIMEOUT_S) for c in needing),
             return_exceptions=True,
         )
         failed = []
@@ -150,6 +155,8 @@ class Dispatcher:
                 card.expected_sequence = result
             elif isinstance(result, BusError):
                 failed.append(card)
+                if isinstance(result, StreamMissing):
+                    self.on_stream_missing()
             else:
                 raise result
         if failed:
@@ -161,13 +168,10 @@ class Dispatcher:
         stored = [c.run_id for c in cards if c.start is None]
         return await self._record.read(lambda c: load_leg_starts(c, stored)) if stored else {}
 
-    async def _commit(self, cards: list[RunCard], starts: dict[bytes, LegStart]) -> None:
-        session = self._holdings.session
-        if session is None:
-            self._put_back(cards)
-            return
+    async def _commit(
+        self, cards: list[RunCard], starts: dict[bytes, LegStart], session: OwnerSession, generation: int
+    ) -> None:
         nonces = [os.urandom(16) for _ in cards]
-        generation = self._holdings.generation
         openings = [
             LegOpening(c.run_id, c.change + 1, c.leg + 1, nonce, c.claimant or "", generation)
             for c, nonce in zip(cards, nonces, strict=True)
@@ -231,6 +235,8 @@ class Dispatcher:
                 # Delivered or not: recovery asks the worker at once instead of after the deadline.
                 log.warning("job_unconfirmed", run=card.run_id.hex(), leg=card.leg, error=str(error))
                 card.progress_at = 0.0
+                if isinstance(error, StreamMissing):
+                    self.on_stream_missing()
 
     def _job(self, card: RunCard) -> tuple[dispatch_pb2.Job, _Address]:
         worker = self._fleet.get(card.claimant)
@@ -274,7 +280,9 @@ class Dispatcher:
     def _put_back(self, cards: Sequence[RunCard]) -> None:
         now = asyncio.get_running_loop().time()
         for card in cards:
-            self._fleet.release(card.claimant)
+            if card.held:
+                self._fleet.release(card.claimant)
+                card.held = False
             card.claimant = None
             if self._book.get(card.run_id) is card:
                 self._queue.push(card, now)

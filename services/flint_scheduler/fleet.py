@@ -60,7 +60,7 @@ class FleetView:
         self._ended: dict[str, None] = {}  # the latest 10,000, oldest first
         self._sharers = 1
         self._known = asyncio.Event()
-        self.on_ended: Callable[[str], None] = lambda incarnation: None
+        self.on_ended: Callable[[str, bool], None] = lambda incarnation, left: None
         self.on_room: Callable[[], None] = lambda: None
 
     # -- what etcd says ------------------------------------------------------------------------------------------------
@@ -84,18 +84,23 @@ class FleetView:
         self._put(incarnation, card)
         self._reorder()
 
-    def deleted(self, incarnation: str) -> None:
-        """Its lease ended, or it left: nobody executes under this incarnation any more."""
+    def deleted(self, incarnation: str, *, left: bool = False) -> None:
+        """Its lease ended, or it `left` in order: nobody executes under this incarnation any more."""
         self._workers.pop(incarnation, None)
         self._doubts.pop(incarnation, None)
         self._reorder()
-        self._end(incarnation)
+        self._end(incarnation, left=left)
 
     def beat(self, beat: registry_pb2.Beat) -> None:
         """A heartbeat: whether the worker takes legs."""
-        worker = self._workers.get(beat.incarnation)
-        if worker is not None and worker.draining != beat.draining:
-            worker.draining = beat.draining
+        if beat.draining:
+            self.drains(beat.incarnation)
+
+    def drains(self, incarnation: str) -> None:
+        """It gives its legs back and takes no more, for the rest of its life."""
+        worker = self._workers.get(incarnation)
+        if worker is not None and not worker.draining:
+            worker.draining = True
             self._reorder()
 
     def tick(self) -> None:
@@ -121,11 +126,11 @@ class FleetView:
             ttl_s = max(self._lease_ttl_s, self._ttls.get(incarnation, 0.0))
             self._doubts.setdefault(incarnation, boottime() + ttl_s + _MARGIN_S)
 
-    def _end(self, incarnation: str) -> None:
+    def _end(self, incarnation: str, *, left: bool = False) -> None:
         self._ended[incarnation] = None
         if len(self._ended) > 10_000:
             del self._ended[next(iter(self._ended))]
-        self.on_ended(incarnation)
+        self.on_ended(incarnation, left)
 
     # -- room ----------------------------------------------------------------------------------------------------------
 
@@ -176,11 +181,13 @@ class FleetView:
             if worker.legs == worker.room - 1:
                 self.on_room()
 
-    def hold(self, incarnation: str | None) -> None:
-        """Count a leg that was open already when this scheduler took its group over."""
+    def hold(self, incarnation: str | None) -> bool:
+        """Count a leg that was open already when this scheduler took its group over; False for an unknown worker."""
         worker = self._workers.get(incarnation or "")
-        if worker is not None:
-            worker.legs += 1
+        if worker is None:
+            return False
+        worker.legs += 1
+        return True
 
     def recount(self) -> None:
         """Forget all counts: this scheduler owns nothing, and its next session counts jobs anew."""

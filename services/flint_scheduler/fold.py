@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from flint_bus import StoredMessage
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
@@ -29,13 +29,13 @@ from flint_scheduler.announce import Announcer, Ending
 from flint_scheduler.cards import Phase, RunBook, RunCard
 from flint_scheduler.clock import RecordClock
 from flint_scheduler.fleet import FleetView
-from flint_scheduler.holdings import Holdings
+from flint_scheduler.holdings import GroupHolding, Holdings
 from flint_scheduler.judgement import Verdict, judge
 from flint_scheduler.lane import Lane, LaneClosed
 from flint_scheduler.metrics import COMMIT_ROWS, ENTRIES, FOLD_LAG, RUNS_ENDED
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
-from flint_store.fence import Fenced
+from flint_store.fence import Fenced, OwnerSession
 from flint_store.fold import ROW_DIFFERS, EntryRow, RunFold, fold_runs
 
 __all__ = ["Command", "CommandKind", "Folder", "Reading"]
@@ -47,6 +47,7 @@ _RETRY_S = 0.5
 _DIFFERENCES = 20
 _OPENING_S = 0.02
 _COMPANY_S = 0.005
+_MOST_PENDING_BYTES = 32 * 2**20
 _RUN = runs_pb2.Run
 _END_KINDS = {"succeeded": 1, "failed": 2, "cancelled": 3, "blocked": 4, "yielded": 5}
 _RECORD_STATES = {Phase.READY: _RUN.STATE_QUEUED, Phase.OPENING: _RUN.STATE_QUEUED, Phase.CLOSING: _RUN.STATE_QUEUED}
@@ -54,13 +55,17 @@ _RECORD_STATES = {Phase.READY: _RUN.STATE_QUEUED, Phase.OPENING: _RUN.STATE_QUEU
 
 @dataclass(slots=True)
 class Reading:
-    """Messages of one group's journal, just read, with the entries in them (None: not decodable)."""
+    """Messages of one group's journal, read under one holding, with the entries in them (None: not decodable)."""
 
-    group: int
+    holding: GroupHolding
     generation: int
     messages: list[StoredMessage]
     read_at: float
     entries: list[journal_pb2.JournalEntry | None] = field(default_factory=list)
+    size: int = 0  # bytes
+
+    def __post_init__(self) -> None:
+        self.size = sum(len(m.data) for m in self.messages)
 
     def decode(self) -> bool:
         """Parse the entries; True when one of them ends or seals a leg: somebody waits for that."""
@@ -135,6 +140,10 @@ class Folder(Lane[Reading | Command]):
         self._room = asyncio.Event()
         self._room.set()
         self._urgent = asyncio.Event()
+        self._judged: list[Reading] = []
+        self._pending_bytes = 0
+        self.on_given_up: Callable[[int], None] = lambda group: None
+        self.on_cancel_nonce: Callable[[bytes, str, bytes], None] = lambda run_id, claimant, nonce: None
         self.on_ready: Callable[[], None] = lambda: None
         self.on_waiting: Callable[[RunCard], None] = lambda card: None
         self.on_cancel: Callable[[RunCard], None] = lambda card: None
@@ -148,7 +157,8 @@ class Folder(Lane[Reading | Command]):
         if reading.decode() or self._announcer.watched:
             self._urgent.set()
         self._put(reading)
-        if len(self._pending) > 64:
+        self._pending_bytes += reading.size
+        if self._pending_bytes > _MOST_PENDING_BYTES:
             self._room.clear()
 
     def command(self, command: Command) -> None:
@@ -165,27 +175,36 @@ class Folder(Lane[Reading | Command]):
         self._urgent.clear()
 
     def _weight(self, unit: Reading | Command) -> int:
-        return len(unit.messages) if isinstance(unit, Reading) else 1
+        return len(unit.messages) + unit.size // 4096 if isinstance(unit, Reading) else 1
 
     def _refuse(self, unit: Reading | Command, error: Exception) -> None:
-        """Entries stay in the journal, inbox rows in PostgreSQL; memory is made what the record says."""
-        self._holdings.reread({unit.group if isinstance(unit, Reading) else unit.card.group})
+        """Entries stay in the journal, inbox rows in PostgreSQL; after a defect both are read again."""
+        group = unit.holding.group if isinstance(unit, Reading) else unit.card.group
+        if not isinstance(error, LaneClosed):
+            self._holdings.reread({group})
+            self.on_given_up(group)
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
     async def _commit(self, batch: list[Reading | Command]) -> None:
-        if len(self._pending) <= 32:
+        self._pending_bytes -= sum(unit.size for unit in batch if isinstance(unit, Reading))
+        if self._pending_bytes <= _MOST_PENDING_BYTES // 2:
             self._room.set()
         differences = 0
+        chunk = _BATCH
         while True:
-            drafts = self._judge(batch)
-            if not drafts:
+            session = self._holdings.session
+            drafts = self._judge(batch, session)
+            if not drafts or session is None:
                 break
+            pending = list(drafts.values())
             try:
-                await self._store(list(drafts.values()))
+                for at in range(0, len(pending), chunk):
+                    await self._store(pending[at : at + chunk], session)
                 break
             except RecordUnavailable as error:
                 log.warning("fold_waits_for_postgresql", error=str(error), runs=len(drafts))
+                chunk = max(1, min(chunk, len(pending)) // 2)  # it may have been too much for one statement
                 await self._read_again(drafts)
             except _Differs as error:
                 differences += 1
@@ -193,10 +212,10 @@ class Folder(Lane[Reading | Command]):
                 if differences > _DIFFERENCES:
                     raise RuntimeError(f"run {error} keeps differing from its record") from error
                 await self._read_again(drafts)
-            except Fenced:
-                self._holdings.fenced()
+            except Fenced as fenced:
+                self._holdings.fenced(fenced.session)
                 return
-        self._advance(batch)
+        self._advance()
 
     async def _read_again(self, drafts: dict[bytes, _Draft]) -> None:
         """After a commit whose answer was lost: nothing is judged before the cards are what the record says."""
@@ -211,9 +230,9 @@ class Folder(Lane[Reading | Command]):
             except RecordUnavailable as error:
                 log.warning("record_still_unavailable", error=str(error))
 
-    def _judge(self, batch: list[Reading | Command]) -> dict[bytes, _Draft]:
+    def _judge(self, batch: list[Reading | Command], session: OwnerSession | None) -> dict[bytes, _Draft]:
         drafts: dict[bytes, _Draft] = {}
-        session = self._holdings.session
+        self._judged = []
         if session is None:
             return drafts
         session_id = session.session_id.bytes
@@ -221,8 +240,12 @@ class Folder(Lane[Reading | Command]):
             if isinstance(unit, Command):
                 self._obey(unit, drafts)
                 continue
-            if not self._holdings.owns(unit.group) or unit.generation != self._holdings.generation:
+            # What was read under a holding that is over (given away, taken anew) is the next owner's to read.
+            group = unit.holding.group
+            mine = self._holdings.owns(group) and self._holdings.groups[group] is unit.holding
+            if not mine or unit.generation != self._holdings.generation:
                 continue
+            self._judged.append(unit)
             if not unit.entries:
                 unit.decode()  # judged again after a commit that failed
             for message, entry in zip(unit.messages, unit.entries, strict=True):
@@ -282,6 +305,8 @@ class Folder(Lane[Reading | Command]):
             draft.ending = Ending(_RUN.STATE_FAILED, 0, error=entry.end.failed.error)
         elif end == "cancelled":
             draft.ending = Ending(_RUN.STATE_CANCELLED, 0)
+        elif end == "yielded" and draft.card.claimant is not None:
+            self._fleet.drains(draft.card.claimant)
         elif end == "blocked":
             draft.wake_at_ms = entry.end.blocked.wake_at_ms
         draft.closed = end is not None
@@ -356,11 +381,8 @@ class Folder(Lane[Reading | Command]):
 
     # -- committing ----------------------------------------------------------------------------------------------------
 
-    async def _store(self, drafts: list[_Draft]) -> None:
+    async def _store(self, drafts: list[_Draft], session: OwnerSession) -> None:
         """Commit; on a value that PostgreSQL refuses, halve until the one run is found and fail that one only."""
-        session = self._holdings.session
-        if session is None:
-            raise Fenced
         folds = [self._fold(d) for d in drafts]
         entries = [e for d in drafts for e in d.entries]
         try:
@@ -368,10 +390,10 @@ class Folder(Lane[Reading | Command]):
         except DBAPIError as error:
             if len(drafts) > 1:
                 half = len(drafts) // 2
-                await self._store(drafts[:half])
-                await self._store(drafts[half:])
+                await self._store(drafts[:half], session)
+                await self._store(drafts[half:], session)
                 return
-            await self._store_refused(drafts[0], error)
+            await self._store_refused(drafts[0], error, session)
             return
         self._clock.heard(at)
         COMMIT_ROWS.labels("fold").observe(len(entries))
@@ -380,9 +402,10 @@ class Folder(Lane[Reading | Command]):
             self._committed(draft, at_ms)
         self._announcer.flush()
 
-    async def _store_refused(self, draft: _Draft, refusal: DBAPIError) -> None:
+    async def _store_refused(self, draft: _Draft, refusal: DBAPIError, session: OwnerSession) -> None:
         card, why = draft.card, str(refusal.orig)
-        if getattr(refusal.orig, "sqlstate", "") == ROW_DIFFERS:
+        # An entry that is there already means the same as a row that differs: memory is behind the record.
+        if getattr(refusal.orig, "sqlstate", "") == ROW_DIFFERS or isinstance(refusal, IntegrityError):
             raise _Differs(card.run_id.hex())
         if not draft.entries and draft.snapshot is None:
             raise refusal  # what is left holds no value of the run's: a defect
@@ -395,9 +418,10 @@ class Folder(Lane[Reading | Command]):
         )
         failed = _Draft(card, card.position, card.losses, closed=True)
         failed.ending = Ending(_RUN.STATE_FAILED, 0, error=problem)
-        if card.nonce is not None:
-            self.on_cancel(card)  # its worker need not go on
-        await self._store([failed])
+        claimant, nonce = card.claimant, card.nonce
+        await self._store([failed], session)
+        if claimant is not None and nonce is not None:
+            self.on_cancel_nonce(card.run_id, claimant, nonce)  # its worker need not go on
 
     def _fold(self, draft: _Draft) -> RunFold:
         card, ending = draft.card, draft.ending
@@ -444,7 +468,9 @@ class Folder(Lane[Reading | Command]):
         card.cancel_requested = card.cancel_requested or draft.cancel
         had_leg = card.nonce is not None
         if had_leg and (draft.closed or draft.ending is not None):
-            self._fleet.release(card.claimant, card.job_sequence)
+            if card.held:
+                self._fleet.release(card.claimant, card.job_sequence)
+                card.held = False
             card.nonce = None
             card.claimant = None
             card.loss = False
@@ -471,13 +497,11 @@ class Folder(Lane[Reading | Command]):
             self.on_cancel(card)
         self._announcer.changed(card, draft.steps)
 
-    def _advance(self, batch: list[Reading | Command]) -> None:
+    def _advance(self) -> None:
         now = asyncio.get_running_loop().time()
-        for unit in batch:
-            if isinstance(unit, Reading) and unit.messages and unit.generation == self._holdings.generation:
-                holding = self._holdings.groups.get(unit.group)
-                if holding is not None:
-                    holding.folded = max(holding.folded, unit.messages[-1].sequence)
+        for unit in self._judged:
+            if unit.messages and unit.generation == self._holdings.generation:
+                unit.holding.folded = max(unit.holding.folded, unit.messages[-1].sequence)
                 FOLD_LAG.observe(now - unit.read_at)
 
 

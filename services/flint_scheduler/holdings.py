@@ -28,6 +28,7 @@ class GroupHolding:
     folded: int  # every entry up to this stream sequence is folded
     saved: int  # `folded` as PostgreSQL knows it
     settled: bool = False  # its runs are in memory
+    received: int = 0  # last stream sequence that was read
 
 
 class Holdings:
@@ -53,11 +54,12 @@ class Holdings:
         holding = self.groups.get(group)
         return holding is not None and holding.settled and not self.lost.is_set()
 
-    def fenced(self) -> None:
-        """A commit found the session ended: another replica took over."""
+    def fenced(self, session: OwnerSession | None) -> None:
+        """A commit under this session found it ended: another replica took over."""
         COMMITS_REFUSED.inc()
-        log.warning("commit_refused", session=str(self.session.session_id) if self.session else "")
-        self.lost.set()
+        log.warning("commit_refused", session=str(session.session_id) if session else "")
+        if session is self.session:
+            self.lost.set()
 
     def reread(self, groups: Iterable[int]) -> None:
         """The record may differ from memory in these groups (an unanswered commit): read them again."""

@@ -85,6 +85,11 @@ class Lane(ABC, Generic[Unit]):
             self._arrived.clear()
         return batch
 
+    @property
+    def turn(self) -> asyncio.Lock:
+        """Held while a batch is under way; whoever holds it keeps the next one waiting."""
+        return self._turn
+
     async def barrier(self) -> None:
         """Return when the batch under way has ended; batches that begin later see what the caller changed before."""
         async with self._turn:

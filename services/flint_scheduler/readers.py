@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from flint_bus import Bus, BusError, StreamLost
 from flint_bus.subjects import journal_filter, journal_stream
@@ -41,6 +42,7 @@ class Readers:
         self._settings = settings
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._suspect = asyncio.Event()
+        self._establishing = asyncio.Lock()
         self.on_generation: Callable[[], None] = lambda: None
         self.failed: Callable[[BaseException], None] = lambda error: None
 
@@ -74,7 +76,8 @@ class Readers:
         try:
             while True:
                 messages = await consumer.next_batch(500)
-                await self._folder.read(Reading(holding.group, generation, messages, loop.time()))
+                holding.received = max(holding.received, messages[-1].sequence)
+                await self._folder.read(Reading(holding, generation, messages, loop.time()))
         except StreamLost as error:
             if generation == self._holdings.generation:
                 log.warning("journal_lost", group=holding.group, generation=generation, error=str(error))
@@ -100,10 +103,24 @@ class Readers:
                 await asyncio.sleep(_RETRY_S)
                 self._suspect.set()
                 continue
-            except Fenced:
-                self._holdings.fenced()
+            except Fenced as fenced:
+                self._holdings.fenced(fenced.session)
+
+    async def restart_soon(self, group: int) -> None:
+        """Read a group's journal again from what is folded: a batch of it was given up by a defect."""
+        await asyncio.sleep(_RETRY_S)
+        holding = self._holdings.groups.get(group)
+        if holding is not None and holding.settled:
+            fresh = replace(holding, received=holding.folded)
+            self._holdings.groups[group] = fresh  # what was handed over under the old one is void
+            self.start(fresh)
 
     async def establish(self) -> bool:
+        """One at a time; see `_establish`."""
+        async with self._establishing:
+            return await self._establish()
+
+    async def _establish(self) -> bool:
         """Make sure that the journal has a current stream; True when its generation is another one than before.
 
         Raises BusError, RecordUnavailable, Fenced.
@@ -130,7 +147,7 @@ class Readers:
             return False
         self._holdings.generation = current
         for holding in self._holdings.groups.values():
-            holding.folded = holding.saved = 0
+            holding.folded = holding.saved = holding.received = 0
         self._restart_readers(ended_only=False)
         self.on_generation()
         return True
@@ -145,7 +162,7 @@ class Readers:
         state = await self._bus.stream_state(journal_stream(generation))
         if state is None:
             return False
-        return state.last_sequence >= max((h.folded for h in self._holdings.groups.values()), default=0)
+        return state.last_sequence >= max((h.received for h in self._holdings.groups.values()), default=0)
 
     async def _appears(self, generation: int) -> bool:
         """Whether the stream that PostgreSQL names is there, or comes soon: its opener commits before it creates."""

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -24,7 +24,7 @@ class RecordUnavailable(Exception):
 
 
 class Record:
-    """Lanes and reads. Used from one event loop; each lane by one caller at a time."""
+    """Lanes and reads. Used from one event loop; callers of one lane take turns."""
 
     def __init__(self, lanes: AsyncEngine, reads: AsyncEngine, deadline_s: float) -> None:
         """`deadline_s`: a PostgreSQL that is silent is unavailable after this; above its statement timeout."""
@@ -32,6 +32,7 @@ class Record:
         self._reads = reads
         self._deadline_s = deadline_s
         self._open: dict[str, AsyncConnection] = {}
+        self._turns: dict[str, asyncio.Lock] = {}
 
     async def lane(self, name: str, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
         """Do one unit of work on a lane's own connection.
@@ -39,7 +40,7 @@ class Record:
         Raises RecordUnavailable, or whatever `work` raises of its own (`Fenced`, a DataError: nothing was written).
         """
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with self._turns.setdefault(name, asyncio.Lock()), asyncio.timeout(self._deadline_s):
                 connection = self._open.get(name)
                 if connection is None or connection.closed or connection.invalidated:
                     connection = self._open[name] = await self._lanes.connect()
@@ -90,8 +91,10 @@ class Record:
 
 def _unavailable(error: BaseException) -> RecordUnavailable | None:
     """The failure as «PostgreSQL is not there», if it is of that kind."""
-    gone = isinstance(error, OperationalError | InterfaceError | PoolTimeoutError | OSError)  # OSError: timeouts too
-    if gone or (isinstance(error, DBAPIError) and error.connection_invalidated):
+    if isinstance(error, DataError | IntegrityError) and not error.connection_invalidated:
+        return None  # about a value or a row
+    # Whatever else PostgreSQL says is about itself: gone, starting, read-only, migrated under a prepared statement.
+    if isinstance(error, DBAPIError | PoolTimeoutError | OSError):  # OSError: deadlines too
         return RecordUnavailable(_cause(error))
     return None
 

@@ -49,13 +49,13 @@ class Recovery:
         self._fleet = fleet
         self._readers = readers
         self._begin_deadline_s = begin_deadline_s
-        self._ended: set[str] = set()
+        self._ended: dict[str, bool] = {}  # incarnation → whether it left in order
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def worker_ended(self, incarnation: str) -> None:
-        """Its lease has surely ended: raise all of its legs."""
-        self._ended.add(incarnation)
+    def worker_ended(self, incarnation: str, left: bool) -> None:
+        """Its lease has surely ended: raise all of its legs. One that left in order counts against no run."""
+        self._ended[incarnation] = left
         self._wake.set()
 
     def look_now(self) -> None:
@@ -74,9 +74,11 @@ class Recovery:
             await self._look()
 
     async def _look(self) -> None:
-        ended, self._ended = self._ended, set()
+        ended, self._ended = self._ended, {}
         now = asyncio.get_running_loop().time()
         lost: list[RunCard] = []
+        left: list[RunCard] = []
+        generation = self._holdings.generation
         asked: dict[tuple[str, bool], list[RunCard]] = {}
         legs = 0
         for card in self._book:
@@ -87,13 +89,18 @@ class Recovery:
             if card.cancel_requested and now - card.cancel_sent_at > self._begin_deadline_s:
                 self.cancel_leg(card)
             legs += 1
-            if card.claimant in ended or self._fleet.has_ended(card.claimant):
+            if card.generation > generation > 0:
+                self._readers.suspect()  # another owner opened a newer generation than this one knows
+            outdated = 0 < card.generation < generation
+            if ended.get(card.claimant, False):
+                left.append(card)
+            elif card.claimant in ended or self._fleet.has_ended(card.claimant):
                 lost.append(card)
-            elif (
-                now - card.progress_at > self._begin_deadline_s or card.generation != self._holdings.generation
-            ) and self._fleet.get(card.claimant) is not None:
-                asked.setdefault((card.claimant, card.generation != self._holdings.generation), []).append(card)
+            elif (now - card.progress_at > self._begin_deadline_s or outdated) and self._fleet.get(card.claimant):
+                asked.setdefault((card.claimant, outdated), []).append(card)
         LEGS.set(legs)
+        if left:
+            self._spawn(self._seal(left, "worker_left"))
         if lost:
             log.warning("legs_of_lost_workers", legs=len(lost))
             self._spawn(self._seal(lost, "worker_lost"))
@@ -175,22 +182,27 @@ class Recovery:
                     card.progress_at = 0.0
 
     def reseal(self) -> None:
-        """The journal's generation changed: SEALs under way in the old one will never be read."""
+        """The journal's generation changed: SEALs in the old one will never be read, their sequences mean nothing."""
         for card in self._book:
             if card.phase is Phase.SEALING:
                 card.phase = Phase.OPEN
                 card.progress_at = 0.0
+            elif card.expected_sequence:
+                card.expected_sequence = None
         self._wake.set()
 
     def cancel_leg(self, card: RunCard) -> None:
         """Tell the worker that its leg's run is cancelled. When the message is lost, the leg's own end notices."""
-        if card.claimant is None or card.nonce is None:
-            return
-        card.cancel_sent_at = asyncio.get_running_loop().time()
+        if card.claimant is not None and card.nonce is not None:
+            card.cancel_sent_at = asyncio.get_running_loop().time()
+            self.cancel_nonce(card.run_id, card.claimant, card.nonce)
+
+    def cancel_nonce(self, run_id: bytes, claimant: str, nonce: bytes) -> None:
+        """The same for a leg that is closed here already."""
         request = dispatch_pb2.ControlRequest(
-            cancel=dispatch_pb2.CancelLegs(legs=[dispatch_pb2.LegRef(run_id=card.run_id, leg_nonce=card.nonce)])
+            cancel=dispatch_pb2.CancelLegs(legs=[dispatch_pb2.LegRef(run_id=run_id, leg_nonce=nonce)])
         )
-        self._spawn(self._send_cancel(card.claimant, request))
+        self._spawn(self._send_cancel(claimant, request))
 
     async def _send_cancel(self, claimant: str, request: dispatch_pb2.ControlRequest) -> None:
         for _ in range(5):

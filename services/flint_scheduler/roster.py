@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 
 from flint_bus import Message
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
-from flint_coord import ChangeKind, Coord, keys
+from flint_coord import ChangeKind, Coord, CoordError, keys
 from flint_ops.logging import get_logger
 from flint_scheduler.fleet import FleetView
 
@@ -33,11 +33,20 @@ async def follow_workers(coord: Coord, fleet: FleetView, claimants: Callable[[],
             continue
         incarnation = change.key.removeprefix(keys.WORKERS)
         if change.kind is ChangeKind.DELETE:
-            log.info("worker_gone", worker=incarnation)
-            fleet.deleted(incarnation)
+            left = await _left_in_order(coord, incarnation)
+            log.info("worker_gone", worker=incarnation, left=left)
+            fleet.deleted(incarnation, left=left)
         elif (card := _card(change.value)) is not None:
             log.info("worker_came", worker=incarnation, slots=card.slots, id=card.worker_id)
             fleet.put(incarnation, card)
+
+
+async def _left_in_order(coord: Coord, incarnation: str) -> bool:
+    """Whether the worker deregistered: then its open legs are no sign against their runs."""
+    try:
+        return await coord.get(keys.departure(incarnation)) is not None
+    except CoordError:
+        return False
 
 
 def _card(value: bytes) -> registry_pb2.WorkerCard | None:

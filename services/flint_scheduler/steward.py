@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flint_bus import Bus, BusError
 from flint_bus.subjects import OWNERS
@@ -25,7 +25,7 @@ from flint_ops.logging import get_logger
 from flint_scheduler.accept import Acceptor
 from flint_scheduler.assignment import assign_groups
 from flint_scheduler.attention import Attention
-from flint_scheduler.cards import Phase, RunBook, card_of_row
+from flint_scheduler.cards import Phase, RunBook, RunCard, card_of_row
 from flint_scheduler.dispatch import Dispatcher
 from flint_scheduler.fleet import FleetView
 from flint_scheduler.fold import Folder
@@ -95,6 +95,7 @@ class Steward:
         self._changed = asyncio.Event()
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
+        self.failed: Callable[[BaseException], None] = lambda error: None
         self.owning = asyncio.Event()  # set once a session stands
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -105,6 +106,8 @@ class Steward:
             asyncio.create_task(self._watch_members(), name="steward-members"),
             asyncio.create_task(self._watch_groups(), name="steward-groups"),
         ]
+        for watcher in watchers:
+            watcher.add_done_callback(self._watcher_ended)
         try:
             while not self._stopping.is_set():
                 lease: Lease | None = None
@@ -127,6 +130,10 @@ class Steward:
                 watcher.cancel()
             await asyncio.gather(*watchers, return_exceptions=True)
             self._stopped.set()
+
+    def _watcher_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failed(error)
 
     async def stop(self) -> None:
         """Give everything back and return when others may take it."""
@@ -251,10 +258,10 @@ class Steward:
             if card.phase is Phase.READY:
                 self._queue.push(card, asyncio.get_running_loop().time())
             else:
-                self._fleet.hold(card.claimant)
+                card.held = self._fleet.hold(card.claimant)
         for term in terms:
             folded = term.watermark if term.watermark_generation == generation else 0
-            holding = GroupHolding(term.group, term.term, folded, folded, settled=True)
+            holding = GroupHolding(term.group, term.term, folded, folded, settled=True, received=folded)
             self._holdings.groups[term.group] = holding
             if generation:
                 self._readers.start(holding)
@@ -296,9 +303,13 @@ class Steward:
 
     def _forget(self, groups: Sequence[int]) -> None:
         for card in self._book.drop_groups(groups):
-            if card.nonce is not None:
-                self._fleet.release(card.claimant, card.job_sequence)
-            card.phase = Phase.CLOSING  # where it still stands in a queue it is skipped
+            self._let_go(card)
+
+    def _let_go(self, card: RunCard) -> None:
+        if card.held:
+            self._fleet.release(card.claimant, card.job_sequence)
+            card.held = False
+        card.phase = Phase.CLOSING  # where it still stands in a queue it is skipped
 
     async def _step_down(self, lease: Lease | None, reason: str) -> None:
         """Own nothing any more. Whoever comes next finds everything in PostgreSQL and the journal."""
@@ -354,26 +365,30 @@ class Steward:
         mine = [g for g in groups if self._holdings.owns(g)]
         if not mine:
             return
-        await self._acceptor.barrier()
-        await self._dispatcher.barrier()
-        rows = {r.run_id: r for r in await self._record.read(lambda c: load_unfinished(c, mine))}
-        loop_time = asyncio.get_running_loop().time()
-        for card in [c for c in self._book if c.group in groups]:
-            row = rows.pop(card.run_id, None)
-            if row is not None and row.change == card.change:
-                continue
-            if card.nonce is not None:
-                self._fleet.release(card.claimant, card.job_sequence)
-            card.phase = Phase.CLOSING
-            self._book.drop(card)
-            if row is not None:
-                rows[card.run_id] = row
-        for row in rows.values():
-            card = card_of_row(row, loop_time)
-            self._book.add(card)
-            if card.phase is Phase.READY:
-                self._queue.push(card, loop_time)
-            else:
-                self._fleet.hold(card.claimant)
+        async with self._acceptor.turn:  # no new runs of mine while the record is read
+            before = {c.run_id: c.change for c in self._book if c.group in groups}
+            rows = {r.run_id: r for r in await self._record.read(lambda c: load_unfinished(c, mine))}
+            now = asyncio.get_running_loop().time()
+            fresh: list[RunRow] = []
+            for card in [c for c in self._book if c.group in groups]:
+                row = rows.pop(card.run_id, None)
+                if card.phase is Phase.OPENING or before.get(card.run_id) != card.change:
+                    continue  # a commit of mine moved it meanwhile: memory is right, the reading is old
+                if row is not None and row.change == card.change:
+                    continue
+                self._let_go(card)
+                self._book.drop(card)
+                if row is not None:
+                    fresh.append(row)
+            # A row without a card, not known before either: stored by a commit whose answer was lost. One that was
+            # known before and is gone now ended meanwhile.
+            fresh += [row for run_id, row in rows.items() if run_id not in before]
+            for row in fresh:
+                card = card_of_row(row, now)
+                self._book.add(card)
+                if card.phase is Phase.READY:
+                    self._queue.push(card, now)
+                else:
+                    card.held = self._fleet.hold(card.claimant)
         self._attention.sweep_soon()
         self._dispatcher.wake()

@@ -23,7 +23,7 @@ def worker(incarnation: str, slots: int = 10) -> registry_pb2.WorkerCard:
 
 def view(ended: list[str]) -> FleetView:
     fleet = FleetView(overcommit=1.0, lease_ttl_s=5)
-    fleet.on_ended = ended.append
+    fleet.on_ended = lambda incarnation, left: ended.append(incarnation)
     return fleet
 
 
