@@ -142,7 +142,6 @@ class Program:
     version: str
     title: str
     summary: str
-    level: int | None
     secrets: tuple[str, ...]
     tasks: tuple[Task, ...]
     document: Any = None  # the definition itself, kept only when an expression reads it
@@ -196,7 +195,7 @@ class Program:
         return self.plan.jq_sources()
 
 
-_PROGRAM_FIELDS: Final = ("namespace", "workflow_id", "version", "title", "summary", "level", "secrets", "document")
+_PROGRAM_FIELDS: Final = ("namespace", "workflow_id", "version", "title", "summary", "secrets", "document")
 _NESTED: Final = {"flow": Flow, "catch": Catch, "retry": Retry}
 
 

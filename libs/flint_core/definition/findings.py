@@ -57,6 +57,9 @@ class DefinitionLimits:
     depth: int = 64
     nodes: int = 100_000  # after aliases are expanded
     tasks: int = 10_000
+    version: int = 64  # characters
+    title: int = 256
+    summary: int = 4_096
 
 
 def suggestion(word: str, known: Collection[str]) -> str:

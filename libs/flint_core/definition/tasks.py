@@ -272,6 +272,8 @@ class TaskCompiler:
         if not timed and function != "noop":
             message = f"no timeout limits this call of '{function}': set `timeout` on it, around it or on the workflow"
             context.warn(Rule.NO_TIMEOUT, message, pointer, key=True)
+        if function == "noop":
+            variables -= {"secrets"}  # it hands its arguments back
         context.template(arguments, argument_place, variables)
         self._check_arguments(function, arguments, argument_place)
         return {"function": function, "arguments": arguments, **result}

@@ -42,5 +42,5 @@ FLINT_HINTS: Final = {
     "residency": "residency is not built yet",
     "parallel": "parallel iterations are not built yet; use `fork` for a fixed number of branches",
     "timezone": "time zones are not built yet; calendar units count in UTC",
-    "level": "a level belongs to the document: document.metadata.flint.level",
+    "level": "a definition cannot choose its level yet; give one with each run that is started",
 }

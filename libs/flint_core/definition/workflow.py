@@ -24,9 +24,13 @@ _USE: Final = frozenset(
     {"authentications", "catalogs", "errors", "extensions", "functions", "retries", "secrets", "timeouts"}
 )
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-_NUMBER: Final = r"(?:0|[1-9][0-9]{0,8})"
+# Semantic versions 2.0.0. The store orders versions by the same rule and takes no other.
+_NUMBER: Final = r"(?:0|[1-9][0-9]*)"
+_IDENTIFIER: Final = rf"(?:{_NUMBER}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
 _VERSION: Final = re.compile(
-    rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:-[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?"
+    rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:-{_IDENTIFIER}(?:\.{_IDENTIFIER})*)?"
+    r"(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?",
+    re.ASCII,
 )
 _DSL: Final = re.compile(r"1\.0\.[0-3]")
 
@@ -67,7 +71,7 @@ def compile_workflow(context: Context, source: Any) -> Program | None:
 
 def _head(context: Context, value: Any) -> dict[str, Any]:
     head = context.mapping(value, "/document", "'document'", _HEAD, ("dsl", "namespace", "name", "version"))
-    texts = {
+    texts: dict[str, str] = {
         key: context.text(head[key], f"/document/{key}", f"'{key}'")
         for key in ("dsl", "namespace", "name", "version", "title", "summary")
         if key in head
@@ -82,21 +86,27 @@ def _head(context: Context, value: Any) -> dict[str, Any]:
             )
             context.error(Rule.INVALID_VALUE, message, f"/document/{key}")
     version = texts.get("version")
-    if version and not (_VERSION.fullmatch(version) and len(version) <= 100):
-        context.error(Rule.INVALID_VALUE, "'version' must be a semantic version such as 1.2.0", "/document/version")
+    limits = context.limits
+    for key, most in (("version", limits.version), ("title", limits.title), ("summary", limits.summary)):
+        length = len(texts.get(key, ""))
+        if length > most:
+            context.error(Rule.LIMIT, f"'{key}' has {length} characters; the limit is {most}", f"/document/{key}")
+    if version is not None and len(version) <= context.limits.version and not _VERSION.fullmatch(version):
+        message = "'version' must be a semantic version such as 1.4.0 or 2.0.0-rc.1"
+        context.error(Rule.INVALID_VALUE, message, "/document/version")
     if "tags" in head and not isinstance(head["tags"], dict):
         context.error(Rule.WRONG_TYPE, f"'tags' must be an object, not {kind_of(head['tags'])}", "/document/tags")
+    _metadata(context, head.get("metadata", {}))
     return {
         "namespace": texts.get("namespace", ""),
         "workflow_id": texts.get("name", ""),
         "version": version or "",
         "title": texts.get("title", ""),
         "summary": texts.get("summary", ""),
-        "level": _level(context, head.get("metadata", {})),
     }
 
 
-def _level(context: Context, metadata: Any) -> int | None:
+def _metadata(context: Context, metadata: Any) -> None:
     members = context.mapping(
         metadata, "/document/metadata", "'metadata'", metadata if isinstance(metadata, dict) else {}
     )
@@ -104,18 +114,13 @@ def _level(context: Context, metadata: Any) -> int | None:
     hints = members.get("flint", {})
     if not isinstance(hints, dict):
         context.mapping(hints, place, "'metadata.flint'", {})
-        return None
+        return
     for name in hints:
-        if name == "level":
-            continue
         if name in unsupported.FLINT_HINTS:
             context.unsupported(f"the hint '{name}'", unsupported.FLINT_HINTS[name], join_pointer(place, name))
         else:
             message = f"'{name[:80]}' is not a hint that Flint knows{suggestion(name, unsupported.FLINT_HINTS)}"
             context.error(Rule.UNKNOWN_FIELD, message, join_pointer(place, name), key=True)
-    if "level" not in hints:
-        return None
-    return context.integer(hints["level"], f"{place}/level", "the level (0 is most urgent)", 0, 9)
 
 
 def _evaluate(context: Context, value: Any) -> None:

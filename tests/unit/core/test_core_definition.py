@@ -5,6 +5,8 @@ import pytest
 
 from flint_core.definition import DefinitionLimits, Severity, compile_definition
 from flint_core.program import Program, ProgramError
+from flint_store.errors import VersionInvalid
+from flint_store.version_order import version_sort
 
 HEAD = "document: {dsl: 1.0.3, namespace: default, name: demo, version: 1.0.0}\n"
 
@@ -83,7 +85,6 @@ MISTAKES = {
     "version": (HEAD.replace("1.0.0}", "1.0}") + DO, "wrong-type", 1, 65, "must be text"),
     "semver": (HEAD.replace("1.0.0}", "v1}") + DO, "invalid-value", 1, 65, "semantic version"),
     "name": (HEAD.replace("demo", "My_Flow") + DO, "invalid-value", 1, 50, "lower-case"),
-    "level": (HEAD.replace("1.0.0}", "1.0.0, metadata: {flint: {level: 12}}}") + DO, "invalid-value", 1, 98, "0 to 9"),
     "hint": (HEAD.replace("1.0.0}", "1.0.0, metadata: {flint: {lvel: 1}}}") + DO, "unknown-field", 1, 91, "'level'"),
     "kind": (HEAD + "do:\n  - t:\n      cal: http\n", "missing-field", 4, 7, "did you mean 'call'"),
     "two kinds": (HEAD + "do:\n  - t: {set: {x: 1}, call: noop}\n", "invalid-value", 3, 9, "call and set"),
@@ -141,27 +142,46 @@ MISTAKES = {
         "secret",
         4,
         18,
-        "call only",
+        "email only",
     ),
     "secret in if": (
         HEAD + "use: {secrets: [k]}\ndo:\n  - t: {if: $secrets.k, call: noop}\n",
         "secret",
         4,
         13,
-        "call only",
+        "email only",
     ),
-    "undeclared secret": (
-        HEAD + "use: {secrets: [key]}\ndo:\n  - t: {call: noop, with: {output: '${ $secrets.kei }'}}\n",
+    "secret in noop": (
+        HEAD + "use: {secrets: [k]}\ndo:\n  - t: {call: noop, with: {output: {a: 'x ${ $secrets.k }'}}}\n",
         "secret",
         4,
-        36,
+        40,
+        "http, sql or email only",
+    ),
+    "secret in a function that is noop": (
+        HEAD
+        + "use: {secrets: [k], functions: {f: {call: noop, with: {output: '${ $secrets.k }'}}}}\n"
+        + "do: [{t: {call: f}}]\n",
+        "secret",
+        2,
+        64,
+        "http, sql or email only",
+    ),
+    "long version": (HEAD.replace("1.0.0}", f"1.0.0-{'a' * 59}}}") + DO, "limit", 1, 65, "65 characters"),
+    "long title": (HEAD.replace("1.0.0}", f"1.0.0, title: {'t' * 257}}}") + DO, "limit", 1, 79, "the limit is 256"),
+    "long summary": (HEAD.replace("1.0.0}", f"1.0.0, summary: {'s' * 4097}}}") + DO, "limit", 1, 81, "is 4096"),
+    "undeclared secret": (
+        HEAD + "use: {secrets: [key]}\ndo:\n  - t: {call: http, with: {method: get, endpoint: '${ $secrets.kei }'}}\n",
+        "secret",
+        4,
+        51,
         "did you mean 'key'",
     ),
     "any secret": (
-        HEAD + "use: {secrets: [key]}\ndo:\n  - t: {call: noop, with: {output: '${ $secrets }'}}\n",
+        HEAD + "use: {secrets: [key]}\ndo:\n  - t: {call: http, with: {method: get, endpoint: '${ $secrets }'}}\n",
         "secret",
         4,
-        36,
+        51,
         "outright",
     ),
     "duration": (HEAD + "do:\n  - w: {wait: 5 minutes}\n", "invalid-value", 3, 15, "ISO 8601"),
@@ -254,7 +274,7 @@ def test_yaml_1_2_and_json_are_read_alike():
 
 def test_a_program_survives_its_encoding_and_keeps_its_hash():
     source = (
-        HEAD.replace("1.0.0}", "1.0.0, title: T, summary: S, metadata: {flint: {level: 2}}}")
+        HEAD.replace("1.0.0}", "1.0.0, title: T, summary: S, metadata: {team: x}}")
         + "use: {secrets: [s], retries: {r: {delay: PT1S, backoff: {exponential: {}}}}}\n"
         + "timeout: {after: PT1H}\n"
         + "do:\n"
@@ -266,7 +286,7 @@ def test_a_program_survives_its_encoding_and_keeps_its_hash():
     again = Program.decode(program.encode())
     assert again == program
     assert (again.encode(), again.hash, len(again.hash)) == (program.encode(), program.hash, 32)
-    assert (again.title, again.summary, again.level, again.workflow_id, again.version) == ("T", "S", 2, "demo", "1.0.0")
+    assert (again.title, again.summary, again.workflow_id, again.version) == ("T", "S", "demo", "1.0.0")
     assert program.hash.hex() == compile_definition(source).program.hash.hex()
 
 
@@ -280,7 +300,8 @@ def test_expressions_for_jq_are_listed_with_their_variables():
     program = compile_definition(
         HEAD
         + "use: {secrets: [k]}\n"
-        + "do: [{t: {call: noop, if: '[limit(1; .a)] == []', with: {output: '${ $secrets.k | @base64d | ascii }'}}}]"
+        + "do: [{t: {call: http, if: '[limit(1; .a)] == []',"
+        + " with: {method: get, endpoint: 'http://x', body: '${ $secrets.k | @base64d | ascii }'}}}]"
     ).program
     sources = program.jq_sources()
     assert ("[limit(1; .a)] == []", "/do/0/t") in [(source, pointer) for source, _, pointer in sources]
@@ -318,3 +339,27 @@ def test_a_timeout_around_a_call_is_enough():
         f"do: [{{d: {{timeout: {{after: PT1H}}, do: [{{t: {call}}}]}}}}]",
     ):
         assert compile_definition(HEAD + body).findings == []
+
+
+def test_a_level_in_the_document_is_refused_with_its_place():
+    finding = only(HEAD.replace("1.0.0}", "1.0.0, metadata: {flint: {level: 2}}}") + DO, "unsupported")
+    assert (finding.line, finding.column, finding.pointer) == (1, 91, "/document/metadata/flint/level")
+    assert "is not supported by this version of Flint: " in finding.message
+
+
+@pytest.mark.parametrize(
+    "version",
+    [
+        *("1.0.0", "0.0.0", "1.2.3-rc.1", "1.2.3-0a.b-c+build.007", "1.2.3+a-b", "1.2.3--", "99999999999.0.0"),
+        *("1", "1.0", "01.0.0", "1.0.0-01", "1.0.0-a..b", "1.0.0-", "1.0.0+", "v1.0.0", "1.0.0-é", "1.0.\u0663", ""),
+        *(f"1.0.0-{'a' * 58}", f"1.0.0-{'a' * 59}", "1.0.0 "),
+    ],
+)
+def test_versions_are_those_that_the_store_takes(version):
+    try:
+        version_sort(version)
+        stored = True
+    except VersionInvalid:
+        stored = False
+    source = HEAD.replace("version: 1.0.0", f"version: {orjson.dumps(version).decode()}") + DO
+    assert (compile_definition(source).program is not None) == stored

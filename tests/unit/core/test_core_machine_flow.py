@@ -212,12 +212,12 @@ def test_secrets_stay_deferred(run):
     driver = run(
         "use: {secrets: [key]}\n"
         "do:\n"
-        "  - a: {call: noop, with: {output: {plain: '${ .x }',"
+        "  - a: {call: http, with: {method: get, endpoint: 'http://x', body: {plain: '${ .x }',"
         " auth: 'Bearer ${ $secrets.key }', one: '${ $secrets.key }'}}}\n",
         {"x": 1},
         lambda call: "ok",
     )
-    output = driver.calls[0].arguments["output"]
+    output = driver.calls[0].arguments["body"]
     assert output["plain"] == 1
     assert (output["auth"].source, output["auth"].template) == ("Bearer ${ $secrets.key }", True)
     assert (output["one"].source, output["one"].template) == ("$secrets.key", False)
