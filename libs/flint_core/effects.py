@@ -48,7 +48,8 @@ class Call:
     """Execute a function with a side effect. Answer with `CallSucceeded` or `CallFailed`.
 
     `idempotency_key` is made of run, reset generation, step pointer and iteration, never of attempt or leg (promise 3).
-    `arguments` is JSON, except that any value in it may be a `Deferred`.
+    `arguments` is JSON, except that any value in it may be a `Deferred`. `deadline_ms` is for information: the machine
+    has a timer for each of these timeouts and retracts the call when one fires.
     """
 
     effect_id: int
@@ -59,6 +60,7 @@ class Call:
     function: str  # "http", "sql", "email", "noop"
     arguments: dict[str, Any] = field(default_factory=dict)
     idempotency_key: str = ""
+    deadline_ms: int | None = None  # the earliest timeout of the tasks and attempts around it (Unix epoch, ms)
 
 
 class TimerKind(StrEnum):

@@ -178,8 +178,8 @@ class Machine:
         """
         kernel = self._kernel
         effects: list[Effect] = [
-            self._effect(effect_id, frame)
-            for effect_id, (_, frame) in sorted(kernel.owners.items())
+            self._effect(effect_id, strand, frame)
+            for effect_id, (strand, frame) in sorted(kernel.owners.items())
             if effect_id not in self._queued
         ]
         if kernel.question is not None and kernel.evaluating and kernel.evaluating not in kernel.answers:
@@ -275,11 +275,11 @@ class Machine:
             frame.phase = frame.plan.after_body
         kernel.wake(strand)
 
-    def _effect(self, effect_id: int, frame: Frame) -> Call | Timer:
+    def _effect(self, effect_id: int, strand: Strand, frame: Frame) -> Call | Timer:
         if effect_id == frame.deadline:
             return Timer(effect_id, frame.deadline_until, TimerKind.DEADLINE)
         if frame.plan.kind == "call":
-            return self._kernel.call_of(frame)
+            return self._kernel.call_of(strand, frame)
         if frame.plan.kind == "wait":
             return Timer(effect_id, frame.effect_until, TimerKind.WAIT)
         kind = TimerKind.RETRY if frame.station == PAUSED else TimerKind.DEADLINE
@@ -304,7 +304,7 @@ class Machine:
                     if effect_id:
                         kernel.owners[effect_id] = (strand, frame)
         for effect_id in sorted(kernel.owners):
-            kernel.outbox[effect_id] = self._effect(effect_id, kernel.owners[effect_id][1])
+            kernel.outbox[effect_id] = self._effect(effect_id, *kernel.owners[effect_id])
         for strand_id in document["ready"]:
             kernel.wake(kernel.strands[strand_id])
         for entry in document.get("queue", ()):

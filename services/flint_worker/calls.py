@@ -1,7 +1,7 @@
 """Carrying out one call: arguments with secrets resolved, the executor run, the outcome made an event.
 
-Every outcome is an event: what an executor raises never ends a leg. Only the loss of the lease (LegStopped) and
-cancellation pass through.
+Every outcome is an event: what an executor raises never ends a leg. Only the loss of the lease (LegStopped) and the
+cancellation of the task that performs the call pass through. No outcome holds a secret that the call was given.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from flint_ops.logging import get_logger
 from flint_worker.executors import ExecutionFailed, Executor, ResolvedCall
 from flint_worker.journal import LegStopped
 from flint_worker.lease import Lease
+from flint_worker.redaction import Redaction
 from flint_worker.secrets import SecretResolver, has_deferred
 from flint_worker.telemetry import step_seconds
 
 __all__ = ["Caller"]
 
 _DETAIL_LIMIT: Final = 4_096
+_GRACE_S: Final = 0.1
+"""An executor's own limit comes this much after the machine's timer, which knows whose timeout has passed."""
 
 _log = get_logger("flint_worker.calls")
 
@@ -38,15 +41,28 @@ class Caller:
         self._executors = executors
         self._resolver = resolver
         self._payload_bytes = payload_bytes
+        self._performing = 0
 
-    async def perform(
-        self, call: Call, lease: Lease, run_id: str, trace_id: str, deadline_s: float | None
-    ) -> CallSucceeded | CallFailed:
+    @property
+    def unfinished(self) -> int:
+        """Calls that have not ended, and side effects that go on although theirs has."""
+        return self._performing + sum(executor.unfinished for executor in self._executors.values())
+
+    async def perform(self, call: Call, lease: Lease, run_id: str, trace_id: str) -> CallSucceeded | CallFailed:
         """The outcome of one call, executed now. Raises LegStopped when the lease does not allow it to begin (R6)."""
+        self._performing += 1
+        try:
+            return await self._perform(call, lease, run_id, trace_id)
+        finally:
+            self._performing -= 1
+
+    async def _perform(self, call: Call, lease: Lease, run_id: str, trace_id: str) -> CallSucceeded | CallFailed:
         started_ms = now_ms()
+        redaction: Redaction | None = None
         try:
             arguments = call.arguments
             if arguments and has_deferred(arguments):
+                redaction = Redaction(self._resolver.values_in(arguments))
                 arguments = await self._resolver.resolve(arguments, started_ms, call.step)
             executor = self._executors.get(call.function)
             if executor is None:
@@ -61,39 +77,49 @@ class Caller:
                 )
             if not lease.valid():
                 raise LegStopped("lease")
-            output = self._checked(
-                await executor.execute(
-                    ResolvedCall(
-                        function=call.function,
-                        arguments=arguments,
-                        idempotency_key=call.idempotency_key,
-                        step=call.step,
-                        run_id=run_id,
-                        trace_id=trace_id,
-                        deadline_s=deadline_s,
-                    )
-                ),
-                call.step,
+            deadline_ms = call.deadline_ms
+            output = await executor.execute(
+                ResolvedCall(
+                    call.function,
+                    arguments,
+                    call.idempotency_key,
+                    call.step,
+                    run_id,
+                    trace_id,
+                    None if deadline_ms is None else max(0.0, (deadline_ms - started_ms) / 1000 + _GRACE_S),
+                )
             )
+            output = self._checked(output, call.step, redaction)
         except ExecutionFailed as failure:
-            return self._failed(call, failure.problem, started_ms, failure.retry_after_ms)
-        except (LegStopped, asyncio.CancelledError):
+            problem = failure.problem if redaction is None else redaction.problem(failure.problem)
+            return self._failed(call, problem, started_ms, failure.retry_after_ms)
+        except LegStopped:
             raise
+        except asyncio.CancelledError as cancelled:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Nobody cancelled us: an executor let somebody else's cancellation out. As one of ours it would end the
+            # leg without a word, again and again.
+            return self._failed(call, self._defect(call, cancelled), started_ms, None)
         except Exception as defect:
-            _log.error("executor_defect", run=run_id, step=call.step, function=call.function, where=_where(defect))
-            problem = Problem(
-                ProblemType.RUNTIME,
-                500,
-                "Function failed unexpectedly",
-                f"{type(defect).__name__} in the executor of «{call.function}»",
-                call.step,
-            )
-            return self._failed(call, problem, started_ms, None)
+            return self._failed(call, self._defect(call, defect), started_ms, None)
         at_ms = max(started_ms, now_ms())
         step_seconds(call.function, "succeeded").observe((at_ms - started_ms) / 1000)
         return CallSucceeded(call.effect_id, output, started_ms, at_ms)
 
-    def _checked(self, output: Any, step: str) -> Any:
+    @staticmethod
+    def _defect(call: Call, defect: BaseException) -> Problem:
+        _log.error("executor_defect", step=call.step, function=call.function, where=_where(defect))
+        return Problem(
+            ProblemType.RUNTIME,
+            500,
+            "Function failed unexpectedly",
+            f"{type(defect).__name__} in the executor of «{call.function}»",
+            call.step,
+        )
+
+    def _checked(self, output: Any, step: str, redaction: Redaction | None) -> Any:
         """The output as the JSON that a replay will read. Raises ExecutionFailed."""
         if output is None or output is True or output is False:
             return output
@@ -115,10 +141,11 @@ class Caller:
                 )
             )
         if isinstance(output, str | int):
-            return output
+            return output if redaction is None else redaction.value(output)
         # Containers are read back: what the machine goes on with is then exactly what the journal holds (NaN, tuples,
         # and objects that the executor still holds included).
-        return orjson.loads(encoded)
+        read = orjson.loads(encoded)
+        return read if redaction is None else redaction.value(read)
 
     def _failed(self, call: Call, problem: Problem, started_ms: int, retry_after_ms: int | None) -> CallFailed:
         at_ms = max(started_ms, now_ms())

@@ -13,11 +13,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
-from flint_core.effects import Call, CancelEffect, Effect, Evaluate, Timer, TimerKind
+from flint_core.effects import Call, CancelEffect, Effect, Evaluate, Timer
 from flint_core.events import CallFailed, CallSucceeded, Event, TimerFired
 from flint_ops.clock import now_ms
 from flint_ops.logging import get_logger
-from flint_worker.journal import LegStopped
 
 __all__ = ["Effects", "Perform", "Progress"]
 
@@ -25,8 +24,8 @@ _STOP_CALLS_S: Final = 5.0
 
 _log = get_logger("flint_worker.effects")
 
-Perform = Callable[[Call, float | None], Awaitable[CallSucceeded | CallFailed]]
-"""Executes a call, given the seconds until its outcome is no longer wanted."""
+Perform = Callable[[Call], Awaitable[CallSucceeded | CallFailed]]
+"""Executes a call."""
 
 
 class Progress:
@@ -52,8 +51,8 @@ class Effects:
         self.progress: dict[int, Progress] = {}
         self.question: Evaluate | None = None
         """The expression that stops everything until it is answered."""
-        self.stop_reason = ""
-        """Why the leg must stop, when a call found out."""
+        self.stopped: BaseException | None = None
+        """Why the leg cannot go on, when a call found out: LegStopped, or a defect."""
         self.alone = False
         """Whether a call runs in the leg's own task."""
         self.on_quiet: Callable[[], None] | None = None
@@ -92,24 +91,19 @@ class Effects:
         self.progress[effect_id] = Progress(call)
         self.alone = True
         try:
-            self.inbox.append(await self._perform(call, None))
+            self.inbox.append(await self._perform(call))
         finally:
             self.alone = False
             del self.progress[effect_id]
 
     def begin(self) -> None:
         """Begins all calls that were asked for, each in a task."""
-        deadline_s = self._deadline_s()
         for effect_id, call in self.calls.items():
             self.progress[effect_id] = Progress(call)
-            task = asyncio.ensure_future(self._perform(call, deadline_s))
+            task = asyncio.ensure_future(self._perform(call))
             self.running[effect_id] = task
             task.add_done_callback(partial(self._done, effect_id))
         self.calls.clear()
-
-    def _deadline_s(self) -> float | None:
-        deadlines = [timer.until_ms for timer in self.timers.values() if timer.kind is TimerKind.DEADLINE]
-        return max(0.0, (min(deadlines) - now_ms()) / 1000) if deadlines else None
 
     def _done(self, effect_id: int, done: asyncio.Task[CallSucceeded | CallFailed]) -> None:
         self.progress.pop(effect_id, None)
@@ -119,7 +113,7 @@ class Effects:
             if error is None:
                 self.inbox.append(done.result())
             else:
-                self.stop_reason = error.reason if isinstance(error, LegStopped) else "defect"
+                self.stopped = error
         if not self.progress and self.on_quiet is not None:
             self.on_quiet()
         self.wake()

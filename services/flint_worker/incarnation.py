@@ -7,6 +7,7 @@ at once from OPEN to CLOSED when the lease lapses: every leg is dropped, nothing
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from flint_bus import Bus, Subscription
@@ -42,6 +43,7 @@ class Incarnation:
     ) -> None:
         self._bus = bus
         self._registrar = registrar
+        self._unfinished_calls: Callable[[], int] = lambda: services.caller.unfinished
         self.lease = lease
         self.table = LegTable(lease.incarnation, settings.slots, lambda job: Leg(job, lease, services))
         self._control = Control(lease.incarnation, self.table)
@@ -69,7 +71,11 @@ class Incarnation:
         return self._intake.reading.is_set()
 
     async def drain(self, grace_s: float) -> None:
-        """Gives every leg back at its next boundary; after `grace_s` drops what is left. Then ends the incarnation."""
+        """Gives every leg back at its next boundary; after `grace_s` drops what is left. Then ends the incarnation.
+
+        Deregistering tells the owners that nothing of it goes on any more. While that is not so (a leg or a side effect
+        that does not stop), the lease is left to run out instead.
+        """
         self._heartbeats.draining = True
         self.table.drain()
         lapsed = asyncio.create_task(self.lease.ended.wait())
@@ -82,14 +88,18 @@ class Incarnation:
         if idle not in done:
             _log.warning("drain_incomplete", legs=self.table.held, lapsed=lapsed in done)
         still_ours = self.lease.valid()
-        await self.close()
-        if still_ours:
+        legs = await self.close()
+        calls = self._unfinished_calls()
+        if legs or calls:
+            _log.warning("lease_runs_out", incarnation=self.lease.incarnation, legs=legs, calls=calls)
+        elif still_ours:
             await self._registrar.deregister(self.lease)
 
-    async def close(self) -> None:
-        """Drops every leg and stops. Returns when nothing of it is in progress (or after 10 s)."""
+    async def close(self) -> int:
+        """Drops every leg and stops. Returns how many legs have not ended after 10 s."""
         self.lease.end()
         ending = self.table.drop_all()
+        left: set[asyncio.Task[str]] = set()
         if ending:
             _, left = await asyncio.wait(ending, timeout=_DROP_S)
             if left:
@@ -100,3 +110,4 @@ class Incarnation:
         if self._subscription is not None:
             await self._subscription.close()
             self._subscription = None
+        return len(left)

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import orjson
+from structlog.contextvars import bind_contextvars
 
-from flint_bus import Bus, MessageTooLarge
+from flint_bus import AppendFailed, Bus, MessageTooLarge
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_core.effects import Call, Evaluate
@@ -55,7 +56,8 @@ _SNAPSHOT_ENTRIES: Final = 64
 _SNAPSHOT_BYTES: Final = 200_000
 """A snapshot every so often bounds what the next leg must be sent and must replay."""
 _BUSY_PAUSE_S: Final = 0.05
-_REPLAY_TRIES: Final = 3
+_REPLAY_TRIES: Final = 4
+_REPLAY_PAUSE_S: Final = 0.2
 
 _log = get_logger("flint_worker.leg")
 
@@ -152,13 +154,16 @@ class Leg:
 
     async def run(self) -> str:
         """Runs the leg to its end. Never raises, except CancelledError."""
+        bind_contextvars(run=self.run_id, trace_id=self._trace_id)  # the task's own context, which its calls inherit
         try:
             return await self._run()
         except LegStopped as stopped:
             return stopped.reason
-        except Exception:
-            _log.exception("leg_failed", run=self.run_id, leg=self.job.leg)
-            return await self._fail_by_defect()
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as defect:  # a panic in native code is no Exception
+            _log.exception("leg_failed", leg=self.job.leg)
+            return await self._fail_by_defect(defect)
         finally:
             await self._effects.stop()
 
@@ -230,8 +235,8 @@ class Leg:
                 effects.fire_due()
             if inbox and self._unrecorded_bytes < _ENTRY_BYTES:
                 continue
-            if effects.stop_reason:
-                raise LegStopped(effects.stop_reason)
+            if effects.stopped is not None:
+                raise effects.stopped
             if not effects.running:
                 if self._giving_up:
                     raise LegStopped("given-up")
@@ -297,10 +302,12 @@ class Leg:
             except EvaluationFailed as failure:
                 tries += 1
                 if self._replaying:
-                    # It had succeeded the first time: a limit of this moment, not a fact about the run.
+                    # It had succeeded the first time: a limit of this moment, not a fact about the run. But it must
+                    # not be for ever: without its value nobody can go on with the run.
                     if tries < _REPLAY_TRIES:
+                        await asyncio.sleep(_REPLAY_PAUSE_S * tries)
                         continue
-                    raise LegStopped("replay") from None
+                    raise _CannotReplay(_expression_problem(failure)) from None
                 event = EvaluateFailed(question.effect_id, _expression_problem(failure), now_ms())
                 self._unrecorded.append(event)
                 self._fed = True
@@ -326,8 +333,8 @@ class Leg:
         while self._cancel_requested and not self._dropped and self.task is not None and self.task.cancelling():
             self.task.uncancel()
 
-    async def _perform(self, call: Call, deadline_s: float | None) -> CallSucceeded | CallFailed:
-        return await self._services.caller.perform(call, self._lease, self.run_id, self._trace_id, deadline_s)
+    async def _perform(self, call: Call) -> CallSucceeded | CallFailed:
+        return await self._services.caller.perform(call, self._lease, self.run_id, self._trace_id)
 
     # -- the journal --------------------------------------------------------------------------------------------------
 
@@ -390,21 +397,38 @@ class Leg:
         await self._effects.stop()
         await self._end_with(Failed(Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, title, detail)))
 
-    async def _fail_by_defect(self) -> str:
-        """A defect of the worker must end the run, not the worker, and not be met again on the next one (poison)."""
+    async def _fail_by_defect(self, defect: BaseException) -> str:
+        """What the worker cannot go on with must end the run, not the worker, and not be met again on the next one."""
         self._unrecorded, self._records = [], []
         await self._effects.stop()
-        problem = Problem(
-            ProblemType.RUNTIME, 500, "Defect in the worker", "the worker could not go on with the run; see its log"
-        )
         try:
-            await self._append(end=end_of_run(Failed(problem)))
+            await self._append(end=end_of_run(Failed(_defect_problem(defect))))
         except LegStopped as stopped:
             return stopped.reason
         except Exception:
-            _log.exception("leg_end_not_appended", run=self.run_id, leg=self.job.leg)
+            # Nothing can be said in the journal: the owner finds a leg that gave no sign, and counts it.
+            _log.exception("leg_end_not_appended", leg=self.job.leg)
             return "refused"
         return "failed"
+
+
+class _CannotReplay(Exception):
+    """An expression that had a value when the journal was written has none now."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.title)
+        self.problem = problem
+
+
+def _defect_problem(defect: BaseException) -> Problem:
+    if isinstance(defect, _CannotReplay):
+        detail = f"an expression could not be evaluated again after the run moved: {defect.problem.detail}"
+        return Problem(defect.problem.type, defect.problem.status, "Run cannot be resumed", detail)
+    if isinstance(defect, AppendFailed):
+        return Problem(ProblemType.UNSTORABLE, 500, "Entry refused", f"the journal refused an entry: {defect}"[:500])
+    return Problem(
+        ProblemType.RUNTIME, 500, "Defect in the worker", "the worker could not go on with the run; see its log"
+    )
 
 
 def _size(output: object) -> int:

@@ -58,6 +58,16 @@ class SecretResolver:
         self._secrets = secrets
         self._evaluators = evaluators
 
+    def values_in(self, value: Any) -> set[str]:
+        """The secrets that the Deferred values in `value` are going to be given, as far as they are configured."""
+        if isinstance(value, Deferred):
+            return {self._secrets[name].get_secret_value() for name in value.secrets if name in self._secrets}
+        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        found: set[str] = set()
+        for part in parts:
+            found |= self.values_in(part)
+        return found
+
     async def resolve(self, value: Any, now_ms: int, step: str) -> Any:
         """`value` with every Deferred in it evaluated. Raises ExecutionFailed with a problem that holds no secret."""
         if isinstance(value, Deferred):

@@ -135,7 +135,7 @@ class LegTable:
             outcome = "dropped"
         elif (error := task.exception()) is not None:
             outcome = "defect"
-            _log.error("leg_task_died", run=leg.run_id, exc_info=error)
+            _log.error("leg_task_died", run=leg.run_id, trace_id=leg.job.trace_id.hex(), exc_info=error)
         else:
             outcome = task.result()
         legs_ended(outcome).inc()

@@ -128,9 +128,9 @@ class Kernel(DataFlow):
         """Ask for the call that the frame describes."""
         frame.effect = self.effect_id()
         self.owners[frame.effect] = (strand, frame)
-        self.outbox[frame.effect] = self.call_of(frame)
+        self.outbox[frame.effect] = self.call_of(strand, frame)
 
-    def call_of(self, frame: Frame) -> Call:
+    def call_of(self, strand: Strand, frame: Frame) -> Call:
         """The call that the frame waits for; the same after a restore."""
         plan = frame.plan
         iteration = frame.iteration
@@ -143,7 +143,25 @@ class Kernel(DataFlow):
             plan.function,
             frame.args,
             f"{self.facts.run_id}/{self.facts.reset}{plan.pointer}/{iteration}",
+            self._deadline_of(strand),
         )
+
+    def _deadline_of(self, strand: Strand) -> int | None:
+        """When the first timeout around the strand's top task passes: its own, or one of a task or attempt around it.
+
+        A branch is enclosed by the tasks around its fork. All of these are fixed before the task begins.
+        """
+        earliest: int | None = None
+        while True:
+            for frame in strand.stack:
+                if frame.deadline and (earliest is None or frame.deadline_until < earliest):
+                    earliest = frame.deadline_until
+                attempt = frame.effect and frame.station == TRYING and frame.plan.catch is not None
+                if attempt and (earliest is None or frame.effect_until < earliest):
+                    earliest = frame.effect_until
+            if strand.parent < 0:
+                return earliest
+            strand = self.strands[strand.parent]
 
     def retract(self, effect_id: int) -> None:
         """An effect is no longer wanted: forget it, and tell the driver if it was taken."""

@@ -21,7 +21,8 @@ __all__ = ["ExecutionFailed", "Executor", "ExecutorFactory", "ResolvedCall", "bu
 class ResolvedCall:
     """A call with every argument evaluated, those that name secrets included: never log or record `arguments`.
 
-    `deadline_s` is the time from now after which the outcome is no longer wanted; None when there is no such limit.
+    `deadline_s` is the time from now after which the outcome is no longer wanted; None when there is no such limit. The
+    leg cancels a call whose time has passed, so an executor needs it only for what cancelling cannot stop.
     """
 
     function: str
@@ -50,6 +51,11 @@ class Executor(Protocol):
 
     A cancelled `execute` stops as soon as it can and lets CancelledError pass.
     """
+
+    @property
+    def unfinished(self) -> int:
+        """Side effects that may still go on although their call has ended (in a thread that cannot be stopped)."""
+        ...
 
     async def execute(self, call: ResolvedCall) -> Any:
         """The call's JSON result. Raises `ExecutionFailed`."""

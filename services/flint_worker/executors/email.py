@@ -53,6 +53,8 @@ class _Letter:
 class EmailExecutor:
     """The function `email`."""
 
+    unfinished = 0  # nothing outlives its call
+
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._turns = {

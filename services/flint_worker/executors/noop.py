@@ -20,6 +20,8 @@ _LONGEST_DELAY_MS: Final = 3_600_000
 class NoopExecutor:
     """The function `noop`."""
 
+    unfinished = 0  # nothing outlives its call
+
     async def execute(self, call: ResolvedCall) -> Any:
         """Waits `delay_ms`, then raises `fail` or returns `output`."""
         arguments = call.arguments

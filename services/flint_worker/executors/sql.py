@@ -79,6 +79,12 @@ class SqlExecutor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._databases: dict[str, _Database] = {}
+        self._running: set[asyncio.Future[Any]] = set()
+
+    @property
+    def unfinished(self) -> int:
+        """Calls in threads, also those that nobody waits for any more."""
+        return len(self._running)
 
     async def close(self) -> None:
         """Closes the database connections."""
@@ -94,6 +100,8 @@ class SqlExecutor:
         limit_s = connection.timeout_s if call.deadline_s is None else min(call.deadline_s, connection.timeout_s)
         job = _Job(call, min(arguments.get("max_rows", connection.max_rows), connection.max_rows))
         work = asyncio.get_running_loop().run_in_executor(database.threads, _run, database.engine, job)
+        self._running.add(work)
+        work.add_done_callback(self._running.discard)
         try:
             async with asyncio.timeout(limit_s):
                 return await asyncio.shield(work)

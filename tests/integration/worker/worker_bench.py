@@ -35,6 +35,8 @@ STREAM = journal_stream(1)
 class Probe:
     """An executor that records its calls and does what the test says."""
 
+    unfinished = 0
+
     def __init__(self, act: Callable[[ResolvedCall], Any] | None = None) -> None:
         self.calls: list[ResolvedCall] = []
         self.act = act

@@ -73,8 +73,8 @@ def test_all_recorded_events_may_be_applied_at_once(program_of):
 def test_a_restored_machine_hands_out_what_it_waits_for_once(program_of):
     program = program_of(
         "use: {secrets: [k]}\n"
-        "do: [{f: {fork: {branches: [{w: {wait: PT1M}}, {a: {call: noop, timeout: {after: PT1H},"
-        " with: {output: {t: 'x ${ $secrets.k } ${ .n }'}}}}]}}}]"
+        "do: [{f: {fork: {branches: [{w: {wait: PT1M}}, {a: {call: http, timeout: {after: PT1H},"
+        " with: {method: get, endpoint: 'http://x', body: {t: 'x ${ $secrets.k } ${ .n }'}}}}]}}}]"
     )
     machine = settled(Machine.start(program, FACTS, {"n": 1}, 1_000))
     effects = machine.take_effects()

@@ -4,7 +4,7 @@ import pytest
 
 from flint_core.durations import Duration, DurationError, parse_duration
 from flint_core.effects import Call, CancelEffect, Timer, TimerKind
-from flint_core.machine import Cancelled, Succeeded
+from flint_core.machine import Cancelled, Machine, Succeeded
 from flint_core.problems import ProblemType
 
 
@@ -177,3 +177,48 @@ def test_a_cancel_before_the_start_ends_the_run_at_its_first_wait(start):
     driver.settle()
     assert isinstance(driver.machine.end, Cancelled)
     assert driver.calls == []
+
+
+def deadlines(driver):
+    return {call.name: call.deadline_ms for call in driver.calls}
+
+
+def test_a_call_knows_the_first_timeout_around_it_and_none_of_its_siblings(start):
+    driver = start(
+        "timeout: {after: PT1H}\n"
+        "do:\n"
+        "  - f:\n"
+        "      timeout: {after: PT10M}\n"
+        "      fork:\n"
+        "        branches:\n"
+        "          - short: {call: noop, timeout: {after: PT1S}}\n"
+        "          - long: {do: [{inner: {call: noop}}]}\n"
+        "          - lasting: {call: noop, timeout: {after: PT2H}}\n"
+        "          - tried:\n"
+        "              try: [{risky: {call: noop, timeout: {after: PT20S}}}]\n"
+        "              catch: {retry: {limit: {attempt: {count: 2, duration: PT5S}}}}\n"
+    )
+    driver.settle()
+    assert deadlines(driver) == {"short": 2_000, "inner": 601_000, "lasting": 601_000, "risky": 6_000}
+    kernel = driver.machine._kernel
+    restored = Machine.restore(kernel.plan.program, kernel.facts, driver.machine.snapshot())
+    again = {effect.name: effect.deadline_ms for effect in restored.pending() if isinstance(effect, Call)}
+    assert again == deadlines(driver)
+
+
+def test_a_call_with_no_timeout_around_it_has_no_deadline(start):
+    driver = start("do: [{f: {fork: {branches: [{a: {call: noop, timeout: {after: PT1S}}}, {b: {call: noop}}]}}}]")
+    driver.settle()
+    assert deadlines(driver) == {"a": 2_000, "b": None}
+
+
+def test_a_catch_is_not_bound_by_the_limit_of_the_attempt_that_failed(run, down):
+    driver = run(
+        "do:\n"
+        "  - t:\n"
+        "      try: [{a: {call: noop}}]\n"
+        "      catch: {retry: {limit: {attempt: {count: 1, duration: PT5S}}}, do: [{h: {call: noop}}]}\n",
+        None,
+        lambda call: down() if call.name == "a" else "ok",
+    )
+    assert deadlines(driver) == {"a": 6_000, "h": None}

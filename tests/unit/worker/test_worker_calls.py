@@ -12,16 +12,20 @@ from flint_core.effects import Call, Deferred
 from flint_core.events import CallFailed, CallSucceeded
 from flint_core.problems import Problem, ProblemType
 from flint_jq import EvaluatorPool
-from flint_ops.clock import boottime
+from flint_ops.clock import boottime, now_ms
 from flint_worker.calls import Caller
 from flint_worker.executors import ExecutionFailed, ResolvedCall
 from flint_worker.executors.noop import NoopExecutor
 from flint_worker.journal import LegStopped
 from flint_worker.lease import Lease
+from flint_worker.redaction import Redaction
 from flint_worker.secrets import SecretResolver, has_deferred
+from support.eventually import eventually
 
 
 class Fixed:
+    unfinished = 0
+
     def __init__(self, outcome: Any) -> None:
         self.outcome = outcome
         self.seen: list[ResolvedCall] = []
@@ -47,7 +51,7 @@ async def perform(outcome: Any, arguments: dict[str, Any] | None = None, pool: A
     executor = Fixed(outcome)
     caller = Caller({"f": executor}, SecretResolver({"key": SecretStr("s3cr3t")}, pool), 1000)
     lease = Lease("inc", 1, boottime(), 60)
-    event = await caller.perform(Call(1, "/do/0/a", "a", "", 1, "f", arguments or {}, "k"), lease, "run", "trace", None)
+    event = await caller.perform(Call(1, "/do/0/a", "a", "", 1, "f", arguments or {}, "k"), lease, "run", "trace")
     return event, executor
 
 
@@ -79,19 +83,55 @@ async def test_a_wish_to_wait_is_passed_on() -> None:
 
 
 async def test_cancellation_passes() -> None:
+    class Holding(Fixed):
+        async def execute(self, call: ResolvedCall) -> Any:
+            self.seen.append(call)
+            await asyncio.Event().wait()
+
+    executor = Holding(None)
+    caller = Caller({"f": executor}, SecretResolver({}, None), 1000)  # type: ignore[arg-type]
+    call = Call(1, "/do/0/a", "a", "", 1, "f", {}, "k")
+    task = asyncio.ensure_future(caller.perform(call, Lease("inc", 1, boottime(), 60), "run", "trace"))
+    await eventually(lambda: bool(executor.seen))
+    assert caller.unfinished == 1
+    task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await perform(asyncio.CancelledError())
+        await task
+    assert caller.unfinished == 0
+
+
+async def test_a_cancellation_that_nobody_asked_for_is_a_failed_call() -> None:
+    event, _ = await perform(asyncio.CancelledError())
+    assert isinstance(event, CallFailed)
+    assert event.problem.type == ProblemType.RUNTIME
+
+
+async def test_work_that_outlives_its_call_is_counted() -> None:
+    executor = Fixed(None)
+    executor.unfinished = 2
+    assert Caller({"f": executor}, SecretResolver({}, None), 1000).unfinished == 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("deadline_ms", "seconds"), [(None, None), (5_000, 5.1), (-5_000, 0.0)])
+async def test_the_executor_is_told_the_time_of_its_own_call(deadline_ms: int | None, seconds: float | None) -> None:
+    executor = Fixed(None)
+    caller = Caller({"f": executor}, SecretResolver({}, None), 1000)  # type: ignore[arg-type]
+    at = None if deadline_ms is None else now_ms() + deadline_ms
+    call = Call(1, "/do/0/a", "a", "", 1, "f", {}, "k", at)
+    await caller.perform(call, Lease("inc", 1, boottime(), 60), "run", "trace")
+    given = executor.seen[0].deadline_s
+    assert given == (None if seconds is None else pytest.approx(seconds, abs=0.5))
 
 
 async def test_an_unknown_function_and_a_lease_that_is_over() -> None:
     caller = Caller({}, SecretResolver({}, None), 1000)  # type: ignore[arg-type]
     call = Call(1, "/do/0/a", "a", "", 1, "f", {}, "k")
-    event = await caller.perform(call, Lease("inc", 1, boottime(), 60), "run", "trace", None)
+    event = await caller.perform(call, Lease("inc", 1, boottime(), 60), "run", "trace")
     assert isinstance(event, CallFailed)
     assert event.problem.type == ProblemType.CONFIGURATION
     caller = Caller({"f": Fixed(1)}, SecretResolver({}, None), 1000)  # type: ignore[arg-type]
     with pytest.raises(LegStopped):
-        await caller.perform(call, Lease("inc", 1, boottime() - 61, 60), "run", "trace", None)
+        await caller.perform(call, Lease("inc", 1, boottime() - 61, 60), "run", "trace")
 
 
 def deferred(source: str, template: bool, *secrets: str) -> Deferred:
@@ -114,6 +154,46 @@ async def test_secrets_reach_the_executor_only(evaluators: EvaluatorPool) -> Non
         "jq": "YWRhOnMzY3IzdA==",
         "plain": 1,
     }
+
+
+SECRET = {"a": deferred("$secrets.key", False, "key")}
+
+
+async def test_a_secret_does_not_come_back_in_an_output(evaluators: EvaluatorPool) -> None:
+    output = {"echo": ["Bearer s3cr3t", {"s3cr3t": "a s3cr3t s3cr3t"}], "n": 1, "clean": "secret"}
+    event, _ = await perform(output, SECRET, evaluators)
+    assert event.output == {"echo": ["Bearer ***", {"***": "a *** ***"}], "n": 1, "clean": "secret"}
+    event, _ = await perform("s3cr3t", SECRET, evaluators)
+    assert event.output == "***"
+    event, _ = await perform("s3cr3t", {"a": 1}, evaluators)
+    assert event.output == "s3cr3t"  # a call without secrets has nothing to hide
+
+
+async def test_a_secret_does_not_come_back_in_a_problem(evaluators: EvaluatorPool) -> None:
+    problem = Problem("t", 500, "GET /s3cr3t", "quoted: 's3cr3t', cut: s3cr3")
+    event, _ = await perform(ExecutionFailed(problem), SECRET, evaluators)
+    assert event.problem == Problem("t", 500, "GET /***", "quoted: '***', cut: ***")
+
+
+@pytest.mark.parametrize(
+    ("secret", "text"),
+    [
+        ("a b/ü?", "https://x/a%20b/%C3%BC%3F"),
+        ("a b/ü?", "?k=a+b%2F%C3%BC%3F"),
+        ('say "no"', '{"k": "say \\"no\\""}'),
+        ("line\nbreak", "'line\\nbreak'"),
+    ],
+)
+def test_a_secret_is_found_in_other_spellings(secret: str, text: str) -> None:
+    cleaned = Redaction([secret]).text(text)
+    assert "***" in cleaned
+    assert "no" not in cleaned
+    assert "%" not in cleaned
+    assert "break" not in cleaned
+
+
+def test_the_longer_of_two_secrets_goes_first_and_short_ones_are_left() -> None:
+    assert Redaction(["abcd", "abcdef", "xyz", ""]).value({"a": "abcdef abcd xyz"}) == {"a": "*** *** xyz"}
 
 
 async def test_a_missing_secret_and_a_failing_expression_are_problems_without_values(evaluators: EvaluatorPool) -> None:

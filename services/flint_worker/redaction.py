@@ -1,0 +1,84 @@
+"""Taking secrets out of what a call brings back, before it reaches the machine and so the journal (promise 12).
+
+A server may echo a token, an address may hold one, a database may quote a value: whatever a call was given must not
+come back in its output or its problem. Only texts are looked at; a secret that the other side transformed on its own
+(hashed, translated) cannot be recognised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Final
+from urllib.parse import quote, quote_plus
+
+import orjson
+
+from flint_core.problems import Problem
+
+__all__ = ["MARK", "Redaction"]
+
+MARK: Final = "***"
+_SHORTEST: Final = 4
+"""A shorter secret stands in too many innocent texts, and protects nothing."""
+
+
+class Redaction:
+    """Replaces the secrets of one call. Immutable."""
+
+    __slots__ = ("_spellings",)
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        spellings = {spelling for secret in secrets if len(secret) >= _SHORTEST for spelling in _spellings(secret)}
+        # The longest first: one secret may be a part of another.
+        self._spellings = sorted(spellings, key=lambda spelling: (-len(spelling), spelling))
+
+    def value(self, value: Any) -> Any:
+        """The JSON value with every text in it cleaned, names of members included. Never changes it in place."""
+        if not self._spellings:
+            return value
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, dict):
+            return {self.text(name): self.value(member) for name, member in value.items()}
+        if isinstance(value, list):
+            return [self.value(item) for item in value]
+        return value
+
+    def problem(self, problem: Problem) -> Problem:
+        """The problem with its texts cleaned; also the beginning of a secret where a text was cut within it."""
+        if not self._spellings:
+            return problem
+        return replace(
+            problem,
+            type=self.text(problem.type),
+            title=self._cut(self.text(problem.title)),
+            detail=self._cut(self.text(problem.detail)),
+        )
+
+    def text(self, text: str) -> str:
+        """The text with every secret replaced."""
+        for spelling in self._spellings:
+            if spelling in text:
+                text = text.replace(spelling, MARK)
+        return text
+
+    def _cut(self, text: str) -> str:
+        for spelling in self._spellings:
+            for length in range(min(len(spelling) - 1, len(text)), _SHORTEST - 1, -1):
+                if text.endswith(spelling[:length]):
+                    return text[:-length] + MARK
+        return text
+
+
+def _spellings(secret: str) -> set[str]:
+    """The secret as it is, as it stands in an address, and as it is quoted in JSON and in the words of Python."""
+    return {
+        secret,
+        quote(secret),
+        quote(secret, safe=""),
+        quote(secret, safe="/:@!$&'()*+,;="),
+        quote_plus(secret),
+        orjson.dumps(secret).decode()[1:-1],
+        repr(secret)[1:-1],
+    }
