@@ -19,6 +19,8 @@ from flint_store.fence import FENCE, OwnerSession
 
 __all__ = ["Accepted", "NewRun", "accept_runs"]
 
+_QUEUED, _RUNNING = 1, 2  # flint.runs.v1.Run.State
+
 
 @dataclass(slots=True)
 class NewRun:
@@ -53,7 +55,7 @@ _COLUMNS = """
     SELECT u.run_id, u.namespace_id, u.definition_id, u.group_id,
            CASE WHEN u.leg_nonce IS NULL THEN 1 ELSE 2 END, u.level, u.request_id, u.request_hash, u.trace_id, u.input,
            1, 0, 0, CASE WHEN u.leg_nonce IS NULL THEN 0 ELSE 1 END, u.leg_nonce, u.claimant, u.leg_generation,
-           0, false, {adopt}, clock_timestamp(), CASE WHEN u.leg_nonce IS NULL THEN NULL ELSE clock_timestamp() END
+           0, false, {adopt}, moment.at, CASE WHEN u.leg_nonce IS NULL THEN NULL ELSE moment.at END
     FROM {source} unnest(
         CAST(:run_ids AS uuid[]), CAST(:namespaces AS text[]), CAST(:definitions AS bigint[]), CAST(:groups AS int[]),
         CAST(:levels AS int[]), CAST(:request_ids AS text[]), CAST(:request_hashes AS bytea[]),
@@ -69,19 +71,28 @@ _INSERT = """
                      cancel_requested, adopt, created_at, started_at)
     {select}
     ON CONFLICT (namespace_id, request_id) WHERE request_id IS NOT NULL DO NOTHING
-    RETURNING run_id, created_at, state
+    RETURNING 1
+"""
+
+_ACCEPT = """
+WITH {fence} moment AS MATERIALIZED (SELECT clock_timestamp() AS at),
+inserted AS ({insert})
+SELECT {held} AS held, (SELECT count(*) FROM inserted) AS inserted, (SELECT at FROM moment) AS at
 """
 
 # Insert fenced by the owner's session: no row at all when the session has ended.
-ACCEPT_OWNED = text(f"""
-WITH fence AS MATERIALIZED ({FENCE}),
-inserted AS ({_INSERT.format(select=_COLUMNS.format(adopt="false", source="fence,"))})
-SELECT NULL::uuid AS run_id, clock_timestamp() AS created_at, (SELECT count(*) FROM fence) AS state
-UNION ALL SELECT run_id, created_at, state FROM inserted
-""")
+ACCEPT_OWNED = text(
+    _ACCEPT.format(
+        fence=f"fence AS MATERIALIZED ({FENCE}),",
+        insert=_INSERT.format(select=_COLUMNS.format(adopt="false", source="fence, moment,")),
+        held="(SELECT count(*) FROM fence)",
+    )
+)
 
 # Insert by a replica that does not own the shards: needs no fence, the run waits for its owner.
-ACCEPT_FOREIGN = text(_INSERT.format(select=_COLUMNS.format(adopt="true", source="")))
+ACCEPT_FOREIGN = text(
+    _ACCEPT.format(fence="", insert=_INSERT.format(select=_COLUMNS.format(adopt="true", source="moment,")), held="1")
+)
 
 # What earlier starts with the same request ids became; unique index (namespace_id, request_id).
 FIND_REQUESTS = text("""
@@ -118,35 +129,30 @@ async def accept_runs(
     the earlier one is answered. Safe to repeat with the same runs after a lost answer.
     """
     parameters = _parameters(runs)
-    stored: dict[bytes, tuple[datetime, int]] = {}
     if session is not None:
-        rows = (await connection.execute(ACCEPT_OWNED, parameters | session.parameters())).all()
-        if rows[0].state == 0:
+        row = (await connection.execute(ACCEPT_OWNED, parameters | session.parameters())).one()
+        if row.held == 0:
             return None
-        stored = {r.run_id.bytes: (r.created_at, r.state) for r in rows[1:]}
     else:
-        rows = (await connection.execute(ACCEPT_FOREIGN, parameters)).all()
-        stored = {r.run_id.bytes: (r.created_at, r.state) for r in rows}
-    missing = [r for r in runs if r.run_id not in stored]
-    earlier: dict[tuple[str, str], tuple[bytes, bytes, datetime, int]] = {}
-    if missing:
-        found = await connection.execute(
-            FIND_REQUESTS,
-            {
-                "namespaces": texts([r.namespace for r in missing]),
-                "request_ids": texts([r.request_id for r in missing]),
-            },
-        )
-        earlier = {
-            (f.namespace_id, f.request_id): (f.run_id.bytes, bytes(f.request_hash), f.created_at, f.state)
-            for f in found
-        }
+        row = (await connection.execute(ACCEPT_FOREIGN, parameters)).one()
+    fresh = [Accepted(r.run_id, True, True, row.at, _QUEUED if r.leg_nonce is None else _RUNNING) for r in runs]
+    if row.inserted == len(runs):
+        return fresh
+    # Some request ids were in use: find out which, and what became of the starts that used them first.
+    found = await connection.execute(
+        FIND_REQUESTS,
+        {
+            "namespaces": texts([r.namespace for r in runs if r.request_id]),
+            "request_ids": texts([r.request_id for r in runs if r.request_id]),
+        },
+    )
+    stored = {(f.namespace_id, f.request_id): f for f in found}
     answers = []
-    for run in runs:
-        mine = stored.get(run.run_id)
-        if mine is not None:
-            answers.append(Accepted(run.run_id, True, True, mine[0], mine[1]))
-            continue
-        run_id, request_hash, created_at, state = earlier[run.namespace, run.request_id]
-        answers.append(Accepted(run_id, run_id == run.run_id, request_hash == run.request_hash, created_at, state))
+    for run, mine in zip(runs, fresh, strict=True):
+        first = stored.get((run.namespace, run.request_id)) if run.request_id else None
+        if first is None or first.run_id.bytes == run.run_id:
+            answers.append(mine)
+        else:
+            same = bytes(first.request_hash) == run.request_hash
+            answers.append(Accepted(first.run_id.bytes, False, same, first.created_at, first.state))
     return answers

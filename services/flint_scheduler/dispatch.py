@@ -39,6 +39,9 @@ _APPEND_TIMEOUT_S = 5.0
 _RETRY_S = 0.5
 
 
+_WAITS = [QUEUE_WAIT.labels("default", str(level)) for level in range(10)]
+
+
 class Dispatcher:
     """Opens legs and publishes jobs, for one scheduler."""
 
@@ -195,7 +198,7 @@ class Dispatcher:
             card.wake_at_ms = 0
             card.started_ms = card.started_ms or at_ms
             card.start = card.start or starts[card.run_id]
-            QUEUE_WAIT.labels("default", str(card.level)).observe(now - card.ready_since)
+            _WAITS[card.level].observe(now - card.ready_since)
             self._announcer.changed(card, [])
         self.publish(opened)
         self._announcer.flush()
@@ -213,9 +216,10 @@ class Dispatcher:
 
     async def _publish(self, cards: list[RunCard]) -> None:
         appends: list[tuple[RunCard, asyncio.Future[int]]] = []
+        opened: dict[str, int] = {}
         for card in cards:
             job, worker = self._job(card)
-            LEGS_OPENED.labels(worker.pool).inc()
+            opened[worker.pool] = opened.get(worker.pool, 0) + 1
             try:
                 append = self._bus.append_now(
                     job_subject(worker.region, worker.pool, worker.incarnation),
@@ -228,6 +232,8 @@ class Dispatcher:
                 self.on_undeliverable(card, str(error))
                 continue
             appends.append((card, append))
+        for pool, count in opened.items():
+            LEGS_OPENED.labels(pool).inc(count)
         for card, append in appends:
             try:
                 await append
