@@ -1,0 +1,52 @@
+"""What the pages show as whole definitions compiles, and what they call generated is what the code says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flint_core.definition import Severity, compile_definition
+
+ROOT = Path(__file__).resolve().parents[3]
+PAGES = ("README.md", "docs/definition-language.md")
+_BLOCK = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def examples() -> list[tuple[str, str]]:
+    """Blocks of YAML that are whole documents, each with its page and the line it begins at."""
+    return [
+        (f"{page}:{text.count(chr(10), 0, match.start(1)) + 1}", match[1])
+        for page in PAGES
+        for text in [(ROOT / page).read_text(encoding="utf-8")]
+        for match in _BLOCK.finditer(text)
+        if match[1].startswith("document:")
+    ]
+
+
+EXAMPLES = examples()
+
+
+@pytest.mark.parametrize(("place", "source"), EXAMPLES, ids=[place for place, _ in EXAMPLES])
+def test_an_example_compiles(place: str, source: str) -> None:
+    errors = [finding for finding in compile_definition(source).findings if finding.severity is Severity.ERROR]
+    assert errors == []
+
+
+def test_each_page_has_examples() -> None:
+    assert {place.partition(":")[0] for place, _ in EXAMPLES} == set(PAGES)
+
+
+def test_names_are_used_once_in_a_page() -> None:
+    names = [(place.partition(":")[0], compile_definition(source).program) for place, source in EXAMPLES]
+    known = [(page, program.workflow_id) for page, program in names if program is not None]
+    assert len(known) == len(set(known))
+
+
+def test_the_configuration_reference_is_what_the_code_says() -> None:
+    command = [sys.executable, str(ROOT / "deploy/tools/generate_config_docs.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
