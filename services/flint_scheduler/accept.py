@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from flint_bus import Bus
 from flint_bus.subjects import owner_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
-from flint_core.ids import SHARDS, make_run_id
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_core.ids import SHARDS, group_of_run, make_run_id
 from flint_scheduler.cards import Phase, RunBook, RunCard
 from flint_scheduler.clock import RecordClock
 from flint_scheduler.dispatch import Dispatcher
@@ -33,6 +34,8 @@ from flint_store.legs import LegStart
 __all__ = ["Acceptor", "NewStart"]
 
 _BATCH = 1000
+_LATE_S = 15.0  # above PostgreSQL's statement timeout
+ENDED = frozenset((runs_pb2.Run.STATE_SUCCEEDED, runs_pb2.Run.STATE_FAILED, runs_pb2.Run.STATE_CANCELLED))
 
 
 @dataclass(slots=True)
@@ -129,6 +132,7 @@ class Acceptor(Lane[_Unit]):
                 # The commit may have happened with legs named in it: the sweep's sibling, recovery, finds them by
                 # reading.
                 self._holdings.reread({run.group for run in runs})
+                asyncio.get_running_loop().call_later(_LATE_S, self._look_for, runs)
                 for unit in batch:
                     self._refuse(unit, error)
                 return
@@ -208,6 +212,7 @@ class Acceptor(Lane[_Unit]):
         now = asyncio.get_running_loop().time()
         opened: list[RunCard] = []
         foreign: dict[int, list[bytes]] = {}
+        known: dict[int, list[bytes]] = {}
         at = 0
         for unit in batch:
             mine = answers[at : at + len(unit.starts)]
@@ -215,6 +220,11 @@ class Acceptor(Lane[_Unit]):
                 if not answer.created:
                     if run.run_id in claims:
                         self._fleet.release(run.claimant)
+                    if answer.state not in ENDED and self._book.get(answer.run_id) is None:
+                        # Mostly a run that waits; but it may have been stored by a commit that came late.
+                        known.setdefault(group_of_run(answer.run_id, self._holdings.group_count), []).append(
+                            answer.run_id
+                        )
                     continue
                 if not current or not self._holdings.owns(run.group):
                     # Accepted for another owner, or given away meanwhile: it reads the run from PostgreSQL.
@@ -261,7 +271,15 @@ class Acceptor(Lane[_Unit]):
             self._dispatcher.publish(opened)
         if len(self._queue):
             self._dispatcher.wake()
-        for group, run_ids in foreign.items():
+        for group, run_ids in [*foreign.items(), *known.items()]:
+            self._nudge(group, run_ids)
+
+    def _look_for(self, runs: list[NewRun]) -> None:
+        """The backend of a lost connection may commit after the record was read again: look once more."""
+        by_group: dict[int, list[bytes]] = {}
+        for run in runs:
+            by_group.setdefault(run.group, []).append(run.run_id)
+        for group, run_ids in by_group.items():
             self._nudge(group, run_ids)
 
     def _nudge(self, group: int, run_ids: list[bytes]) -> None:

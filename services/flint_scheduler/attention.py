@@ -17,8 +17,8 @@ from google.protobuf.message import DecodeError
 from flint_bus import Bus, BusError, Message, Subscription
 from flint_bus.subjects import owner_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
-from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_ops.logging import get_logger
+from flint_scheduler.accept import ENDED
 from flint_scheduler.announce import Announcer
 from flint_scheduler.cards import Phase, RunBook, RunCard, card_of_row
 from flint_scheduler.clock import RecordClock
@@ -44,7 +44,6 @@ _LIMIT = 1000  # rows read at a time
 _SWEEP_LIMIT = 20_000  # ids found by one sweep, of each kind
 _SAVE_EVERY_S = 10.0
 _PURGE_EVERY_S = 60.0
-_ENDED = (runs_pb2.Run.STATE_SUCCEEDED, runs_pb2.Run.STATE_FAILED, runs_pb2.Run.STATE_CANCELLED)
 
 
 class Attention:
@@ -182,7 +181,7 @@ class Attention:
         for at in range(0, len(missing), _LIMIT):
             part = missing[at : at + _LIMIT]
             for row in await self._record.read(partial(load_runs, run_ids=part)):
-                if row.state in _ENDED or not self._holdings.owns(row.group) or self._book.get(row.run_id) is not None:
+                if row.state in ENDED or not self._holdings.owns(row.group) or self._book.get(row.run_id) is not None:
                     continue
                 card = card_of_row(row, now)
                 self._book.add(card)
@@ -206,7 +205,7 @@ class Attention:
         if missing:
             now = asyncio.get_running_loop().time()
             for row in await self._record.read(lambda c: load_runs(c, missing)):
-                if row.state in _ENDED:
+                if row.state in ENDED:
                     ended.append(row.run_id)
                 elif self._holdings.owns(row.group) and self._book.get(row.run_id) is None:
                     card = card_of_row(row, now)

@@ -101,6 +101,7 @@ class _Draft:
     card: RunCard
     position: int
     losses: int
+    generation: int  # of the journal when it was judged
     entries: list[EntryRow] = field(default_factory=list)
     steps: list[runs_pb2.StepRecord] = field(default_factory=list)
     snapshot: bytes | None = None
@@ -281,13 +282,16 @@ class Folder(Lane[Reading | Command]):
         if verdict not in (Verdict.ACCEPT, Verdict.SEAL):
             return
         if draft is None:
-            draft = drafts[card.run_id] = _Draft(card, card.position, card.losses)
+            draft = drafts[card.run_id] = self._draft(card)
         if verdict is Verdict.SEAL:
             self._sealed(draft, sequence)
         else:
             self._accepted(draft, entry)
         if draft.closed and draft.ending is None and (card.cancel_requested or draft.cancel):
             draft.ending = Ending(_RUN.STATE_CANCELLED, 0)
+
+    def _draft(self, card: RunCard) -> _Draft:
+        return _Draft(card, card.position, card.losses, self._holdings.generation)
 
     def _accepted(self, draft: _Draft, entry: journal_pb2.JournalEntry) -> None:
         draft.position = entry.index
@@ -330,7 +334,8 @@ class Folder(Lane[Reading | Command]):
     def _sealed(self, draft: _Draft, sequence: int) -> None:
         """The leg is over: everything its worker had appended is folded before this."""
         draft.closed = True
-        draft.expected_sequence = sequence
+        # Behind the first of two SEALs stands the second: dispatch appends a fresh one then.
+        draft.expected_sequence = None if draft.card.seal_doubt else sequence
         if not draft.card.loss:
             return
         draft.losses += 1
@@ -356,7 +361,7 @@ class Folder(Lane[Reading | Command]):
             return
         draft = drafts.get(card.run_id)
         if draft is None:
-            draft = _Draft(card, card.position, card.losses)
+            draft = self._draft(card)
         if draft.ending is not None:
             draft.clear_inbox = True
             return
@@ -416,7 +421,8 @@ class Folder(Lane[Reading | Command]):
             title="The run's progress cannot be recorded",
             detail=f"PostgreSQL refused the entry after position {card.position}: {why}"[:1000],
         )
-        failed = _Draft(card, card.position, card.losses, closed=True)
+        failed = self._draft(card)
+        failed.closed = True
         failed.ending = Ending(_RUN.STATE_FAILED, 0, error=problem)
         claimant, nonce = card.claimant, card.nonce
         await self._store([failed], session)
@@ -473,7 +479,7 @@ class Folder(Lane[Reading | Command]):
                 card.held = False
             card.nonce = None
             card.claimant = None
-            card.loss = False
+            card.loss = card.seal_doubt = False
             card.job_sequence = 0
         if draft.ending is not None:
             draft.ending.at_ms = at_ms
@@ -483,7 +489,8 @@ class Folder(Lane[Reading | Command]):
             self.on_ready()
             return
         if draft.closed:
-            card.expected_sequence = draft.expected_sequence
+            if draft.generation == self._holdings.generation:
+                card.expected_sequence = draft.expected_sequence
             card.start = None
             if draft.wake_at_ms is not None:
                 card.phase = Phase.WAITING

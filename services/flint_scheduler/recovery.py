@@ -83,7 +83,8 @@ class Recovery:
         legs = 0
         for card in self._book:
             if card.phase is Phase.SEALING and now - card.progress_at > _SEAL_PATIENCE_S:
-                card.phase = Phase.OPEN  # its SEAL was not read: one more is harmless
+                card.phase = Phase.OPEN  # its SEAL was not read: another one
+                card.seal_doubt = True
             if card.phase is not Phase.OPEN or card.claimant is None:
                 continue
             if card.cancel_requested and now - card.cancel_sent_at > self._begin_deadline_s:
@@ -177,7 +178,8 @@ class Recovery:
             if isinstance(result, StreamMissing):
                 self._readers.suspect()
             if card.phase is Phase.SEALING:
-                card.phase = Phase.OPEN  # looked at again with the next tick; one SEAL too many is harmless
+                card.phase = Phase.OPEN  # looked at again with the next tick
+                card.seal_doubt = True  # it may be stored all the same
                 if reason == "released":
                     card.progress_at = 0.0
 
