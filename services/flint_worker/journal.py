@@ -15,11 +15,14 @@ from flint_bus.subjects import journal_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_ops.clock import boottime
 from flint_worker.lease import Lease
 from flint_worker.telemetry import APPEND_RETRIES, APPENDS
 
 __all__ = ["JournalWriter", "LegStopped"]
 
+_PURGED_AFTER_S: Final = 8.0
+"""Below the smallest `journal.keep_folded_s`."""
 _APPEND_TIMEOUT_S: Final = 2.0
 _READ_TIMEOUT_S: Final = 2.0
 _FIRST_PAUSE_S: Final = 0.02
@@ -27,7 +30,10 @@ _LONGEST_PAUSE_S: Final = 1.0
 
 
 class LegStopped(Exception):
-    """The leg must stop without another word. `reason`: lease, superseded, given-up, refused."""
+    """The leg must stop without another word, because it is not its word any more or has been said.
+
+    `reason`: lease, superseded, given-up, failed. What is not stored for another reason ends the run (leg.py).
+    """
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -49,6 +55,7 @@ class JournalWriter:
         self._constant = journal_pb2.JournalEntry(
             run_id=job.run_id, leg_nonce=job.leg_nonce, leg=job.leg, claimant=job.claimant
         ).SerializeToString()
+        self._stored_at = boottime()
         self.give_up = asyncio.Event()
         """Set: stop trying, the journal is gone."""
         self.unsure = False
@@ -63,7 +70,10 @@ class JournalWriter:
         snapshot: bytes = b"",
         end: journal_pb2.LegEnd | None = None,
     ) -> None:
-        """Returns when the entry is stored. Raises LegStopped, or MessageTooLarge before anything was sent."""
+        """Returns when the entry is stored.
+
+        Raises LegStopped, MessageTooLarge before anything was sent, or AppendRefused when it will never be stored.
+        """
         entry = journal_pb2.JournalEntry(index=self._index, steps=steps, events=events, snapshot=snapshot, end=end)
         data = self._constant + entry.SerializeToString()
         msg_id = f"{self._nonce}.{self._index}"
@@ -81,7 +91,11 @@ class JournalWriter:
                     timeout_s=_APPEND_TIMEOUT_S,
                 )
             except SequenceMismatch:
-                sequence = await self._sequence_of(msg_id)
+                found = await self._sequence_of(msg_id)
+                if found is None:
+                    self._expected = 0  # the subject's entries have left by age or purge: its sequence is 0 again (R8)
+                    continue
+                sequence = found
             except (AppendUnknown, StreamMissing, StreamFull):
                 APPEND_RETRIES.inc()
                 self.unsure = True
@@ -90,13 +104,18 @@ class JournalWriter:
                 continue
             self.unsure = False
             self._expected = sequence
+            self._stored_at = boottime()
             self._index += 1
             self.written += 1
             APPENDS.inc()
             return
 
-    async def _sequence_of(self, msg_id: str) -> int:
-        """After error 10071: the subject's last message is ours (an acknowledgement was lost), or we stop (R9)."""
+    async def _sequence_of(self, msg_id: str) -> int | None:
+        """After error 10071: the subject's last message is ours (an acknowledgement was lost), or we stop (R9).
+
+        None when the subject is empty although something was expected: folded entries are purged, never before
+        `journal.keep_folded_s`; earlier than that they were lost, and the leg stops.
+        """
         pause_s = _FIRST_PAUSE_S
         while True:
             if not self._lease.valid():
@@ -110,6 +129,8 @@ class JournalWriter:
                 continue
             if last is not None and last.msg_id == msg_id:
                 return last.sequence
+            if last is None and self._expected and boottime() - self._stored_at > _PURGED_AFTER_S:
+                return None
             raise LegStopped("superseded")
 
     async def _pause(self, seconds: float) -> None:

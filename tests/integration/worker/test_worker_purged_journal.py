@@ -1,0 +1,47 @@
+"""A run's entries leave the stream by purge or age while its leg is still at a long step (R8)."""
+
+from __future__ import annotations
+
+import asyncio
+
+from worker_bench import Bench, https
+
+from flint_bus import journal_stream
+from flint_bus.subjects import journal_subject
+
+
+async def at_its_second_step(bench: Bench) -> tuple[object, asyncio.Task[str], asyncio.Event, object]:
+    job = bench.job(bench.define(https(2)))
+    first, second = asyncio.Event(), asyncio.Event()
+    bench.probe.hold = first
+    leg = bench.leg(job)
+    task = leg.start()
+    await bench.probe.begun.wait()
+    bench.probe.hold = second
+    first.set()
+    async with asyncio.timeout(10):
+        while len(bench.probe.calls) < 2:
+            await asyncio.sleep(0)
+    stream = journal_stream(1)
+    state = await bench.bus.stream_state(stream)
+    assert state is not None
+    await bench.bus.purge_up_to(stream, state.last_sequence, subject=journal_subject(1, 0, job.run_id))
+    assert await bench.bus.last_message(stream, journal_subject(1, 0, job.run_id)) is None
+    return job, task, second, leg
+
+
+async def test_the_outcome_of_a_long_step_is_appended_behind_a_purge(bench: Bench) -> None:
+    job, task, release, leg = await at_its_second_step(bench)
+    leg._journal._stored_at -= 60  # type: ignore[attr-defined]  # the step has taken a minute
+    release.set()
+    async with asyncio.timeout(10):
+        assert await task == "succeeded"
+    assert [entry.index for entry in await bench.entries(job)] == [2]  # type: ignore[arg-type]
+    assert len(bench.probe.calls) == 2
+
+
+async def test_an_empty_subject_too_early_is_a_lost_entry(bench: Bench) -> None:
+    _, task, release, _ = await at_its_second_step(bench)
+    release.set()
+    async with asyncio.timeout(10):
+        assert await task == "superseded"
