@@ -1,6 +1,7 @@
-"""The outermost interceptor of every server: counts and times calls, and turns exceptions into statuses.
+"""The outermost wrapper of every server's handlers: counts and times calls, and turns exceptions into statuses.
 
-Wrapped handlers are kept per method, so a call costs two clock reads and two bound metric children. A `Refused` is
+Handlers are wrapped once, when they are registered (`Router`): per call there is no chain of interceptors, only the
+wrapped coroutine, two clock reads and two bound metric children. A `Refused` is
 answered with its details; anything else is logged with a fresh id and answered as INTERNAL with that id. Cancellation
 passes.
 """
@@ -11,7 +12,7 @@ import asyncio
 import inspect
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -21,7 +22,7 @@ from flint_ops import metrics
 from flint_ops.logging import get_logger
 from flint_rpc.errors import STATUS_DETAILS_KEY, ErrorReason, Refused, status_proto
 
-__all__ = ["BoundaryInterceptor", "HandlerWrapper", "abort"]
+__all__ = ["Boundary", "Handler", "HandlerWrapper", "Router", "abort"]
 
 _log = get_logger("flint_rpc.boundary")
 
@@ -33,7 +34,6 @@ _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 # The published types of handlers describe the synchronous server's.
 Handler = Any
-Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Refused) -> NoReturn:
@@ -43,34 +43,47 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Refused) -> 
     raise AssertionError("abort returned")
 
 
-class HandlerWrapper(grpc.aio.ServerInterceptor):
-    """An interceptor that wraps each method's handler once and keeps the result. Subclasses say how."""
-
-    def __init__(self) -> None:
-        self._wrapped: dict[str, tuple[Handler, Handler]] = {}
+class HandlerWrapper:
+    """Wraps each method's handler once, when it is registered. Subclasses say how."""
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """The handler to use for a method (`/package.Service/Method`)."""
         raise NotImplementedError
 
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> Handler | None:
-        """Looks up the wrapped handler; an unknown method stays unknown."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        method: str = handler_call_details.method
-        kept = self._wrapped.get(method)
-        if kept is not None and kept[0] is handler:
-            return kept[1]
-        wrapped = self.wrap(method, handler)
-        self._wrapped[method] = (handler, wrapped)
-        return wrapped
+
+class Router(grpc.GenericRpcHandler):
+    """All handlers of one server, wrapped and found by path. Stands in for the server in `add_…_to_server`.
+
+    The first wrapper is the outermost.
+    """
+
+    def __init__(self, wrappers: Sequence[HandlerWrapper]) -> None:
+        self._wrappers = tuple(reversed(wrappers))
+        self._handlers: dict[str, Handler] = {}
+
+    @property
+    def methods(self) -> frozenset[str]:
+        """Paths of what is served."""
+        return frozenset(self._handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Handler]) -> None:
+        """Wraps and keeps the handlers of a service, by the methods' names."""
+        for name, handler in handlers.items():
+            method = f"/{service}/{name}"
+            for wrapper in self._wrappers:
+                handler = wrapper.wrap(method, handler)
+            self._handlers[method] = handler
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
+        """Nothing: generated code passes the same handlers by name, too."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Handler | None:
+        """The wrapped handler of a call; None for an unknown method (UNIMPLEMENTED)."""
+        return self._handlers.get(handler_call_details.method)
 
 
-class BoundaryInterceptor(HandlerWrapper):
-    """See the module. Must be the first interceptor."""
+class Boundary(HandlerWrapper):
+    """See the module. Must be the first wrapper."""
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """The handler between metrics and error mapping."""

@@ -1,7 +1,7 @@
 """gRPC servers: one way to build them for all services.
 
 Every server has the standard health service and reflection (v1alpha, and v1 by the same servicer: the messages are the
-same), the boundary interceptor, message size limits, and keepalive settings that find dead peers.
+same), the boundary, message size limits, and keepalive settings that find dead peers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 
-from flint_rpc.boundary import BoundaryInterceptor, Handler, HandlerWrapper
+from flint_rpc.boundary import Boundary, Handler, HandlerWrapper, Router
 from flint_rpc.errors import ErrorReason, Refused
 
 __all__ = [
@@ -98,7 +98,6 @@ class TokenInterceptor(HandlerWrapper):
     """
 
     def __init__(self, token: str) -> None:
-        super().__init__()
         if not token:
             raise ValueError("the cluster's token is empty")
         self._expected = f"Bearer {token}".encode()
@@ -151,17 +150,17 @@ def create_server(
     listen: str,
     services: Sequence[Service],
     *,
-    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    interceptors: Sequence[HandlerWrapper] = (),
     message_bytes: int = INTERNAL_MESSAGE_BYTES,
     send_bytes: int = INTERNAL_MESSAGE_BYTES,
 ) -> RpcServer:
     """Builds a server on `listen` (`host:port`; port 0 takes a free one). Raises OSError when it cannot be bound.
 
-    `interceptors` run inside the boundary, in order. `message_bytes` bounds what a caller may send, `send_bytes` what
-    is answered. Call from inside the event loop that will serve.
+    `interceptors` wrap the handlers inside the boundary, in order. `message_bytes` bounds what a caller may send,
+    `send_bytes` what is answered. Call from inside the event loop that will serve.
     """
+    router = Router([Boundary(), *interceptors])
     server = grpc.aio.server(
-        interceptors=[BoundaryInterceptor(), *interceptors],
         options=[
             ("grpc.max_receive_message_length", message_bytes),
             ("grpc.max_send_message_length", send_bytes),
@@ -174,10 +173,15 @@ def create_server(
     )
     names = [service.name for service in services]
     for service in services:
-        service.add(service.servicer, server)
+        service.add(service.servicer, router)
     health_servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    _add_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1], server)
+    add_health: Any = health_pb2_grpc.add_HealthServicer_to_server
+    add_health(health_servicer, router)
+    _add_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1], router)
+    missing = sorted({method for service in services for method in service.methods} - router.methods)
+    if missing:
+        raise RuntimeError(f"methods that no handler was registered for: {', '.join(missing)}")
+    server.add_generic_rpc_handlers((router,))
     host = listen.rpartition(":")[0]
     try:
         port = server.add_insecure_port(listen)
@@ -188,15 +192,12 @@ def create_server(
     return RpcServer(server, host, port, health_servicer, names)
 
 
-def _add_reflection(names: list[str], server: grpc.aio.Server) -> None:
-    servicer = ReflectionServicer(names)
-    reflection.enable_server_reflection(names, server)
+def _add_reflection(names: list[str], router: Router) -> None:
     method = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
+        ReflectionServicer(names).ServerReflectionInfo,
         reflection_pb2.ServerReflectionRequest.FromString,
         reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
     # The v1 messages are field for field those of v1alpha; grpcio-reflection serves the older name only.
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(_REFLECTION_V1, {"ServerReflectionInfo": method}),)
-    )
+    for service in (reflection.SERVICE_NAME, _REFLECTION_V1):
+        router.add_registered_method_handlers(service, {"ServerReflectionInfo": method})

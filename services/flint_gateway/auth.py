@@ -114,7 +114,6 @@ class AuthInterceptor(HandlerWrapper):
     """See the module. One per gateway, directly inside the boundary."""
 
     def __init__(self, keys: KeyCache) -> None:
-        super().__init__()
         self._keys = keys
 
     def wrap(self, method: str, handler: Handler) -> Handler:
