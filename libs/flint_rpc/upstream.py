@@ -2,7 +2,8 @@
 
 States of a replica: GOOD → RESTING (a call found it unreachable: others are preferred for a moment that doubles up to
 `_REST_MAX_S`) → GOOD (a call worked). Nothing runs in the background; gRPC reconnects by itself. When every replica
-fails, a call tries them again, with a short pause between rounds, until its deadline.
+fails, a call tries them again, with a short pause between rounds, until its deadline. A replica whose queue is full
+(QUEUE_FULL) is passed over, too; when none has room the call is refused at once, as the caller is to wait.
 
 Every call that goes through here may arrive more than once, so it must be idempotent.
 """
@@ -17,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import grpc
 
 from flint_ops import metrics
-from flint_rpc.errors import Refused, component_unavailable, from_rpc_error
+from flint_rpc.errors import ErrorReason, Refused, component_unavailable, from_rpc_error
 from flint_rpc.server import INTERNAL_MESSAGE_BYTES
 
 __all__ = ["Client", "Upstream"]
@@ -130,6 +131,7 @@ class Upstream:
         last: Refused | None = None
         pause_s = 0.02
         while True:
+            full: Refused | None = None
             for index in self._order(prefer):
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
@@ -143,7 +145,12 @@ class Upstream:
                 except grpc.aio.AioRpcError as error:
                     if error.code() not in _RETRIED:
                         self._reached = True
-                        raise from_rpc_error(error) from None
+                        refused = from_rpc_error(error)
+                        if refused.reason != ErrorReason.ERROR_REASON_QUEUE_FULL:
+                            raise refused from None
+                        full = refused  # nothing was done, and another replica may have room
+                        replica.worked()
+                        continue
                     replica.failed()
                     self._failovers.inc()
                     last = component_unavailable(self.name, error.details() or error.code().name)
@@ -151,6 +158,8 @@ class Upstream:
                 replica.worked()
                 self._reached = True
                 return response
+            if full is not None:
+                raise full
             await asyncio.sleep(min(pause_s, max(0.0, deadline - time.monotonic())))
             pause_s = min(_PAUSE_MAX_S, pause_s * 2)
 
@@ -184,8 +193,8 @@ class Client(Generic[_Stub]):
     ) -> _Response:
         """Calls a method: `await client.call(lambda stub: stub.Heartbeat, request, 2.0)`.
 
-        Tries the next replica when one cannot be reached, refuses as UNAVAILABLE or does not answer within
-        `attempt_timeout_s`, until `timeout_s` is over. Raises `Refused`: what the service refused with, or
+        Tries the next replica when one cannot be reached, refuses as UNAVAILABLE or QUEUE_FULL or does not answer
+        within `attempt_timeout_s`, until `timeout_s` is over. Raises `Refused`: what the service refused with, or
         COMPONENT_UNAVAILABLE. `prefer` is the index of the replica to try first; else they take turns.
         """
         calls = [select(stub) for stub in self._stubs]

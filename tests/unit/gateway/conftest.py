@@ -92,9 +92,17 @@ class Scheduler(pb_grpc.SchedulingServiceServicer, pb_grpc.PrincipalServiceServi
         self.gate.set()
         self.accepts = 0
         self.lose_answers = False
+        self.full = False
 
     async def AcceptRuns(self, request: pb.AcceptRunsRequest, context: Any) -> pb.AcceptRunsResponse:
         self.accepts += 1
+        if self.full:
+            raise Refused(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                ErrorReason.ERROR_REASON_QUEUE_FULL,
+                "too many starts wait",
+                retry_after_s=1.0,
+            )
         self.record.batches.append(len(request.starts))
         await self.gate.wait()
         response = pb.AcceptRunsResponse()
