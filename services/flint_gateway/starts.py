@@ -1,9 +1,14 @@
 """Starts, coalesced by natural batching: what arrives while a batch is under way is the next batch.
 
-One lane per scheduler replica; a lane has one internal batch in flight. States of a lane: IDLE → SENDING → SENDING or
-IDLE. A batch goes first to the lane's replica and fails over to the others, which is safe because each start carries a
-request_id. The waiting room is bounded by starts and bytes: beyond it callers are refused (QUEUE_FULL). When a lane
-dies (it only dies of a defect) the gateway stops in order; callers that wait are failed by `close`.
+One lane per scheduler replica; a lane has one internal batch in flight. Lanes take turns: a second batch goes beside
+the one under way only when enough starts wait to fill a batch well, or when that one takes long (its replica may be
+gone). So batches are large where starts come one by one, and a batch costs every process about the same whether it
+holds one start or twenty.
+
+States of a lane: IDLE → CALLED (its turn) → SENDING → IDLE or CALLED. A batch goes first to the lane's replica and
+fails over to the others, which is safe because each start carries a request_id. The waiting room is bounded by starts
+and bytes: beyond it callers are refused (QUEUE_FULL). When a lane dies (it only dies of a defect) the gateway stops in
+order; callers that wait are failed by `close`.
 """
 
 from __future__ import annotations
@@ -30,6 +35,10 @@ BATCH_BYTES = 8 * 2**20
 """One internal message; Flint's own services take more (flint_rpc.server.INTERNAL_MESSAGE_BYTES)."""
 
 _TIMEOUT_S = 20.0
+_BESIDE_STARTS = 100
+"""So many waiting starts go beside a batch under way."""
+_LATE_S = 0.05
+"""A batch that takes longer holds the others back no more."""
 _SPLIT_ON = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNKNOWN})
 
 _BATCH = metrics.histogram("gateway_start_batch", "Starts in one internal batch", buckets=metrics.COUNT_BUCKETS)
@@ -51,6 +60,15 @@ class _Submission:
         self.starts = starts
         self.size = size
         self.answer = answer
+
+
+class _Flight:
+    """A batch under way. `holds`: it is not late yet, so the next one waits for it."""
+
+    __slots__ = ("holds",)
+
+    def __init__(self) -> None:
+        self.holds = True
 
 
 class StartBatcher:
@@ -77,7 +95,8 @@ class StartBatcher:
         self._starts = 0
         self._bytes = 0
         self._lane_count = lanes
-        self._idle: list[asyncio.Future[None]] = []
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._turns = 0
         self._closed = False
         self._lanes: list[asyncio.Task[None]] = []
 
@@ -119,22 +138,43 @@ class StartBatcher:
         self._waiting.append(_Submission(starts, size, answer))
         self._starts += count
         self._bytes += size
-        if self._idle:
-            idle = self._idle.pop()
+        self._call_lane()
+        return await answer
+
+    def _call_lane(self) -> None:
+        """When a batch may go: gives the turn to the lane that was idle for longest. It takes all that has come by the
+        time it runs.
+        """
+        if self._idle and self._waiting and (self._turns == 0 or self._starts >= _BESIDE_STARTS):
+            self._turns += 1
+            idle = self._idle.popleft()
             if not idle.done():
                 idle.set_result(None)
-        return await answer
 
     async def _lane(self, index: int) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            batch = self._take()
-            if batch:
-                await self._send(batch, index)
-                continue
             idle = loop.create_future()
             self._idle.append(idle)
+            self._call_lane()
             await idle
+            flight = _Flight()
+            late = loop.call_later(_LATE_S, self._release, flight)
+            try:
+                batch = self._take()
+                self._call_lane()  # more may wait than fits one batch
+                if batch:
+                    await self._send(batch, index)
+            finally:
+                late.cancel()
+                self._release(flight)
+
+    def _release(self, flight: _Flight) -> None:
+        """The flight holds nobody back any more: it has ended, or it is late."""
+        if flight.holds:
+            flight.holds = False
+            self._turns -= 1
+            self._call_lane()
 
     def _take(self) -> list[_Submission]:
         """All that waits, up to a batch; submissions whose caller has gone are left out."""

@@ -58,6 +58,36 @@ async def test_what_arrives_meanwhile_is_the_next_batch(house: Any) -> None:
     assert len({run.name for run in runs}) == 52
 
 
+async def test_lanes_take_turns_unless_one_is_late(house: Any) -> None:
+    batcher = house.gateway._batcher
+    for scheduler in house.schedulers:
+        scheduler.gate.clear()
+    first = asyncio.create_task(house.admin.start())
+    await eventually(lambda: len(house.record.batches) == 1)
+    # The first batch is late by and by, and holds the other lane back no more.
+    second = asyncio.create_task(house.admin.start())
+    await eventually(lambda: len(house.record.batches) == 2)
+    assert sorted(scheduler.accepts for scheduler in house.schedulers) == [1, 1]
+    for scheduler in house.schedulers:
+        scheduler.gate.set()
+    await asyncio.gather(first, second)
+    await eventually(lambda: batcher._turns == 0 and len(batcher._idle) == 2)
+    for _ in range(4):
+        await house.admin.start()
+    assert sorted(scheduler.accepts for scheduler in house.schedulers) == [3, 3]
+
+
+async def test_a_full_scheduler_is_passed_over(house: Any, refused: Any) -> None:
+    house.schedulers[0].full = True
+    runs = [await house.admin.start() for _ in range(4)]
+    assert len({run.name for run in runs}) == 4
+    house.schedulers[1].full = True
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL") as caught:
+        await house.admin.start()
+    assert caught["error"].retry_after_s == 1.0
+    assert house.gateway._schedulers.problem() is None  # full is not gone
+
+
 async def test_a_lost_scheduler_fails_no_start_and_starts_nothing_twice(house: Any) -> None:
     house.schedulers[0].lose_answers = True
     runs = await asyncio.gather(*(house.admin.start() for _ in range(20)))

@@ -143,6 +143,15 @@ async def test_history_is_paged_and_kept_in_its_namespace(house: Any, refused: A
         await house.admin.call(house.admin.runs.GetRunHistory, request)
 
 
+async def test_a_cancels_reason_has_at_most_512_characters(house: Any, refused: Any) -> None:
+    run = await house.admin.start()
+    cancel = house.admin.runs.CancelRun
+    await house.admin.call(cancel, runs_pb2.CancelRunRequest(name=run.name, reason="é" * 512))
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID") as caught:
+        await house.admin.call(cancel, runs_pb2.CancelRunRequest(name=run.name, reason="é" * 513))
+    assert [violation.field for violation in caught["error"].field_violations] == ["reason"]
+
+
 async def test_cancels(house: Any, refused: Any) -> None:
     run = house.record.add()
     answer = await house.admin.call(house.admin.runs.CancelRun, runs_pb2.CancelRunRequest(name=run.name, reason="why"))
