@@ -12,6 +12,7 @@ from typing import Any
 
 from flint_core.expressions import compile_expression, compile_template
 from flint_core.expressions.lexer import tokenize
+from flint_core.sizes import weigh
 
 __all__ = ["Binding", "expressions_in", "template_strings"]
 
@@ -26,12 +27,13 @@ class Binding:
     Raises TemplateSyntaxError.
     """
 
-    __slots__ = ("constant", "deferred", "externals", "guarded", "names", "run", "value")
+    __slots__ = ("constant", "deferred", "externals", "guarded", "names", "run", "size", "value")
 
     def __init__(self, template: Any, variables: frozenset[str]) -> None:
         compiled = compile_template(template, variables=variables)
         self.constant = compiled.constant
         self.value: Any = template if compiled.constant else None
+        self.size = weigh(template) if compiled.constant else -1
         self.names: frozenset[str] = compiled.names - {"secrets"}
         self.externals: tuple[str, ...] = tuple(part.source for part in compiled.parts)
         self.deferred: bool = compiled.deferred

@@ -28,6 +28,7 @@ from flint_core.engine.catching import PAUSED, attempt_expired, catch_variables,
 from flint_core.engine.dataflow import MachineLimits, RunFacts, located
 from flint_core.engine.frames import Frame, Phase, Strand, decode_strand, encode_strand
 from flint_core.engine.kernel import TRYING, Cancelled, End, Failed, Kernel, Succeeded
+from flint_core.engine.room import FLOWING_PAYLOADS
 from flint_core.events import (
     CallSucceeded,
     CancelRequested,
@@ -205,7 +206,7 @@ class Machine:
             "steps": kernel.steps_begun,
             "effect": kernel.next_effect,
             "strand": kernel.next_strand,
-            "strands": [encode_strand(strand) for strand in kernel.strands.values()],
+            "strands": [encode_strand(strand, kernel.around(strand)) for strand in kernel.strands.values()],
             "ready": [strand.id for strand in kernel.ready if not strand.dead],
         }
         if kernel.context is not None:
@@ -220,8 +221,9 @@ class Machine:
         if kernel.end is not None:
             document["end"] = _encode_end(kernel.end)
         data = orjson.dumps(document)
-        if len(data) > kernel.limits.state_bytes:
-            raise StateTooLarge(len(data), kernel.limits.state_bytes)
+        limit = kernel.limits.state_bytes + FLOWING_PAYLOADS * kernel.limits.payload_bytes
+        if len(data) > limit:
+            raise StateTooLarge(len(data), limit)
         return data
 
     # --- inside
@@ -254,7 +256,7 @@ class Machine:
         frame.args = None
         frame.started = event.started_ms
         if isinstance(event, CallSucceeded):
-            frame.value = event.output
+            frame.value, frame.size = event.output, -1
             frame.phase = frame.plan.after_body
             kernel.wake(strand)
         else:
@@ -296,13 +298,16 @@ class Machine:
         kernel.outputs = dict(document.get("outputs", ()))
         kernel.evaluating = document.get("evaluating", 0)
         for entry in document["strands"]:
-            strand = decode_strand(entry, kernel.plan)
+            parent = entry["parent"]
+            around = kernel.strands[parent].stack[-1].input if parent >= 0 else None
+            strand = decode_strand(entry, kernel.plan, around)
             kernel.strands[strand.id] = strand
             _derive_variables(kernel, strand)
             for frame in strand.stack:
                 for effect_id in (frame.deadline, frame.effect):
                     if effect_id:
                         kernel.owners[effect_id] = (strand, frame)
+        kernel.recount()
         for effect_id in sorted(kernel.owners):
             kernel.outbox[effect_id] = self._effect(effect_id, *kernel.owners[effect_id])
         for strand_id in document["ready"]:

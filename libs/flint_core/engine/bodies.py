@@ -14,6 +14,7 @@ from flint_core.effects import TimerKind
 from flint_core.engine.dataflow import Fault
 from flint_core.engine.frames import Frame, Strand
 from flint_core.engine.kernel import Kernel
+from flint_core.engine.room import NOTEWORTHY
 from flint_core.problems import Problem, ProblemType
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def _set(kernel: Kernel, strand: Strand, frame: Frame) -> None:
     plan = frame.plan
     assert plan.value is not None  # noqa: S101 - a set has a value
     value = kernel.value(frame, plan.value, frame.input)
-    frame.value = value if plan.value.constant else kernel.checked(frame, value, "The value")
+    frame.size = plan.value.size if plan.value.constant else kernel.measure(frame, value, "The value")
+    frame.value = value
     frame.phase = plan.after_body
 
 
@@ -107,8 +109,12 @@ def _call(kernel: Kernel, strand: Strand, frame: Frame) -> None:
         data = frame.items[0]
     assert plan.arguments is not None  # noqa: S101 - a call has arguments, perhaps {}
     arguments = kernel.value(frame, plan.arguments, data, None, data)
-    frame.args = arguments if plan.arguments.constant else kernel.checked(frame, arguments, "The arguments")
+    constant = plan.arguments.constant
+    frame.args_size = plan.arguments.size if constant else kernel.measure(frame, arguments, "The arguments")
+    frame.args = arguments
     frame.items = None
+    if frame.args_size > NOTEWORTHY:
+        kernel.check_flow(frame)
     kernel.emit_call(strand, frame)
     kernel.sleep(strand)
 
@@ -126,21 +132,21 @@ def _for(kernel: Kernel, strand: Strand, frame: Frame) -> None:
             kind = "null" if items is None else type(items).__name__
             detail = f"'for.in' must give an array; it gave {_JSON_KIND.get(kind, kind)}."
             raise Fault(Problem(ProblemType.EXPRESSION, 400, "Expression failed", detail, plan.pointer))
-        frame.items = kernel.checked(frame, items, "The collection")
+        kernel.take_collection(frame, items)
         frame.index = -1
-        _next_iteration(frame)
+        _next_iteration(kernel, frame)
     elif frame.station == _ITERATE:
         _begin_iteration(kernel, frame)
     else:
         base = f"{frame.iteration}.{frame.index}" if frame.iteration else str(frame.index)
         if not run_scope(kernel, strand, frame, plan.scope, base):
-            _next_iteration(frame)
+            _next_iteration(kernel, frame)
 
 
-def _next_iteration(frame: Frame) -> None:
+def _next_iteration(kernel: Kernel, frame: Frame) -> None:
     frame.index += 1
     if frame.index >= len(frame.items):
-        _end_loop(frame)
+        _end_loop(kernel, frame)
         return
     frame.child_variables = loop_variables(frame)
     frame.station = _ITERATE
@@ -156,15 +162,16 @@ def _begin_iteration(kernel: Kernel, frame: Frame) -> None:
         finally:
             frame.variables = outer
         if outcome is None or outcome is False:
-            _end_loop(frame)
+            _end_loop(kernel, frame)
             return
     frame.cursor = 0
     frame.round = 0
     frame.station = _INSIDE
 
 
-def _end_loop(frame: Frame) -> None:
+def _end_loop(kernel: Kernel, frame: Frame) -> None:
     frame.items = None
+    kernel.hold(frame, 0)
     frame.child_variables = frame.variables
     frame.phase = frame.plan.after_body
 
@@ -200,7 +207,6 @@ def _fork(kernel: Kernel, strand: Strand, frame: Frame) -> None:
 
 def _workflow(kernel: Kernel, strand: Strand, frame: Frame) -> None:
     if not run_scope(kernel, strand, frame, frame.plan.scope, ""):
-        kernel.checked(frame, frame.value, "The output")
         frame.phase = frame.plan.after_body
 
 

@@ -57,7 +57,7 @@ def _begin_attempt(kernel: Kernel, strand: Strand, frame: Frame, catch: CatchPla
         frame.effect = kernel.emit_timer(strand, frame, frame.effect_until, TimerKind.DEADLINE)
     frame.tries += 1
     frame.cursor = 0
-    frame.value = frame.input
+    frame.value, frame.size = frame.input, frame.input_size
     frame.child_variables = frame.variables
     frame.station = TRYING
 
@@ -93,7 +93,7 @@ def _caught(kernel: Kernel, strand: Strand, frame: Frame, catch: CatchPlan) -> N
         if catch.scope is None:
             kernel.fault(strand, problem, frame.retry_after)
             return
-    frame.value = frame.input
+    frame.value, frame.size = frame.input, frame.input_size
     frame.cursor = 0
     frame.round = 0
     if catch.scope is None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-import orjson
-
 from flint_core.bindings import Binding
 from flint_core.durations import DurationError, parse_duration
 from flint_core.effects import CancelEffect, Effect, Evaluate
@@ -80,6 +78,9 @@ class DataFlow:
         self.next_strand = 0
         self.context: Any = None
         self.outputs: dict[int, Any] = {}
+        self.output_sizes: dict[int, int] = {}
+        self.context_size = 0
+        self.kept = 0  # size of outputs, context, and what frames hold
         self.strands: dict[int, Strand] = {}
         self.ready: deque[Strand] = deque()
         self.evaluating = 0
@@ -171,21 +172,6 @@ class DataFlow:
             "startedAt": _moment(self.started),
         }
 
-    def checked(self, frame: Frame, value: Any, what: str) -> Any:
-        """The value, if it is within the payload limit. Raises Fault."""
-        if value is None or value is True or value is False:
-            return value
-        try:
-            size = len(orjson.dumps(value, default=_deferred_size))
-        except orjson.JSONEncodeError as error:
-            raise Fault(self._expression_problem(frame, f"{what} cannot be written as JSON: {error}")) from None
-        if size > self.limits.payload_bytes:
-            detail = f"{what} is {size} bytes of JSON; the limit is {self.limits.payload_bytes}."
-            raise Fault(
-                Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, "Payload too large", detail, frame.plan.pointer)
-            ) from None
-        return value
-
     def until(self, frame: Frame, moment: Moment, data: Any) -> int:
         """When the duration of a place ends that begins now. Raises Suspended or Fault."""
         if moment.duration is not None:
@@ -223,7 +209,3 @@ def _moment(at_ms: int) -> dict[str, Any]:
     at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=at_ms)
     iso = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return {"iso8601": iso, "epoch": {"seconds": at_ms // 1000, "milliseconds": at_ms}}
-
-
-def _deferred_size(value: Any) -> Any:
-    return {"source": value.source, "input": value.input, "variables": value.variables}

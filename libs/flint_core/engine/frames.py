@@ -37,6 +37,7 @@ class Frame:
 
     __slots__ = (
         "args",
+        "args_size",
         "attempt",
         "branches",
         "child_variables",
@@ -46,18 +47,22 @@ class Frame:
         "effect",
         "effect_until",
         "flow",
+        "held",
         "index",
         "input",
+        "input_size",
         "items",
         "iteration",
         "phase",
         "plan",
         "problem",
         "raw",
+        "raw_size",
         "results",
         "retry_after",
         "round",
         "since",
+        "size",
         "started",
         "station",
         "tries",
@@ -75,6 +80,9 @@ class Frame:
         self.raw = raw
         self.input = raw
         self.value: Any = raw  # what flows: the body's data, then the output
+        # Sizes of values, -1 for not measured: a new value needs a new size (room.py).
+        self.raw_size = self.input_size = self.size = self.args_size = -1
+        self.held = 0
         self.started = started
         self.attempt = attempt
         self.used = attempt  # highest attempt of anything below
@@ -131,21 +139,22 @@ _DEFAULTS: Final[dict[str, Any]] = {
 }
 
 
-def encode_strand(strand: Strand) -> dict[str, Any]:
-    """The strand as JSON. What can be derived again (variables, a value that is still the input) is left out."""
-    return {
-        "id": strand.id,
-        "parent": strand.parent,
-        "branch": strand.branch,
-        "stack": [_encode_frame(frame) for frame in strand.stack],
-    }
+def encode_strand(strand: Strand, around: Any) -> dict[str, Any]:
+    """The strand as JSON. What can be derived again (variables, a value that is still the input) is left out.
+
+    `around` is the value that its first task was given; each further task was given the value of the one below it.
+    """
+    stack = []
+    for frame in strand.stack:
+        stack.append(_encode_frame(frame, around))
+        around = frame.value
+    return {"id": strand.id, "parent": strand.parent, "branch": strand.branch, "stack": stack}
 
 
-def _encode_frame(frame: Frame) -> dict[str, Any]:
+def _encode_frame(frame: Frame, around: Any) -> dict[str, Any]:
     document: dict[str, Any] = {
         "task": frame.plan.index,
         "phase": frame.phase,
-        "raw": frame.raw,
         "started": frame.started,
         "attempt": frame.attempt,
         "iteration": frame.iteration,
@@ -156,6 +165,8 @@ def _encode_frame(frame: Frame) -> dict[str, Any]:
             document[name] = value
     if frame.used != frame.attempt:
         document["used"] = frame.used
+    if frame.raw is not around:
+        document["raw"] = frame.raw
     if frame.input is not frame.raw:
         document["input"] = frame.input
     if frame.value is not frame.raw:
@@ -184,17 +195,20 @@ def _without_deferred(node: Any, path: tuple[Any, ...], found: list[Any]) -> Any
     return node
 
 
-def decode_strand(document: dict[str, Any], plan: Plan) -> Strand:
+def decode_strand(document: dict[str, Any], plan: Plan, around: Any) -> Strand:
     """The reverse of `encode_strand`, but for variables, which the kernel derives from the frames above."""
     strand = Strand(document["id"], document["parent"], document["branch"])
-    strand.stack = [_decode_frame(entry, plan) for entry in document["stack"]]
+    for entry in document["stack"]:
+        frame = _decode_frame(entry, plan, around)
+        strand.stack.append(frame)
+        around = frame.value
     return strand
 
 
-def _decode_frame(document: dict[str, Any], plan: Plan) -> Frame:
+def _decode_frame(document: dict[str, Any], plan: Plan, around: Any) -> Frame:
     frame = Frame(
         plan.tasks[document["task"]],
-        document["raw"],
+        document.get("raw", around),
         document["started"],
         document["attempt"],
         document["iteration"],

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from flint_core.effects import Call, CancelEffect, Timer, TimerKind
-from flint_core.engine.dataflow import DataFlow, Fault, MachineLimits, RunFacts, Suspended
+from flint_core.engine.dataflow import Fault, MachineLimits, RunFacts, Suspended
 from flint_core.engine.frames import Frame, Strand
+from flint_core.engine.room import Room
 from flint_core.engine.stations import STATIONS
 from flint_core.problems import Problem, ProblemType
 from flint_core.program import Flow, FlowKind
+from flint_core.sizes import weigh
 from flint_core.traces import StepState, StepTrace
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ End = Succeeded | Failed | Cancelled
 CONTINUE: Final = Flow()
 
 
-class Kernel(DataFlow):
+class Kernel(Room):
     """State of one run and the moves on it."""
 
     def __init__(self, plan: Plan, facts: RunFacts, limits: MachineLimits) -> None:
@@ -194,7 +196,7 @@ class Kernel(DataFlow):
             self._end_run(strand, frame.value)
         elif strand.stack:
             parent = strand.stack[-1]
-            parent.value = frame.value
+            parent.value, parent.size = frame.value, frame.size
             if kind == FlowKind.CONTINUE:
                 parent.cursor += 1
             elif kind == FlowKind.EXIT:
@@ -220,13 +222,15 @@ class Kernel(DataFlow):
         if frame.branches:
             self.kill(frame.branches)
             frame.branches = None
+        if frame.held:
+            self.hold(frame, 0)
         if strand.stack and strand.stack[-1].used < frame.used:
             strand.stack[-1].used = frame.used
         plan = frame.plan
         if plan.index == 0:
             return
         if state is StepState.SUCCEEDED and plan.keep:
-            self.outputs[plan.index] = frame.value
+            self.keep_output(plan.index, frame.value, frame.size)
         self.records.append(
             StepTrace(
                 plan.pointer,
@@ -281,17 +285,19 @@ class Kernel(DataFlow):
         if fork.plan.compete:
             fork.branches = None
             self.kill(branches)
-            fork.value = frame.value
+            fork.value, fork.size = frame.value, frame.size
         else:
             results = list(fork.items)
             results[strand.branch] = frame.value
             fork.items = results
+            self.hold(fork, fork.held + (frame.size if frame.size >= 0 else weigh(frame.value)))
             fork.branches = branches
             if branches:
                 return
             fork.branches = None
-            fork.value = results
+            fork.value, fork.size = results, -1
         fork.items = None
+        self.hold(fork, 0)
         fork.phase = fork.plan.after_body
         self.wake(parent)
 
@@ -345,11 +351,11 @@ class Kernel(DataFlow):
         while len(strand.stack) > (1 if strand is root else 0):
             self.close(strand, StepState.SUCCEEDED, None)
         while len(root.stack) > 1:
-            root.stack[-1].value = value
+            root.stack[-1].value, root.stack[-1].size = value, -1
             state = StepState.SUCCEEDED
             self.close(root, state, None)
         frame = root.stack[0]
-        frame.value = value
+        frame.value, frame.size = value, -1
         frame.phase = frame.plan.after_body
         self.wake(root)
 

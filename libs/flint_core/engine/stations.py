@@ -33,8 +33,9 @@ def _input_schema(kernel: Kernel, strand: Strand, frame: Frame) -> None:
 def _input(kernel: Kernel, strand: Strand, frame: Frame) -> None:
     plan = frame.plan
     if plan.input_from is not None:
-        frame.input = kernel.checked(frame, kernel.value(frame, plan.input_from, frame.raw), "The input")
-        frame.value = frame.input
+        value = kernel.value(frame, plan.input_from, frame.raw)
+        frame.input_size = frame.size = kernel.measure(frame, value, "The input")
+        frame.input = frame.value = value
     frame.phase = Phase.TIMEOUT
 
 
@@ -54,7 +55,8 @@ def _output(kernel: Kernel, strand: Strand, frame: Frame) -> None:
     plan = frame.plan
     if plan.output_as is not None:
         value = kernel.value(frame, plan.output_as, frame.value, frame.value)
-        frame.value = kernel.checked(frame, value, "The output")
+        frame.size = kernel.measure(frame, value, "The output")
+        frame.value = value
     if plan.output_schema is not None:
         kernel.validate(frame, plan.output_schema, frame.value, "The output")
     frame.phase = Phase.EXPORT
@@ -65,14 +67,15 @@ def _export(kernel: Kernel, strand: Strand, frame: Frame) -> None:
     context = kernel.context
     if plan.export_as is not None:
         context = kernel.value(frame, plan.export_as, frame.value, frame.value)
-        kernel.checked(frame, context, "The exported context")
     if plan.export_schema is not None:
         kernel.validate(frame, plan.export_schema, context, "The exported context")
-    kernel.context = context
+    if plan.export_as is not None:
+        kernel.take_context(frame, context)
     frame.phase = Phase.LEAVE
 
 
 def _leave(kernel: Kernel, strand: Strand, frame: Frame) -> None:
+    kernel.take(strand, frame)
     kernel.leave(strand, frame)
 
 

@@ -154,6 +154,7 @@ async def test_a_state_beyond_the_limit_is_a_typed_problem(bench: Bench) -> None
     await bench.run(job)
     entries = await bench.entries(job)
     assert entries[-1].end.failed.error.type == ProblemType.PAYLOAD_TOO_LARGE
+    assert entries[-1].end.failed.error.instance == "/do/1/step1"
 
 
 async def test_a_long_wait_blocks_and_the_next_leg_goes_on_after_it(bench: Bench) -> None:

@@ -124,13 +124,22 @@ def evaluated(effect: Evaluate) -> Evaluated | EvaluateFailed:
 class History:
     """One run, driven by a script; `crashes` says after which events the machine is lost and how it comes back."""
 
-    def __init__(self, program: Any, world: World, order: list[int], cancel_at: int | None, budget: int) -> None:
+    def __init__(
+        self,
+        program: Any,
+        world: World,
+        order: list[int],
+        cancel_at: int | None,
+        budget: int,
+        limits: MachineLimits = LIMITS,
+    ) -> None:
+        self.limits = limits
         self.program = program
         self.world = world
         self.order = order
         self.cancel_at = cancel_at
         self.budget = budget
-        self.machine = Machine.start(program, FACTS, {"n": 1}, 1_000, LIMITS)
+        self.machine = Machine.start(program, FACTS, {"n": 1}, 1_000, limits)
         self.log: list[bytes] = []  # recorded since the snapshot
         self.snapshot: bytes | None = None
         self.asked: dict[int, Any] = {}
@@ -169,7 +178,7 @@ class History:
         if how == WITH_SNAPSHOT:  # a snapshot was taken just before
             self.snapshot = self.machine.snapshot()
             self.log, self.recorded = [], 0
-        limits = LIMITS
+        limits = self.limits
         if self.snapshot is None:
             self.machine = Machine.start(self.program, FACTS, {"n": 1}, 1_000, limits)
         else:
@@ -288,3 +297,38 @@ def test_a_crash_at_each_turn_of_a_rich_run(plan, fate):
         crashes[max(turn - 3, 0)] = WITH_SNAPSHOT
         crashes[turn] = fate
         assert History(compiled.program, World(plan), [0, 1], None, 7).run(crashes) == calm
+
+
+CROWDED = """
+document: {dsl: 1.0.3, namespace: default, name: demo, version: 1.0.0}
+do:
+  - first: {call: noop, with: {output: {text: '${ "x" * 500 }'}}}
+  - loop:
+      for: {each: x, at: i, in: '[1, 2, 3, 4, 5]'}
+      do:
+        - guarded:
+            try:
+              - both:
+                  fork:
+                    branches:
+                      - left: {call: noop, with: {output: {l: '${ $steps.first.text }'}}}
+                      - right: {set: {r: '${ [limit(1; $steps.first.text)] | .[0] }'}}
+              - grown: {set: {all: '${ $context + [.] }'}, export: {as: '${ .all }'}}
+            catch:
+              do: [{full: {call: noop, with: {output: '${ {at: $error.instance, why: $error.detail} }'}}}]
+  - last: {set: {all: '${ . }', first: '${ $steps.full }', left: '${ $steps.left.l | length }'}}
+"""
+
+
+@pytest.mark.parametrize("state_bytes", [1_000, 2_600, 3_300, 4_700, 20_000])
+@pytest.mark.parametrize("fate", [WITH_SNAPSHOT, FROM_BEFORE, UNSETTLED])
+def test_what_does_not_fit_is_the_same_after_a_crash(state_bytes, fate):
+    compiled = compile_definition(CROWDED)
+    assert compiled.program is not None, compiled.findings
+    limits = MachineLimits(payload_bytes=4_000, state_bytes=state_bytes)
+    calm = History(compiled.program, World([1]), [0, 1], None, 1_000, limits).run([NOT])
+    for turn in range(20):
+        crashes = [NOT] * 41
+        crashes[max(turn - 3, 0)] = WITH_SNAPSHOT
+        crashes[turn] = fate
+        assert History(compiled.program, World([1]), [0, 1], None, 7, limits).run(crashes) == calm

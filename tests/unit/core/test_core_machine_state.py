@@ -14,7 +14,7 @@ from flint_core.events import (
     decode_events,
     encode_events,
 )
-from flint_core.machine import Machine, MachineLimits, RunFacts, SnapshotError, StateTooLarge, Succeeded
+from flint_core.machine import Cancelled, Machine, MachineLimits, RunFacts, SnapshotError, StateTooLarge, Succeeded
 from flint_core.problems import Problem
 
 FACTS = RunFacts("run-1", "default", "demo", "1.0.0", 1_000, 5, 0, 7)
@@ -125,12 +125,30 @@ def test_time_never_goes_back(program_of):
 
 def test_a_state_beyond_its_limit_is_refused_and_unharmed(program_of):
     program = program_of("do: [{a: {call: noop, with: {output: '${ . }'}}}]")
-    machine = settled(Machine.start(program, FACTS, "x" * 500, 1_000, MachineLimits(state_bytes=400)))
+    limits = MachineLimits(payload_bytes=600, state_bytes=400)
+    machine = settled(Machine.start(program, FACTS, {"in": "x" * 500}, 1_000, limits))
+    machine.apply(CancelRequested(1_500))
+    for _ in range(50):  # answers that wait to be taken up are part of the state too
+        machine.apply(CallSucceeded(1, "z" * 500, 1_000, 1_001))
     with pytest.raises(StateTooLarge) as caught:
         machine.snapshot()
-    assert caught.value.size > caught.value.limit == 400
-    machine.apply(CallSucceeded(1, "y", 1_000, 1_001))
-    assert settled(machine).end == Succeeded("y")
+    assert caught.value.size > caught.value.limit == 400 + 4 * 600
+    assert settled(machine).end == Cancelled()
+
+
+@pytest.mark.parametrize("branch", [False, True])
+def test_values_that_tasks_share_are_written_once(program_of, branch):
+    inner = "do: [{b: {do: [{c: {do: [{w: {wait: PT1M}}]}}]}}]"
+    body = f"fork: {{branches: [{{x: {{{inner}}}}}, {{y: {{{inner}}}}}]}}" if branch else inner
+    program = program_of(f"do: [{{a: {{{body}}}}}, {{z: {{set: {{n: '${{ . }}'}}}}}}]")
+    data = {"s": "x" * 1_000}
+    machine = settled(Machine.start(program, FACTS, data, 1_000))
+    assert machine.snapshot().count(b"xxx" * 100) == 3  # one value of 1000 characters
+    again = Machine.restore(program, FACTS, machine.snapshot())
+    assert again.snapshot() == machine.snapshot()
+    for timer in again.pending():
+        again.apply(TimerFired(timer.effect_id, 99_000))
+    assert settled(again).end == Succeeded({"n": [data, data] if branch else data})
 
 
 def test_advance_works_in_slices(program_of):
