@@ -22,8 +22,9 @@ import orjson
 from flint_core.problems import ProblemType
 from flint_ops.config import Settings
 from flint_worker.executors import ExecutionFailed, ResolvedCall
-from flint_worker.executors.addresses import AddressRefused, GuardedBackend
+from flint_worker.executors.addresses import AddressRefused
 from flint_worker.executors.arguments import check_arguments, failure, has_controls
+from flint_worker.executors.connections import WatchedBackend, watched
 
 __all__ = ["HttpExecutor"]
 
@@ -31,6 +32,8 @@ _LONGEST_S: Final = 300.0
 """An exchange ends after this long when the step has no timeout of its own."""
 _TIMEOUT: Final = httpx.Timeout(connect=10.0, read=120.0, write=60.0, pool=60.0)
 _CONNECTIONS: Final = 1000
+_IDLE_S: Final = 4.0
+"""Many servers close a connection that was idle for 5 s: ours goes first."""
 _REDIRECTS: Final = 10
 _LONGEST_RETRY_AFTER_MS: Final = 24 * 3_600_000
 _FRAMING: Final = frozenset({"connection", "content-length", "keep-alive", "te", "transfer-encoding", "upgrade"})
@@ -51,10 +54,10 @@ class _Transport(httpx.AsyncHTTPTransport):
             ssl_context=context,
             max_connections=_CONNECTIONS,
             max_keepalive_connections=_CONNECTIONS // 4,
-            keepalive_expiry=15.0,
+            keepalive_expiry=_IDLE_S,
             http1=True,
             http2=True,
-            network_backend=GuardedBackend(allow_private),
+            network_backend=WatchedBackend(allow_private),
         )
 
 
@@ -103,7 +106,7 @@ class HttpExecutor:
         endpoint = arguments["endpoint"]
         auth = _authentication(endpoint.get("authentication", {}) if isinstance(endpoint, dict) else {})
         follow = bool(arguments.get("redirect", False))
-        response = await self._client.send(request, stream=True, auth=auth, follow_redirects=follow)
+        response = await self._send(request, auth, follow)
         try:
             if not response.is_success:
                 raise _refused(call, response)
@@ -111,6 +114,16 @@ class HttpExecutor:
         finally:
             await response.aclose()
         return _output(call, arguments.get("output", "content"), response, body)
+
+    async def _send(self, request: httpx.Request, auth: httpx.Auth | None, follow: bool) -> httpx.Response:
+        """The answer's head. A request that met a connection closed meanwhile is sent once more, with the same key."""
+        with watched() as exchange:
+            try:
+                return await self._client.send(request, stream=True, auth=auth, follow_redirects=follow)
+            except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                if not exchange.met_a_closed_connection:
+                    raise
+        return await self._client.send(request, stream=True, auth=auth, follow_redirects=follow)
 
     def _request(self, call: ResolvedCall, arguments: dict[str, Any]) -> httpx.Request:
         endpoint = arguments["endpoint"]

@@ -302,3 +302,73 @@ async def test_private_addresses_are_refused_unless_allowed(url: str) -> None:
 )
 def test_public_addresses(address: str, public: bool) -> None:
     assert is_public(address) is public
+
+
+class Closing:
+    """A server that answers the first request of each connection and does `then` to the second one."""
+
+    def __init__(self, then: bytes) -> None:
+        self.then = then
+        self.keys: list[str] = []
+        self.connections = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        await self.request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n42")
+        await writer.drain()
+        if await self.request(reader):
+            writer.write(self.then)
+            await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    async def request(self, reader: asyncio.StreamReader) -> bool:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:
+            return False
+        lines = head.decode().lower().split("\r\n")
+        self.keys += [line.partition(": ")[2] for line in lines if line.startswith("idempotency-key")]
+        return True
+
+
+async def test_a_connection_closed_meanwhile_is_met_once_only(executor: HttpExecutor) -> None:
+    closing = Closing(b"")
+    server = await asyncio.start_server(closing.serve, "127.0.0.1", 0)
+    async with server:
+        endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        assert await executor.execute(call(method="post", endpoint=endpoint, body={"a": 1})) == 42
+        assert await executor.execute(call(method="post", endpoint=endpoint, body={"a": 1})) == 42
+        assert closing.connections == 2
+        assert closing.keys == ["key-1"] * 3
+        await executor.close()
+
+
+@pytest.mark.parametrize("then", [b"HTTP/1.1 200 OK\r\ncontent-le", b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n4"])
+async def test_a_request_whose_answer_had_begun_is_not_sent_again(executor: HttpExecutor, then: bytes) -> None:
+    closing = Closing(then)
+    server = await asyncio.start_server(closing.serve, "127.0.0.1", 0)
+    async with server:
+        endpoint = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        assert await executor.execute(call(endpoint=endpoint)) == 42
+        error = await failed(executor, call(endpoint=endpoint))
+        assert error.problem.type == ProblemType.COMMUNICATION
+        assert (closing.connections, len(closing.keys)) == (1, 2)
+        await executor.close()
+
+
+async def test_a_fresh_connection_that_is_closed_is_an_error(executor: HttpExecutor) -> None:
+    met = 0
+
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal met
+        met += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(close, "127.0.0.1", 0)
+    async with server:
+        error = await failed(executor, call(endpoint=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"))
+    assert (error.problem.type, met) == (ProblemType.COMMUNICATION, 1)
