@@ -258,7 +258,10 @@ class StepRecord(_message.Message):
     step: _builtins.str
     """JSON pointer of the task in the definition, such as /do/0/fetchOrder."""
     iteration: _builtins.str
-    """Indexes of the enclosing `for` iterations and fork branches, outermost first, such as "3" or "3.0"; empty outside."""
+    """Indexes of the enclosing `for` iterations and fork branches, outermost first, such as "3" or "3.0"; empty outside.
+    Where a `then` sent the flow back to an earlier step of the same list, "~" and the round follow, counted from 1:
+    "3~1" is iteration 3 in its second round, "~1" the second round outside of any iteration.
+    """
     attempt: _builtins.int
     """Which try it is, from 1."""
     state: Global___StepRecord.State.ValueType
