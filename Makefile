@@ -38,6 +38,7 @@ lint: $(DEV_STAMP)
 	$(VENV)/bin/lint-imports --no-logo
 	$(VENV)/bin/python deploy/tools/generate_stubs.py --check
 	$(VENV)/bin/python deploy/tools/check_contracts.py
+	$(VENV)/bin/python deploy/tools/generate_config_docs.py --check
 
 # Stubs from the contracts; committed, so that running needs no compiler.
 proto: $(DEV_STAMP)
