@@ -1,7 +1,7 @@
 """Writes docs/configuration.md from flint_ops/config.py: every key with its type, default, range and meaning.
 
 Usage: generate_config_docs.py [--check]. With --check nothing is written and the exit code is 1 when the page is not
-what the code says. A key without a description in config.py must be explained in `MEANINGS` below, else this fails.
+what the code says. A description in config.py counts first; a key without one must be explained in `MEANINGS` below, else this fails.
 """
 
 from __future__ import annotations
@@ -68,7 +68,6 @@ MEANINGS: Final = {
     "worker.registries": "addresses of the registries",
     "worker.pool": "the pool it belongs to",
     "worker.region": "the region it is in",
-    "worker.slots": "legs that run at the same time",
     "worker.labels": "free labels, shown in the fleet's list",
     "connections.<name>.kind": "what it is for",
     "connections.<name>.pool_size": "database connections, or emails being sent, at the same time in each worker",
@@ -111,7 +110,7 @@ def page() -> str:
         parts.append(f"\n## [{place}]\n\n{summary}\n\n{_table(rows, explained)}")
     stale = sorted(MEANINGS.keys() - explained)
     if stale:
-        raise SystemExit(f"MEANINGS explains keys that do not exist or have a description: {', '.join(stale)}")
+        raise SystemExit(f"MEANINGS explains keys that do not exist: {', '.join(stale)}")
     return "".join(parts)
 
 
@@ -127,10 +126,8 @@ def _value_field(field: FieldInfo) -> FieldInfo:
 def _table(rows: dict[str, FieldInfo], explained: set[str]) -> str:
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for key, field in rows.items():
-        meaning = field.description
-        if meaning is None:
-            meaning = MEANINGS.get(key)
-            explained.add(key)
+        meaning = field.description or MEANINGS.get(key)
+        explained.add(key)
         if meaning is None:
             raise SystemExit(f"{key} has no description in config.py and no entry in MEANINGS")
         short = key if key.startswith("secrets") else key.rsplit(".", 1)[1]
