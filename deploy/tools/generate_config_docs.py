@@ -1,7 +1,8 @@
 """Writes docs/configuration.md from flint_ops/config.py: every key with its type, default, range and meaning.
 
 Usage: generate_config_docs.py [--check]. With --check nothing is written and the exit code is 1 when the page is not
-what the code says. A description in config.py counts first; a key without one must be explained in `MEANINGS` below, else this fails.
+what the code says. A description in config.py counts first; a key without one must be explained in
+`MEANINGS` below, else this fails.
 """
 
 from __future__ import annotations

@@ -46,6 +46,16 @@ def test_names_are_used_once_in_a_page() -> None:
     assert len(known) == len(set(known))
 
 
+def test_the_tests_and_files_that_the_architecture_names_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    written = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    known = set(re.findall(r"^\s*(?:async )?def (test_\w+)", written, re.MULTILINE))
+    assert set(re.findall(r"`(test_\w+)`", text)) <= known
+    modules = [f"/{path.as_posix()}" for folder in ("libs", "services") for path in (ROOT / folder).rglob("*.py")]
+    named = set(re.findall(r"`((?:\w+/)?\w+\.py)`", text))
+    assert [name for name in named if not any(module.endswith(f"/{name}") for module in modules)] == []
+
+
 def test_the_configuration_reference_is_what_the_code_says() -> None:
     command = [sys.executable, str(ROOT / "deploy/tools/generate_config_docs.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
