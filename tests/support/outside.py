@@ -35,10 +35,11 @@ class Execution:
 
 @dataclass
 class Outside:
-    """The log, and how long calls take."""
+    """The log, how long calls take, and how many first calls with a key are answered 503, by step."""
 
     port: int
     delay_s: float = 0.05
+    failures: dict[str, int] = field(default_factory=dict)
     executions: list[Execution] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -63,8 +64,11 @@ async def outside_world(delay_s: float = 0.05) -> AsyncIterator[Outside]:
     world.gate.set()
 
     async def step(request: Request) -> JSONResponse:
-        key = request.headers["idempotency-key"]
-        world.executions.append(Execution(key, request.path_params["step"], time.time()))
+        key, name = request.headers["idempotency-key"], request.path_params["step"]
+        before = sum(e.key == key for e in world.executions) if name in world.failures else 0
+        world.executions.append(Execution(key, name, time.time()))
+        if before < world.failures.get(name, 0):
+            return JSONResponse({"problem": "not yet"}, status_code=503)
         await asyncio.sleep(world.delay_s)
         await world.gate.wait()
         return JSONResponse({"key": key})

@@ -137,7 +137,9 @@ async def running_stack(
         await asyncio.shield(stack.stop())
 
 
-async def eventually(condition: Callable[[], Awaitable[Found] | Found], timeout_s: float = 20.0) -> Found:
+async def eventually(
+    condition: Callable[[], Awaitable[Found] | Found], timeout_s: float = 20.0, interval_s: float = 0.02
+) -> Found:
     """The first true answer of `condition`, asked again and again; fails after `timeout_s`."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
@@ -148,7 +150,7 @@ async def eventually(condition: Callable[[], Awaitable[Found] | Found], timeout_
             return found
         if loop.time() > deadline:
             raise AssertionError(f"did not come true within {timeout_s:g} s")
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(interval_s)
 
 
 def running(identity: ProcessIdentity) -> bool:
