@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from flint_gateway.awaiting import AwaitStream
 from flint_gateway.reading import RunReader
 from flint_gateway.results import TERMINAL
 from flint_gateway.starts import StartBatcher
-from flint_gateway.validation import OWN_REQUEST_ID, make_start, namespace_of_parent
+from flint_gateway.validation import OWN_REQUEST_ID, make_start, namespace_of_parent, page_token_invalid
 from flint_gateway.watches import Watch
 from flint_gateway.watching import Hub, run_not_found
 from flint_ops.config import LimitSettings
@@ -161,7 +162,7 @@ class RunServicer(RunServiceServicer):
         inner = scheduling_pb2.ListRunsRequest(
             namespace=namespace,
             limit=size + 1,
-            before_id=bytes.fromhex(cursor),
+            before_id=_run_cursor(cursor),
             workflow_id=request.workflow_id,
             states=request.states,
         )
@@ -181,7 +182,7 @@ class RunServicer(RunServiceServicer):
         name = parse_run(request.name)
         size = page_size(request.page_size, default=200, most=2000)
         binding = PageBinding("history", name.name)
-        after = int(binding.decode(request.page_token) or 0)
+        after = _entry_cursor(binding.decode(request.page_token))
         inner = scheduling_pb2.ReadHistoryRequest(run_id=name.run_id, after_index=after, limit=size + 1)
         history = await self._client.call(lambda stub: stub.ReadHistory, inner, _TIMEOUT_S)
         if history.namespace != name.namespace:
@@ -310,6 +311,20 @@ def _hinted(watch: Watch, message: Message) -> None:
     for step in dispatch_pb2.StepHints.FromString(message.data).steps:
         step.provisional = True
         watch.hint(step)
+
+
+def _run_cursor(cursor: str) -> bytes:
+    """The id in the token of a list of runs. Raises `Refused` for a token that was cut or changed on its way."""
+    if cursor and re.fullmatch(r"[0-9a-f]{32}", cursor) is None:
+        raise page_token_invalid()
+    return bytes.fromhex(cursor)
+
+
+def _entry_cursor(cursor: str) -> int:
+    """The index in the token of a history, likewise."""
+    if cursor and re.fullmatch(r"[0-9]{1,18}", cursor) is None:
+        raise page_token_invalid()
+    return int(cursor or 0)
 
 
 def _fitting(entries: Iterable[runs_pb2.HistoryEntry], limit: int) -> list[runs_pb2.HistoryEntry]:

@@ -15,7 +15,14 @@ from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
 from flint_rpc.errors import ErrorReason, FieldViolation, Refused, field_invalid
 from flint_rpc.names import is_label, is_version, parse_parent
 
-__all__ = ["DEFAULT_LEVEL", "OWN_REQUEST_ID", "check_json", "make_start", "namespace_of_parent"]
+__all__ = [
+    "DEFAULT_LEVEL",
+    "OWN_REQUEST_ID",
+    "check_json",
+    "make_start",
+    "namespace_of_parent",
+    "page_token_invalid",
+]
 
 DEFAULT_LEVEL = 5
 OWN_REQUEST_ID = "~"
@@ -73,6 +80,16 @@ def make_start(
         request_id=request_id,
         level=level,
         trace_id=trace_id,
+    )
+
+
+def page_token_invalid() -> Refused:
+    """A token of the right list whose cursor is none: it was cut or changed on its way."""
+    return Refused(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        ErrorReason.ERROR_REASON_PAGE_TOKEN_INVALID,
+        "the page token is damaged",
+        field_violations=[FieldViolation("page_token", "begin again without a page token")],
     )
 
 
