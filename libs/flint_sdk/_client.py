@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -14,8 +15,9 @@ from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
 from flint_sdk._endpoint import find_endpoint
-from flint_sdk._errors import FlintError, RunCancelled, RunFailed, TimedOut
+from flint_sdk._errors import FlintError, RunCancelled, RunFailed
 from flint_sdk._messages import (
+    decode_json,
     entry_from,
     finding_from,
     key_from,
@@ -53,12 +55,21 @@ DEFAULT_RECONNECT_S: Final = 120.0
 class AsyncRunHandle:
     """A started run. `created` is false when the request_id had been used for the same start before."""
 
-    def __init__(self, client: AsyncFlint, run: Run, created: bool) -> None:
+    def __init__(self, client: AsyncFlint, response: runs_pb2.StartRunResponse) -> None:
         self._client = client
-        self.name = run.name
-        self.id = run.id
-        self.run = run
-        self.created = created
+        self._response = response
+        self.name = response.run.name
+        self.created = response.created
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.name.rpartition("/")[2]
+
+    @cached_property
+    def run(self) -> Run:
+        """The run as it was when the start was answered, without input."""
+        return run_from(self._response.run)  # only now: most callers of many starts never look
 
     def __repr__(self) -> str:
         return f"<AsyncRunHandle {self.name}>"
@@ -185,7 +196,7 @@ class AsyncFlint:
         """
         request = start_request(StartRequest(workflow, input, request_id, version, level), self._parent)
         answer = await self._transport.call(lambda gateway: gateway.runs.StartRun, request)
-        return AsyncRunHandle(self, run_from(answer.run), answer.created)
+        return AsyncRunHandle(self, answer)
 
     async def start_many(
         self, starts: Iterable[StartRequest], *, timeout_s: float | None = None
@@ -197,10 +208,7 @@ class AsyncFlint:
         """
         requests = [start_request(start, self._parent) for start in starts]
         results = await start_batch(self._transport, self._parent, requests, timeout_s)
-        return [
-            result if isinstance(result, FlintError) else AsyncRunHandle(self, run_from(result.run), result.created)
-            for result in results
-        ]
+        return [result if isinstance(result, FlintError) else AsyncRunHandle(self, result) for result in results]
 
     async def get_run(self, run: str) -> Run:
         """One run, by id or name."""
@@ -213,18 +221,14 @@ class AsyncFlint:
 
         All waits of one client share one stream.
         """
-        name = run_name(self.namespace, run)
-        try:
-            async with asyncio.timeout(timeout_s):
-                return run_from(await self._waiting.ended(name))
-        except TimedOut:
-            raise
-        except TimeoutError:
-            raise TimedOut(f"run {name.rpartition('/')[2]} has not ended within {timeout_s:g} s") from None
+        return run_from(await self._waiting.ended(run_name(self.namespace, run), timeout_s))
 
     async def result(self, run: str, timeout_s: float | None = None) -> Any:
         """The output once the run has ended. Raises RunFailed, RunCancelled, TimedOut."""
-        ended = await self.wait(run, timeout_s)
+        message = await self._waiting.ended(run_name(self.namespace, run), timeout_s)
+        if message.state == runs_pb2.Run.STATE_SUCCEEDED:
+            return decode_json(message.output)
+        ended = run_from(message)
         if ended.state is RunState.FAILED:
             raise RunFailed(ended, ended.error or Problem("about:blank", 0, "failed without a problem", "", ""))
         if ended.state is RunState.CANCELLED:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 import orjson
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -28,6 +28,9 @@ from flint_sdk._models import (
     Workflow,
 )
 
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
+_RUN_STATES: Final = {number: RunState(name.removeprefix("STATE_")) for name, number in runs_pb2.Run.State.items()}
+
 
 def encode_json(value: Any) -> bytes:
     """JSON bytes of a payload. Raises TypeError for what JSON cannot hold."""
@@ -44,7 +47,7 @@ def moment(message: Any, name: str) -> datetime | None:
     if not message.HasField(name):
         return None
     stamp: Timestamp = getattr(message, name)
-    return datetime.fromtimestamp(stamp.seconds, UTC).replace(microsecond=stamp.nanos // 1000)
+    return _EPOCH + timedelta(0, stamp.seconds, stamp.nanos // 1000)
 
 
 def timestamp(value: datetime | None) -> Timestamp | None:
@@ -68,7 +71,7 @@ def run_from(message: runs_pb2.Run) -> Run:
     return Run(
         name=message.name,
         workflow=message.workflow,
-        state=RunState(runs_pb2.Run.State.Name(message.state).removeprefix("STATE_")),
+        state=_RUN_STATES.get(message.state, RunState.UNSPECIFIED),
         level=message.level,
         input=decode_json(message.input),
         output=decode_json(message.output),

@@ -7,7 +7,7 @@ component was away or a queue was full are sent again, with the same request_id,
 from __future__ import annotations
 
 import asyncio
-import uuid
+import os
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -43,7 +43,7 @@ def start_request(start: StartRequest, parent: str) -> runs_pb2.StartRunRequest:
         workflow_id=start.workflow,
         version=start.version or "",
         input=payload,
-        request_id=start.request_id or f"sdk-{uuid.uuid4().hex}",
+        request_id=start.request_id or f"sdk-{os.urandom(16).hex()}",
     )
     if start.level is not None:
         request.level = start.level

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from flint_sdk._client import DEFAULT_RECONNECT_S, DEFAULT_TIMEOUT_S, AsyncFlint
+from flint_sdk._client import DEFAULT_RECONNECT_S, DEFAULT_TIMEOUT_S, AsyncFlint, AsyncRunHandle
 from flint_sdk._errors import FlintError
 from flint_sdk._models import (
     Applied,
@@ -100,12 +100,21 @@ def _close_clients() -> None:
 class RunHandle:
     """A started run. `created` is false when the request_id had been used for the same start before."""
 
-    def __init__(self, client: Flint, run: Run, created: bool) -> None:
+    def __init__(self, client: Flint, started: AsyncRunHandle) -> None:
         self._client = client
-        self.name = run.name
-        self.id = run.id
-        self.run = run
-        self.created = created
+        self._started = started
+        self.name = started.name
+        self.created = started.created
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self._started.id
+
+    @property
+    def run(self) -> Run:
+        """The run as it was when the start was answered, without input."""
+        return self._started.run
 
     def __repr__(self) -> str:
         return f"<RunHandle {self.name}>"
@@ -209,7 +218,7 @@ class Flint:
         started = self._thread.run(
             self._client.start(workflow, input, request_id=request_id, version=version, level=level)
         )
-        return RunHandle(self, started.run, started.created)
+        return RunHandle(self, started)
 
     def start_many(
         self, starts: Iterable[StartRequest], *, timeout_s: float | None = None
@@ -218,10 +227,7 @@ class Flint:
         start.
         """
         results = self._thread.run(self._client.start_many(starts, timeout_s=timeout_s))
-        return [
-            result if isinstance(result, FlintError) else RunHandle(self, result.run, result.created)
-            for result in results
-        ]
+        return [result if isinstance(result, FlintError) else RunHandle(self, result) for result in results]
 
     def get_run(self, run: str) -> Run:
         """One run, by id or name."""

@@ -18,7 +18,14 @@ from typing import Final
 import grpc
 
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
-from flint_sdk._errors import FlintError, ResourceExhausted, Unavailable, error_from_rpc, error_from_status
+from flint_sdk._deadlines import Deadlines
+from flint_sdk._errors import (
+    FlintError,
+    ResourceExhausted,
+    Unavailable,
+    error_from_rpc,
+    error_from_status,
+)
 from flint_sdk._transport import Backoff, Gateway, Transport, is_disconnect
 
 _NAMES_PER_MESSAGE: Final = 1000
@@ -40,12 +47,19 @@ class Waiting:
         self._refused_since: dict[str, float] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._deadlines = Deadlines()
 
-    async def ended(self, name: str) -> runs_pb2.Run:
-        """The run once it has ended. Cancel the caller to stop waiting. Raises FlintError."""
+    async def ended(self, name: str, timeout_s: float | None) -> runs_pb2.Run:
+        """The run once it has ended; shared, do not change it. Cancel the caller to stop waiting.
+
+        Raises FlintError: TimedOut after `timeout_s` (None: no limit).
+        """
         if name not in self._open and len(self._open) >= _MAX_OPEN:
             raise ResourceExhausted(f"this client already waits for {_MAX_OPEN} runs")
-        future: asyncio.Future[runs_pb2.Run] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[runs_pb2.Run] = loop.create_future()
+        if timeout_s is not None:
+            self._deadlines.add(future, timeout_s, name)
         if name in self._open:
             self._open[name].add(future)
         else:
@@ -56,6 +70,8 @@ class Waiting:
         try:
             return await future
         finally:
+            if timeout_s is not None:
+                self._deadlines.discard(future, timeout_s)
             waiters = self._open.get(name)
             if waiters is not None:
                 waiters.discard(future)
@@ -68,6 +84,7 @@ class Waiting:
             self._task.cancel()
             await asyncio.wait([self._task])
         self._fail_all(FlintError("this client was closed"))
+        self._deadlines.close()
 
     def _send(self, name: str) -> None:
         self._unsent.append(name)

@@ -2,7 +2,7 @@
 
 States: *reading* (events as they come; the cursor follows), *interrupted* (told once to the reader of the watch;
 waits for a gateway, next address each time), then reading again from the cursor (told once). It ends after the event
-that shows the run's end. A stream that is silent for half a minute is reopened from the cursor without a word: a
+that shows the run's end, or with the gateway's word that the run had ended at the cursor. A stream that is silent for half a minute is reopened from the cursor without a word: a
 peer which vanished is noticed. When no gateway is reachable for `reconnect_s`, the watch raises Unavailable.
 """
 
@@ -56,7 +56,9 @@ async def watch_run(
                 yield event
                 if isinstance(event, RunSnapshot | RunChanged) and event.run.state.terminal:
                     return
-            await asyncio.sleep(backoff.next_s())  # ended without the run's end: ask again, gently
+            await asyncio.sleep(backoff.next_s())  # silent: ask again, gently
+        except _Finished:
+            return
         except _Broken as broken:
             if down_since is None:
                 down_since = loop.time()
@@ -68,6 +70,10 @@ async def watch_run(
                 ) from None
             transport.leave(gateway)
             await asyncio.sleep(backoff.next_s())
+
+
+class _Finished(Exception):
+    """The gateway has nothing more to tell: the run has ended, and had so at the cursor already."""
 
 
 class _Broken(Exception):
@@ -102,7 +108,7 @@ async def _read(
                     raise grpc.aio.AioRpcError(
                         code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
                     )
-                return
+                raise _Finished
             event = _event(message)
             if event is not None:
                 yield event
