@@ -75,7 +75,9 @@ class RunServicer(RunServiceServicer):
         (result,) = await self._batcher.submit((start,))
         if result.HasField("error"):
             raise from_status_proto(result.error)
-        return self._accepted(start, result)
+        response = runs_pb2.StartRunResponse()
+        self._accepted(response, start, result)
+        return response
 
     async def StartRuns(self, request: runs_pb2.StartRunsRequest, context: Context) -> runs_pb2.StartRunsResponse:
         """Each start succeeds or fails for itself; those that are valid share one commit."""
@@ -107,26 +109,31 @@ class RunServicer(RunServiceServicer):
             if result.HasField("error"):
                 item.error.CopyFrom(result.error)
             else:
-                item.response.CopyFrom(self._accepted(start, result))
+                self._accepted(item.response, start, result)
         return response
 
-    def _accepted(self, start: scheduling_pb2.Start, result: scheduling_pb2.AcceptResult) -> runs_pb2.StartRunResponse:
+    def _accepted(
+        self, response: runs_pb2.StartRunResponse, start: scheduling_pb2.Start, result: scheduling_pb2.AcceptResult
+    ) -> None:
+        """Fills in the answer where it is to be: a message that is built apart costs a copy."""
         run_id = result.run_id
-        name = format_run(start.namespace, run_id)
+        namespace = start.namespace
+        name = format_run(namespace, run_id)
         if result.state not in TERMINAL:
-            self._hub.started(RunName(name, start.namespace, run_id))
-        own = start.request_id.startswith(OWN_REQUEST_ID)
-        run = runs_pb2.Run(
-            name=name,
-            workflow=format_version(start.namespace, start.workflow_id, result.version),
-            state=result.state or runs_pb2.Run.STATE_QUEUED,
-            level=start.level,
-            create_time=result.create_time,
-            request_id="" if own else start.request_id,
-            # A repeated start answers the first one's run, whose trace this call does not know.
-            trace_id=start.trace_id.hex() if result.created else "",
-        )
-        return runs_pb2.StartRunResponse(run=run, created=result.created)
+            self._hub.started(RunName(name, namespace, run_id))
+        response.created = result.created
+        run = response.run
+        run.name = name
+        run.workflow = format_version(namespace, start.workflow_id, result.version)
+        run.state = result.state or runs_pb2.Run.STATE_QUEUED
+        run.level = start.level
+        run.create_time.CopyFrom(result.create_time)
+        request_id = start.request_id
+        if not request_id.startswith(OWN_REQUEST_ID):
+            run.request_id = request_id
+        # A repeated start answers the first one's run, whose trace this call does not know.
+        if result.created:
+            run.trace_id = start.trace_id.hex()
 
     # -- reads --------------------------------------------------------------------------------------------------------
 

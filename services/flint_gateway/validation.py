@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import uuid
 from functools import lru_cache
 
 import grpc
@@ -53,7 +53,7 @@ def make_start(
         violations.append(FieldViolation(prefix + "level", "must be between 0 (most urgent) and 9"))
     request_id = request.request_id
     if not request_id:
-        request_id = f"{OWN_REQUEST_ID}{uuid.uuid4()}"
+        request_id = f"{OWN_REQUEST_ID}{os.urandom(16).hex()}"
     elif not _REQUEST_ID.fullmatch(request_id) or request_id[0] == OWN_REQUEST_ID:
         violations.append(
             FieldViolation(prefix + "request_id", "must be 1 to 128 printable ASCII characters, the first not «~»")
@@ -67,7 +67,7 @@ def make_start(
             field_violations=[*violations, FieldViolation(prefix + "input", f"has more than {payload_bytes} bytes")],
             metadata={"limit_bytes": str(payload_bytes), "bytes": str(len(data))},
         )
-    problem = check_json(data)
+    problem = None if data == b"{}" else check_json(data)
     if problem is not None:
         violations.append(FieldViolation(prefix + "input", problem))
     if violations:
