@@ -162,7 +162,7 @@ class WorkerSettings(_Section):
     registries: list[str] = Field(["127.0.0.1:7473", "127.0.0.1:7474"], min_length=1)
     pool: str = Field("default", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     region: str = Field("local", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
-    slots: int = Field(500, ge=1, le=10_000)
+    slots: int = Field(500, ge=1, le=10_000, description="legs that run at the same time")
     labels: dict[str, str] = {}
     inline_wait_s: float = Field(1.0, ge=0, description="a wait up to this long keeps its slot")
     drain_s: float = Field(20.0, gt=0, description="grace for steps in progress after SIGTERM")

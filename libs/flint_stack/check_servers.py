@@ -105,7 +105,7 @@ async def _check_nats_server(settings: Settings, url: str) -> Finding:
     if _version(version) < _OLDEST_NATS:
         return Finding.warning(part, f"{version} is old", "Flint is tried with 2.11 and newer.")
     limit_mib = int(str(info.get("max_payload", 0))) / 2**20
-    if limit_mib < 1:
+    if limit_mib < 4:  # what the schedulers insist on
         return Finding.failed(part, f"{version}, max_payload {limit_mib:.2f} MiB", "Set max_payload to 8MB.")
     return Finding.ok(part, f"{version}, JetStream, user «{user}», max payload {limit_mib:.0f} MiB")
 
