@@ -3,12 +3,14 @@
 A wildcard subscription, a dict and one timer serve all requests and all appends of a connection: no subscription, no
 task and no timer per message. Answers that come after their deadline find no token and are dropped.
 
-The sweep runs only while somebody waits. When the connection breaks, `fail_all` tells everybody at once.
+The sweep runs only while somebody waits, and goes through them only when the earliest deadline has come. When the
+connection breaks, `fail_all` tells everybody at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -47,6 +49,7 @@ class Inbox:
         self._next = 0
         self._loop = asyncio.get_running_loop()
         self._sweep: asyncio.TimerHandle | None = None
+        self._earliest = math.inf  # no deadline of those who wait is before it
 
     def attach(self, wire: Wire) -> None:
         """Listens on a (new) connection."""
@@ -82,7 +85,10 @@ class Inbox:
         self._next += 1
         token = b"%x" % self._next
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting[token] = _Waiting(future, settle, self._loop.time() + timeout_s, on_timeout)
+        deadline = self._loop.time() + timeout_s
+        if deadline < self._earliest:
+            self._earliest = deadline
+        self._waiting[token] = _Waiting(future, settle, deadline, on_timeout)
         if self._sweep is None:
             self._sweep = self._loop.call_later(_SWEEP_S, self._expire)
         return f"{self._prefix}{self._next:x}", future
@@ -118,14 +124,25 @@ class Inbox:
     def _expire(self) -> None:
         self._sweep = None
         now = self._loop.time()
-        expired = [token for token, entry in self._waiting.items() if entry.deadline <= now or entry.future.done()]
+        if now >= self._earliest or self._queue:
+            self._drop_expired(now)
+        if self._waiting:
+            self._sweep = self._loop.call_later(_SWEEP_S, self._expire)
+
+    def _drop_expired(self, now: float) -> None:
+        earliest = math.inf
+        expired: list[bytes] = []
+        for token, entry in self._waiting.items():
+            if entry.deadline <= now or entry.future.done():
+                expired.append(token)
+            elif entry.deadline < earliest:
+                earliest = entry.deadline
+        self._earliest = earliest
         for token in expired:
             entry = self._waiting.pop(token)
             if not entry.future.done():
                 entry.future.set_exception(entry.on_timeout("no answer in time"))
             self._wake()
-        if self._waiting:
-            self._sweep = self._loop.call_later(_SWEEP_S, self._expire)
 
     def _wake(self) -> None:
         while self._queue:
