@@ -7,11 +7,13 @@ outcome back as an event with the same `effect_id`. Effects are never stored: th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 __all__ = ["Call", "CancelEffect", "Deferred", "Effect", "Evaluate", "Timer", "TimerKind"]
+
+NO_ARGUMENTS: Final[dict[str, Any]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,7 @@ class Evaluate:
     now_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """Execute a function with a side effect. Answer with `CallSucceeded` or `CallFailed`.
 
     `idempotency_key` is made of run, reset generation, step pointer and iteration, never of attempt or leg (promise 3).
@@ -58,9 +59,10 @@ class Call:
     iteration: str  # "" or indexes of enclosing iterations and branches, such as "3.0"
     attempt: int
     function: str  # "http", "sql", "email", "noop"
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = NO_ARGUMENTS
     idempotency_key: str = ""
     deadline_ms: int | None = None  # the earliest timeout of the tasks and attempts around it (Unix epoch, ms)
+    may_defer: bool = True  # whether a Deferred may be among the arguments
 
 
 class TimerKind(StrEnum):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 
-__all__ = ["SHARDS", "group_of_run", "group_of_shard", "make_run_id", "parse_run_id", "shard_of_run"]
+__all__ = ["SHARDS", "group_of_run", "group_of_shard", "make_run_id", "parse_run_id", "run_id_text", "shard_of_run"]
 
 SHARDS = 1024
 """Number of fixed partitions of the runs. Never changes."""
@@ -50,3 +50,9 @@ def parse_run_id(text: str) -> bytes | None:
     if value.version != 7 or str(value) != text.lower():
         return None
     return value.bytes
+
+
+def run_id_text(run_id: bytes) -> str:
+    """The canonical text of a run id; the reverse of `parse_run_id`."""
+    text = run_id.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -51,17 +51,11 @@ class Caller:
     async def perform(self, call: Call, lease: Lease, run_id: str, trace_id: str) -> CallSucceeded | CallFailed:
         """The outcome of one call, executed now. Raises LegStopped when the lease does not allow it to begin (R6)."""
         self._performing += 1
-        try:
-            return await self._perform(call, lease, run_id, trace_id)
-        finally:
-            self._performing -= 1
-
-    async def _perform(self, call: Call, lease: Lease, run_id: str, trace_id: str) -> CallSucceeded | CallFailed:
         started_ms = now_ms()
         redaction: Redaction | None = None
         try:
             arguments = call.arguments
-            if arguments and has_deferred(arguments):
+            if call.may_defer and has_deferred(arguments):
                 redaction = Redaction(self._resolver.values_in(arguments))
                 arguments = await self._resolver.resolve(arguments, started_ms, call.step)
             executor = self._executors.get(call.function)
@@ -104,6 +98,8 @@ class Caller:
             return self._failed(call, self._defect(call, cancelled), started_ms, None)
         except Exception as defect:
             return self._failed(call, self._defect(call, defect), started_ms, None)
+        finally:
+            self._performing -= 1
         at_ms = max(started_ms, now_ms())
         step_seconds(call.function, "succeeded").observe((at_ms - started_ms) / 1000)
         return CallSucceeded(call.effect_id, output, started_ms, at_ms)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ _STOP_CALLS_S: Final = 5.0
 
 _log = get_logger("flint_worker.effects")
 
-Perform = Callable[[Call], Awaitable[CallSucceeded | CallFailed]]
+Perform = Callable[[Call], Coroutine[Any, Any, CallSucceeded | CallFailed]]
 """Executes a call."""
 
 
@@ -40,9 +40,9 @@ class Progress:
 
 
 class Effects:
-    """Belongs to one leg and its event loop."""
+    """Belongs to one leg and its event loop. Does not know the leg: the two would be a cycle for the collector."""
 
-    def __init__(self, perform: Perform) -> None:
+    def __init__(self) -> None:
         self.inbox: deque[Event] = deque()
         self.calls: dict[int, Call] = {}
         """Asked for, not begun."""
@@ -57,7 +57,6 @@ class Effects:
         """Whether a call runs in the leg's own task."""
         self.on_quiet: Callable[[], None] | None = None
         """Called when the last call in progress has ended."""
-        self._perform = perform
         self._loop = asyncio.get_running_loop()
         self._waker: asyncio.Future[None] | None = None
 
@@ -85,22 +84,22 @@ class Effects:
         """Whether exactly one call is to begin and nothing else can happen meanwhile but a command from outside."""
         return len(self.calls) == 1 and not self.running and not self.timers
 
-    async def run_alone(self) -> None:
+    async def run_alone(self, perform: Perform) -> None:
         """The usual case, without a task of its own. Cancelling the leg's task cancels the call."""
         effect_id, call = self.calls.popitem()
         self.progress[effect_id] = Progress(call)
         self.alone = True
         try:
-            self.inbox.append(await self._perform(call))
+            self.inbox.append(await perform(call))
         finally:
             self.alone = False
             del self.progress[effect_id]
 
-    def begin(self) -> None:
+    def begin(self, perform: Perform) -> None:
         """Begins all calls that were asked for, each in a task."""
         for effect_id, call in self.calls.items():
             self.progress[effect_id] = Progress(call)
-            task = asyncio.ensure_future(self._perform(call))
+            task = asyncio.ensure_future(perform(call))
             self.running[effect_id] = task
             task.add_done_callback(partial(self._done, effect_id))
         self.calls.clear()

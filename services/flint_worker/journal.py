@@ -14,7 +14,6 @@ from flint_bus import AppendUnknown, Bus, BusError, SequenceMismatch, StreamFull
 from flint_bus.subjects import journal_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
-from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_ops.clock import boottime
 from flint_worker.lease import Lease
 from flint_worker.telemetry import APPEND_RETRIES, APPENDS
@@ -63,18 +62,12 @@ class JournalWriter:
         self.written = 0
         """Entries stored by this leg."""
 
-    async def append(
-        self,
-        steps: list[runs_pb2.StepRecord],
-        events: bytes = b"",
-        snapshot: bytes = b"",
-        end: journal_pb2.LegEnd | None = None,
-    ) -> None:
-        """Returns when the entry is stored.
+    async def append(self, entry: journal_pb2.JournalEntry) -> None:
+        """Returns when the entry is stored. What says whose entry it is and which one is added to it here.
 
         Raises LegStopped, MessageTooLarge before anything was sent, or AppendRefused when it will never be stored.
         """
-        entry = journal_pb2.JournalEntry(index=self._index, steps=steps, events=events, snapshot=snapshot, end=end)
+        entry.index = self._index
         data = self._constant + entry.SerializeToString()
         msg_id = f"{self._nonce}.{self._index}"
         pause_s = _FIRST_PAUSE_S

@@ -12,9 +12,9 @@ are cancelled and nothing more is appended.
 from __future__ import annotations
 
 import asyncio
-import uuid
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import orjson
 from structlog.contextvars import bind_contextvars
@@ -33,6 +33,7 @@ from flint_core.events import (
     decode_events,
     encode_events,
 )
+from flint_core.ids import run_id_text
 from flint_core.machine import End, Failed, Machine, MachineLimits, RunFacts, StateTooLarge, StepTrace, Succeeded
 from flint_core.problems import Problem, ProblemType
 from flint_core.program import Program
@@ -45,7 +46,7 @@ from flint_worker.definitions import Definitions, DefinitionUnknown
 from flint_worker.effects import Effects, Progress
 from flint_worker.journal import JournalWriter, LegStopped
 from flint_worker.lease import Lease
-from flint_worker.records import end_of_run, step_records
+from flint_worker.records import add_steps, set_end
 
 __all__ = ["Leg", "LegServices"]
 
@@ -80,7 +81,7 @@ class Leg:
 
     def __init__(self, job: dispatch_pb2.Job, lease: Lease, services: LegServices) -> None:
         self.job = job
-        self.run_id = str(uuid.UUID(bytes=job.run_id))
+        self.run_id = run_id_text(job.run_id)
         self.begun = False
         """Whether anything left this process: a call was started or an entry sent."""
         self.task: asyncio.Task[str] | None = None
@@ -88,7 +89,7 @@ class Leg:
         self._lease = lease
         self._services = services
         self._journal = JournalWriter(services.bus, lease, job)
-        self._effects = Effects(self._perform)
+        self._effects = Effects()
         self._machine: Machine
         self._replaying = False
         self._answered: set[int] = set()
@@ -322,10 +323,10 @@ class Leg:
             raise LegStopped("lease")
         self.begun = True
         if not self._effects.single:
-            self._effects.begin()
+            self._effects.begin(self._perform)
             return
         try:
-            await self._effects.run_alone()
+            await self._effects.run_alone(self._perform)
         except asyncio.CancelledError:
             if self._dropped or not self._cancel_requested or self.task is None:
                 raise
@@ -333,16 +334,19 @@ class Leg:
         while self._cancel_requested and not self._dropped and self.task is not None and self.task.cancelling():
             self.task.uncancel()
 
-    async def _perform(self, call: Call) -> CallSucceeded | CallFailed:
-        return await self._services.caller.perform(call, self._lease, self.run_id, self._trace_id)
+    def _perform(self, call: Call) -> Coroutine[Any, Any, CallSucceeded | CallFailed]:
+        return self._services.caller.perform(call, self._lease, self.run_id, self._trace_id)
 
     # -- the journal --------------------------------------------------------------------------------------------------
 
-    async def _append(self, *, with_snapshot: bool = False, end: journal_pb2.LegEnd | None = None) -> None:
+    async def _append(
+        self, *, with_snapshot: bool = False, run_end: End | None = None, leg_end: journal_pb2.LegEnd | None = None
+    ) -> None:
         """One entry: everything fed and traced since the last one. Raises LegStopped, also after a failed end."""
+        ends = run_end is not None or leg_end is not None
         events = encode_events(self._unrecorded) if self._unrecorded else b""
         size = len(events) + self._bytes_since_snapshot
-        if end is None and (self._entries_since_snapshot >= _SNAPSHOT_ENTRIES or size > _SNAPSHOT_BYTES):
+        if not ends and (self._entries_since_snapshot >= _SNAPSHOT_ENTRIES or size > _SNAPSHOT_BYTES):
             with_snapshot = True
         try:
             snapshot = self._machine.snapshot() if with_snapshot else b""
@@ -350,10 +354,14 @@ class Leg:
             await self._fail_by_size("State too large", str(error))
             raise LegStopped("failed") from None
         self.begun = True
+        entry = journal_pb2.JournalEntry(events=events, snapshot=snapshot, end=leg_end)
+        add_steps(entry, self._records)
+        if run_end is not None:
+            set_end(entry, run_end)
         try:
-            await self._journal.append(step_records(self._records), events, snapshot, end)
+            await self._journal.append(entry)
         except MessageTooLarge as error:
-            if end is not None and not snapshot:
+            if ends and not snapshot:
                 raise
             self._unrecorded, self._records = [], []
             await self._fail_by_size("Payload too large", str(error))
@@ -370,18 +378,18 @@ class Leg:
     async def _end_with(self, end: End) -> str:
         """The run's end; the outcome of its last step is in the same entry."""
         try:
-            await self._append(end=end_of_run(end))
+            await self._append(run_end=end)
         except MessageTooLarge as error:
             self._unrecorded, self._records = [], []
             end = Failed(Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, "Payload too large", str(error)))
-            await self._append(end=end_of_run(end))
+            await self._append(run_end=end)
         if isinstance(end, Succeeded):
             return "succeeded"
         return "failed" if isinstance(end, Failed) else "cancelled"
 
     async def _block(self, wake_at_ms: int) -> str:
         await self._append(
-            with_snapshot=True, end=journal_pb2.LegEnd(blocked=journal_pb2.Blocked(wake_at_ms=wake_at_ms))
+            with_snapshot=True, leg_end=journal_pb2.LegEnd(blocked=journal_pb2.Blocked(wake_at_ms=wake_at_ms))
         )
         return "blocked"
 
@@ -390,7 +398,7 @@ class Leg:
         end = journal_pb2.LegEnd(yielded=journal_pb2.Yielded())
         if not self._fed:
             self._records = []
-        await self._append(with_snapshot=self._fed, end=end)
+        await self._append(with_snapshot=self._fed, leg_end=end)
         return "yielded"
 
     async def _fail_by_size(self, title: str, detail: str) -> None:
@@ -402,7 +410,7 @@ class Leg:
         self._unrecorded, self._records = [], []
         await self._effects.stop()
         try:
-            await self._append(end=end_of_run(Failed(_defect_problem(defect))))
+            await self._append(run_end=Failed(_defect_problem(defect)))
         except LegStopped as stopped:
             return stopped.reason
         except Exception:

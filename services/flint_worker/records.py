@@ -10,10 +10,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
-from flint_core.machine import Cancelled, End, Failed, StepTrace, Succeeded
+from flint_core.machine import End, Failed, StepTrace, Succeeded
 from flint_core.problems import Problem
 
-__all__ = ["end_of_run", "problem_proto", "step_records", "timestamp"]
+__all__ = ["add_steps", "problem_proto", "set_end", "timestamp"]
 
 _STATES: Final = {
     "running": runs_pb2.StepRecord.STATE_RUNNING,
@@ -28,11 +28,6 @@ _STEP_DETAIL_LIMIT: Final = 512
 """There may be hundreds of steps in an entry, which must fit into one message."""
 
 
-def timestamp(ms: int) -> Timestamp:
-    """Milliseconds since the Unix epoch as a Timestamp."""
-    return Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
-
-
 def problem_proto(problem: Problem, detail_limit: int = _DETAIL_LIMIT) -> runs_pb2.Problem:
     """A problem as recorded; a very long detail is cut."""
     return runs_pb2.Problem(
@@ -44,34 +39,40 @@ def problem_proto(problem: Problem, detail_limit: int = _DETAIL_LIMIT) -> runs_p
     )
 
 
-def step_records(traces: Iterable[StepTrace]) -> list[runs_pb2.StepRecord]:
-    """The machine's traces as recorded steps, in order."""
-    records = []
+def add_steps(entry: journal_pb2.JournalEntry, traces: Iterable[StepTrace]) -> None:
+    """The machine's traces as recorded steps of the entry, in order."""
+    add = entry.steps.add
     for trace in traces:
-        record = runs_pb2.StepRecord(
+        record = add(
             step=trace.step,
             iteration=trace.iteration,
             attempt=trace.attempt,
             state=_STATES[trace.state],
             kind=trace.kind,
             function=trace.function,
-            start_time=timestamp(trace.started_ms),
         )
+        _set_time(record.start_time, trace.started_ms)
         if trace.ended_ms is not None:
-            record.end_time.seconds = trace.ended_ms // 1000
-            record.end_time.nanos = trace.ended_ms % 1000 * 1_000_000
+            _set_time(record.end_time, trace.ended_ms)
         if trace.problem is not None:
             record.error.CopyFrom(problem_proto(trace.problem, _STEP_DETAIL_LIMIT))
-        records.append(record)
-    return records
 
 
-def end_of_run(end: End) -> journal_pb2.LegEnd:
-    """The leg end of a run that is over."""
-    match end:
-        case Succeeded(output):
-            return journal_pb2.LegEnd(succeeded=journal_pb2.Succeeded(output=orjson.dumps(output)))
-        case Failed(problem):
-            return journal_pb2.LegEnd(failed=journal_pb2.Failed(error=problem_proto(problem)))
-        case Cancelled():
-            return journal_pb2.LegEnd(cancelled=journal_pb2.Cancelled())
+def _set_time(field: Timestamp, ms: int) -> None:
+    field.seconds = ms // 1000
+    field.nanos = ms % 1000 * 1_000_000
+
+
+def timestamp(ms: int) -> Timestamp:
+    """Milliseconds since the Unix epoch as a Timestamp."""
+    return Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
+
+
+def set_end(entry: journal_pb2.JournalEntry, end: End) -> None:
+    """The run is over with this entry."""
+    if isinstance(end, Succeeded):
+        entry.end.succeeded.output = orjson.dumps(end.output)
+    elif isinstance(end, Failed):
+        entry.end.failed.error.CopyFrom(problem_proto(end.problem))
+    else:
+        entry.end.cancelled.SetInParent()

@@ -52,6 +52,8 @@ class LegTable:
         self._running: dict[bytes, Leg] = {}
         self._draining = False
         self._closed = False
+        LEGS_RUNNING.set_function(lambda: len(self._running))  # read when somebody asks, not told at each change
+        LEGS_WAITING.set_function(lambda: len(self._waiting))
         self.idle = asyncio.Event()
         """Set while it holds no leg."""
         self.idle.set()
@@ -83,7 +85,6 @@ class LegTable:
             self._start(nonce, job)
         else:
             self._waiting[nonce] = job
-            LEGS_WAITING.set(len(self._waiting))
         self.idle.clear()
         return True
 
@@ -127,7 +128,6 @@ class LegTable:
         self._running[nonce] = leg
         if self._draining:
             leg.drain()
-        LEGS_RUNNING.set(len(self._running))
         leg.start().add_done_callback(lambda task: self._ended(nonce, leg, task))
 
     def _ended(self, nonce: bytes, leg: Leg, task: asyncio.Task[str]) -> None:
@@ -143,8 +143,6 @@ class LegTable:
             del self._running[nonce]
         while self._waiting and len(self._running) < self._slots and not self._closed:
             self._start(*self._waiting.popitem(last=False))
-        LEGS_RUNNING.set(len(self._running))
-        LEGS_WAITING.set(len(self._waiting))
         if not self.held:
             self.idle.set()
 
@@ -164,10 +162,8 @@ class LegTable:
                 return False
         if leg is not None:
             leg.drop()
-        elif self._waiting.pop(nonce, None) is not None:
-            LEGS_WAITING.set(len(self._waiting))
-            if not self.held:
-                self.idle.set()
+        elif self._waiting.pop(nonce, None) is not None and not self.held:
+            self.idle.set()
         self._revoked[nonce] = None
         if len(self._revoked) > _REVOKED_LIMIT:
             self._revoked.popitem(last=False)
@@ -198,7 +194,6 @@ class LegTable:
             leg.drain()
         while self._waiting:
             self._start(*self._waiting.popitem(last=False))
-        LEGS_WAITING.set(0)
 
     def drop_all(self) -> list[asyncio.Task[str]]:
         """Stops everything at once, nothing more is begun or appended. Returns the tasks that are ending."""

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from flint_core.bindings import Binding
 from flint_core.durations import DurationError, parse_duration
@@ -26,8 +26,7 @@ RUNTIME: Final = {"name": "Flint", "version": "0.1.0", "metadata": {}}
 NO_RESULTS: Final[list[Any]] = []
 
 
-@dataclass(frozen=True, slots=True)
-class RunFacts:
+class RunFacts(NamedTuple):
     """What never changes about a run. `seed` makes its jitter its own; `reset` counts resets to an earlier step."""
 
     run_id: str

@@ -146,6 +146,7 @@ class Kernel(Room):
             frame.args,
             f"{self.facts.run_id}/{self.facts.reset}{plan.pointer}/{iteration}",
             self._deadline_of(strand),
+            plan.arguments is None or plan.arguments.deferred,
         )
 
     def _deadline_of(self, strand: Strand) -> int | None:

@@ -8,8 +8,7 @@ recorded as a runtime problem without its text, which might hold a secret.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from flint_core.problems import Problem
 from flint_ops.config import Settings
@@ -17,8 +16,7 @@ from flint_ops.config import Settings
 __all__ = ["ExecutionFailed", "Executor", "ExecutorFactory", "ResolvedCall", "build_executors"]
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedCall:
+class ResolvedCall(NamedTuple):
     """A call with every argument evaluated, those that name secrets included: never log or record `arguments`.
 
     `deadline_s` is the time from now after which the outcome is no longer wanted; None when there is no such limit. The
