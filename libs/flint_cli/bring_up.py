@@ -1,4 +1,4 @@
-"""What `flint up` does. A module of its own: only this command needs the stack, whose imports take a third of a second."""
+"""What `flint up` does. Apart from the command itself: the imports of the stack take a third of a second."""
 
 from __future__ import annotations
 
