@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import sys
 from pathlib import Path
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
@@ -107,4 +109,10 @@ async def test_buf_curl_shows_a_refusal(house: House) -> None:
     assert code != 0
     told = json.loads(errors)
     assert told["code"] == "unauthenticated"
-    assert "CREDENTIALS_MISSING" in json.dumps(told["details"])
+    (detail,) = told["details"]
+    info = error_details_pb2.ErrorInfo.FromString(base64.b64decode(detail["value"] + "=="))
+    assert (detail["type"], info.reason, info.domain) == (
+        "google.rpc.ErrorInfo",
+        "CREDENTIALS_MISSING",
+        "flint.dev",
+    )
