@@ -2,8 +2,9 @@
 
 States: *reading* (events as they come; the cursor follows), *interrupted* (told once to the reader of the watch;
 waits for a gateway, next address each time), then reading again from the cursor (told once). It ends after the event
-that shows the run's end, or with the gateway's word that the run had ended at the cursor. A stream that is silent for half a minute is reopened from the cursor without a word: a
-peer which vanished is noticed. When no gateway is reachable for `reconnect_s`, the watch raises Unavailable.
+that shows the run's end, or when the gateway has nothing to tell after the cursor: the run had ended there. A stream
+that ends too early, or is silent for half a minute, is reopened from the cursor without a word: a peer which vanished
+is noticed. When no gateway is reachable for `reconnect_s`, the watch raises Unavailable.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ async def watch_run(
     loop = asyncio.get_running_loop()
     backoff = Backoff()
     down_since: float | None = None
+    told = False  # by the stream that is open
     while True:
         gateway = transport.gateway()
         try:
@@ -47,7 +49,9 @@ async def watch_run(
             request = runs_pb2.WatchRunRequest(name=name, recorded_only=recorded_only)
             if cursor is not None:
                 request.cursor = cursor
+            told = False
             async for event in _read(transport, gateway, request):
+                told = True
                 down_since = None
                 backoff.reset()
                 if isinstance(event, RunChanged) and cursor is not None and event.cursor <= cursor:
@@ -57,8 +61,10 @@ async def watch_run(
                 if isinstance(event, RunSnapshot | RunChanged) and event.run.state.terminal:
                     return
             await asyncio.sleep(backoff.next_s())  # silent: ask again, gently
-        except _Finished:
-            return
+        except _Ended:
+            if not told and cursor is not None:
+                return
+            await asyncio.sleep(backoff.next_s())  # without the run's end
         except _Broken as broken:
             if down_since is None:
                 down_since = loop.time()
@@ -72,8 +78,8 @@ async def watch_run(
             await asyncio.sleep(backoff.next_s())
 
 
-class _Finished(Exception):
-    """The gateway has nothing more to tell: the run has ended, and had so at the cursor already."""
+class _Ended(Exception):
+    """The gateway ended the stream in order."""
 
 
 class _Broken(Exception):
@@ -108,7 +114,7 @@ async def _read(
                     raise grpc.aio.AioRpcError(
                         code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
                     )
-                raise _Finished
+                raise _Ended
             event = _event(message)
             if event is not None:
                 yield event
