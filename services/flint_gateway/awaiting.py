@@ -118,10 +118,12 @@ class AwaitStream:
         size = count = 0
         while self._answers and count < _ANSWER_RUNS and size < _ANSWER_BYTES:
             name, result = self._answers.popleft()
+            answer = response.runs.add()
+            answer.name = name
             if isinstance(result, Refused):
-                response.runs.add(name=name, error=status_proto(result))
+                answer.error.CopyFrom(status_proto(result))
             else:
-                response.runs.add(name=name, run=result)
+                answer.run.CopyFrom(result)
                 size += len(result.output) + 256
             count += 1
         return response
