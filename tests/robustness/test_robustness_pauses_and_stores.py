@@ -8,17 +8,14 @@ from pathlib import Path
 import pytest
 
 from flint_bus import Bus, journal_stream
+from support.metrics import read_metrics
 from support.outside import outside_world
 from support.stack import RunningStack, eventually, running_stack
-from support.traffic import Traffic
+from support.traffic import Traffic, run_of
 
 pytestmark = pytest.mark.robustness
 
 RUNS = 200
-
-
-def run_of(key: str) -> str:
-    return key.split("/")[0]
 
 
 async def test_stopped_owner_is_fenced(tmp_path: Path) -> None:
@@ -28,7 +25,9 @@ async def test_stopped_owner_is_fenced(tmp_path: Path) -> None:
             await traffic.until_executions(2 * RUNS)
             groups = await traffic.record.groups_of("scheduler-1")
             before = await traffic.record.terms()
-            assert groups
+            held = await traffic.record.open_legs_of(groups)
+            assert held, "no run of the victim's groups had an open leg"
+            assert not await refused_commits(stack)
             stack.pause("scheduler-1")
 
             async def taken_over() -> bool:
@@ -39,11 +38,19 @@ async def test_stopped_owner_is_fenced(tmp_path: Path) -> None:
             assert all(after[g] > before[g] for g in groups)
             stack.resume("scheduler-1")
             # Awake, it finds out by a commit that PostgreSQL refuses.
-            await eventually(lambda: '"commit_refused"' in stack.log("scheduler-1", lines=500), timeout_s=30)
+            await eventually(lambda: refused_commits(stack), timeout_s=30)
             await traffic.finish()
             assert await traffic.judge() == {}
+            legs = await traffic.record.legs()
+            assert {legs[run] for run in held} == {1}, "a leg was raised although its worker lived"
         finally:
             await traffic.close()
+
+
+async def refused_commits(stack: RunningStack) -> float:
+    """How many commits PostgreSQL has refused the first scheduler."""
+    figures = await read_metrics(stack.addresses["scheduler-1/ops"])
+    return figures.total("flint_scheduler_commits_refused_total")
 
 
 async def test_stopped_worker_records_nothing_more(tmp_path: Path) -> None:
@@ -53,6 +60,7 @@ async def test_stopped_worker_records_nothing_more(tmp_path: Path) -> None:
             await traffic.until_executions(2 * RUNS)
             victim = await traffic.incarnation("worker-1")
             stack.pause("worker-1")
+            lost = await traffic.moment()
             held = (await traffic.record.open_legs()).get(victim, [])
             assert held, "the victim held no leg"
 
@@ -67,6 +75,8 @@ async def test_stopped_worker_records_nothing_more(tmp_path: Path) -> None:
             repeats = await traffic.judge()
             assert any(legs[run] > 1 for run in held)
             assert {run_of(key) for key in repeats} <= set(held)
+            traffic.were_in_flight(repeats, lost)
+            assert all(count <= legs[run_of(key)] for key, count in repeats.items())
             now = {(s.run, s.step) for s in await traffic.record.steps() if s.worker == victim}
             assert now == folded, "the zombie's outcome was recorded"
         finally:
@@ -75,13 +85,13 @@ async def test_stopped_worker_records_nothing_more(tmp_path: Path) -> None:
 
 async def unfolded_entries(stack: RunningStack, traffic: Traffic) -> int:
     """Journal entries in JetStream that PostgreSQL does not have yet."""
-    generation = int(str(await traffic.record.one("SELECT journal_generation FROM cluster")))
+    generation = await traffic.record.generation()
     bus = await Bus.connect(stack.settings.nats, name="test")
     try:
         state = await bus.stream_state(journal_stream(generation))
     finally:
         await bus.close()
-    folded = int(str(await traffic.record.one("SELECT count(*) FROM run_entry")))
+    folded = await traffic.record.number("SELECT count(*) FROM run_entry")
     return (state.last_sequence if state else 0) - folded
 
 
@@ -90,7 +100,7 @@ async def test_deleted_journal(tmp_path: Path) -> None:
         traffic = await Traffic.start(stack, world, RUNS)
         try:
             await traffic.until_executions(RUNS)
-            before = int(str(await traffic.record.one("SELECT journal_generation FROM cluster")))
+            before = await traffic.record.generation()
             # The owners are held for a moment, shorter than their lease, so that entries pile up unfolded.
             for name in ("scheduler-1", "scheduler-2"):
                 stack.pause(name)
@@ -101,15 +111,17 @@ async def test_deleted_journal(tmp_path: Path) -> None:
             await eventually(piled_up, timeout_s=10)
             await stack.kill("nats", hold=True)
             shutil.rmtree(stack.data_dir / "nats")
+            lost = await traffic.moment()
             for name in ("scheduler-1", "scheduler-2"):
                 stack.resume(name)
             await stack.start("nats")
             await traffic.finish()
-            after = int(str(await traffic.record.one("SELECT journal_generation FROM cluster")))
-            assert after > before, "no new generation was opened"
+            assert await traffic.record.generation() > before, "no new generation was opened"
             legs = await traffic.record.legs()
             repeats = await traffic.judge()
             assert any(leg > 1 for leg in legs.values())
+            # The lost entries' steps run again, as many of a run as were not folded.
+            traffic.were_in_flight(repeats, lost, last_only=False)
             assert all(count <= legs[run_of(key)] for key, count in repeats.items())
         finally:
             await traffic.close()
@@ -120,13 +132,25 @@ async def test_deleted_etcd_store(tmp_path: Path) -> None:
         traffic = await Traffic.start(stack, world, RUNS)
         try:
             await traffic.until_executions(RUNS)
+            terms, sessions = await traffic.record.terms(), await traffic.record.sessions()
             assert await traffic.record.open_legs()
             await stack.kill("etcd", hold=True)
             shutil.rmtree(stack.data_dir / "etcd")
+            lost = await traffic.moment()
             await stack.start("etcd")
             await traffic.finish()
             legs = await traffic.record.legs()
             repeats = await traffic.judge()
             assert all(count <= legs[run_of(key)] for key, count in repeats.items())
+            traffic.were_in_flight(repeats, lost)
+
+            async def owned_anew() -> bool:
+                now, owners = await traffic.record.terms(), await traffic.record.sessions()
+                return owners.keys() == terms.keys() and all(
+                    now[g] > terms[g] or owners[g] == sessions[g] for g in terms
+                )
+
+            # No term fell with etcd's revisions: each group is its owner's still, or another's under a higher term.
+            await eventually(owned_anew, timeout_s=30)
         finally:
             await traffic.close()

@@ -1,4 +1,7 @@
-"""`flint up` with the servers alone, as a process of its own: `python stack_driver.py DATA_DIR [--leave-children]`."""
+"""`flint up` as a process of its own: `python stack_driver.py DATA_DIR [--leave-children] [--services]`.
+
+Without `--services` it keeps the servers alone.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ def main() -> int:
     options = StackOptions(
         data_dir=Path(sys.argv[1]),
         port_base=0,
-        servers_only=True,
+        servers_only="--services" not in sys.argv,
         die_with_supervisor="--leave-children" not in sys.argv,
     )
     try:

@@ -7,20 +7,20 @@ was in flight when its worker or its journal was lost. And promises 1 and 2: eve
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 from uuid import UUID
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
-
-from flint_contracts.gen.flint.journal.v1 import journal_pb2
+from flint_ops.config import Settings
 from flint_sdk import AsyncFlint
-from flint_store.engine import create_engine, fetch
 from support.outside import Outside
-from support.stack import RunningStack, eventually
+from support.record_reader import Record, Recorded
+from support.stack import eventually
 
-__all__ = ["DEFINITION", "STEPS", "Record", "Traffic"]
+__all__ = ["DEFINITION", "STEPS", "Moment", "Record", "Traffic", "run_of"]
 
 STEPS = 5
 DEFINITION = """
@@ -41,81 +41,49 @@ do:
 )
 
 
+class Place(Protocol):
+    """Where a Flint is."""
+
+    @property
+    def gateway(self) -> str: ...
+    @property
+    def admin_key(self) -> str: ...
+    @property
+    def settings(self) -> Settings: ...
+
+
 @dataclass(frozen=True)
-class Recorded:
-    """One recorded step."""
+class Moment:
+    """What was so when something was lost: the time, and the steps that PostgreSQL had by then."""
 
-    run: str
-    step: str
-    recorded_at: float
-    leg: int
-    worker: str
+    at: float
+    recorded: frozenset[tuple[str, str]]
 
 
-class Record:
-    """Questions to PostgreSQL that tests ask. Reads only."""
+def run_of(key: str) -> str:
+    """The run in an idempotency key."""
+    return key.split("/")[0]
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
 
-    async def rows(self, statement: str, **values: object) -> list[tuple[object, ...]]:
-        return [tuple(row) for row in await fetch(self._engine, text(statement), values)]
-
-    async def one(self, statement: str, **values: object) -> object:
-        return (await self.rows(statement, **values))[0][0]
-
-    async def terms(self) -> dict[int, int]:
-        return dict(await self.rows("SELECT group_id, term FROM shard_group"))  # type: ignore[misc]
-
-    async def groups_of(self, scheduler: str) -> set[int]:
-        found = await self.rows(
-            "SELECT g.group_id FROM shard_group g JOIN owner_session s USING (session_id) "
-            "WHERE s.scheduler_id = :s AND s.ended_at IS NULL",
-            s=scheduler,
-        )
-        return {int(row[0]) for row in found}  # type: ignore[call-overload]
-
-    async def open_legs(self) -> dict[str, list[str]]:
-        """Runs with an open leg, by claimant."""
-        found: dict[str, list[str]] = defaultdict(list)
-        for claimant, run in await self.rows("SELECT claimant, run_id::text FROM run WHERE leg_nonce IS NOT NULL"):
-            found[str(claimant)].append(str(run))
-        return found
-
-    async def legs(self) -> dict[str, int]:
-        return {str(r): int(n) for r, n in await self.rows("SELECT run_id::text, leg FROM run")}  # type: ignore[call-overload]
-
-    async def steps(self) -> list[Recorded]:
-        """All recorded calls."""
-        found = []
-        for run, leg, claimant, steps, at in await self.rows(
-            "SELECT run_id::text, leg, claimant, steps, extract(epoch FROM recorded_at)::float8 FROM run_entry"
-        ):
-            entry = journal_pb2.JournalEntry.FromString(bytes(steps))  # type: ignore[arg-type]
-            found += [
-                Recorded(str(run), s.step, float(at), int(leg), str(claimant))  # type: ignore[arg-type,call-overload]
-                for s in entry.steps
-                if s.kind == "call"
-            ]
-        return found
+def step_of(key: str) -> str:
+    """The step's pointer in an idempotency key."""
+    return "/" + key.partition("/")[2].partition("/")[2].rstrip("/")
 
 
 class Traffic:
     """Some runs of `DEFINITION`, under way."""
 
-    def __init__(self, stack: RunningStack, world: Outside, flint: AsyncFlint, record: Record) -> None:
-        self.stack = stack
+    def __init__(self, place: Place, world: Outside) -> None:
         self.world = world
-        self.flint = flint
-        self.record = record
+        self.flint = AsyncFlint(address=place.gateway, key=place.admin_key)
+        self.record = Record(place.settings.postgres)
         self.runs: list[str] = []
 
     @classmethod
-    async def start(cls, stack: RunningStack, world: Outside, runs: int = 200) -> Traffic:
+    async def start(cls, place: Place, world: Outside, runs: int = 200) -> Traffic:
         """Apply the definition and start the runs; returns when every start is answered."""
-        flint = AsyncFlint(address=stack.gateway, key=stack.admin_key)
-        traffic = cls(stack, world, flint, Record(create_engine(stack.settings.postgres, "reading", pool_size=3)))
-        await flint.apply(DEFINITION)
+        traffic = cls(place, world)
+        await traffic.flint.apply(DEFINITION)
         await traffic.more(runs)
         return traffic
 
@@ -134,6 +102,15 @@ class Traffic:
                 return found.name.removeprefix("workers/")
         raise AssertionError(f"{worker} is not registered")
 
+    async def incarnations(self) -> set[str]:
+        """All live incarnations."""
+        return {found.name.removeprefix("workers/") async for found in self.flint.list_workers()}
+
+    async def moment(self) -> Moment:
+        """Now, right after something was lost."""
+        at = time.time()
+        return Moment(at, frozenset((s.run, s.step) for s in await self.record.steps() if s.recorded_at <= at))
+
     async def finish(self, timeout_s: float = 120.0) -> None:
         """Wait for every run's end; all must succeed."""
         for run in await asyncio.gather(*(self.flint.wait(r, timeout_s=timeout_s) for r in self.runs)):
@@ -142,15 +119,13 @@ class Traffic:
     async def judge(self) -> dict[str, int]:
         """Check promises 1 to 3 against the outside's log; answers steps that were executed more than once."""
         recorded = await self.record.steps()
-        by_key = {(r.run, r.step): r for r in recorded}
+        by_key: dict[tuple[str, str], Recorded] = {(r.run, r.step): r for r in recorded}
         assert len(by_key) == len(recorded), "a step was recorded twice"
         assert set(self.runs) == {r.run for r in recorded}, "a run that was answered has no record"
         assert len(recorded) == STEPS * len(self.runs)
         repeats: dict[str, int] = {}
         for key, executions in self.world.by_key().items():
-            run, _, rest = key.partition("/")
-            step = "/" + rest.partition("/")[2].rstrip("/")
-            row = by_key.get((str(UUID(run)), step))
+            row = by_key.get((str(UUID(run_of(key))), step_of(key)))
             assert row is not None, f"{key} was executed and never recorded"
             late = [e for e in executions if e.came_at > row.recorded_at]
             assert not late, f"{key} was executed again after its outcome was folded"
@@ -158,6 +133,23 @@ class Traffic:
                 repeats[key] = len(executions)
         return repeats
 
+    def were_in_flight(self, repeats: Iterable[str], lost: Moment, *, last_only: bool = True) -> None:
+        """Each repeated step had begun before the loss and was not recorded then.
+
+        `last_only`: and it was the last one that its run had begun, for an outcome is acknowledged before the next
+        call; so at most one step of a run repeats, unless the journal itself was lost.
+        """
+        executions = self.world.by_key()
+        begun: dict[str, list[str]] = defaultdict(list)
+        for execution in self.world.executions:
+            if execution.came_at <= lost.at and execution.key not in begun[run_of(execution.key)]:
+                begun[run_of(execution.key)].append(execution.key)
+        for key in repeats:
+            assert executions[key][0].came_at <= lost.at, f"{key} began after the loss and was executed twice"
+            assert (run_of(key), step_of(key)) not in lost.recorded, f"{key} was recorded before the loss"
+            if last_only:
+                assert begun[run_of(key)][-1] == key, f"{key} was over when its worker was lost"
+
     async def close(self) -> None:
         await self.flint.close()
-        await self.record._engine.dispose()
+        await self.record.close()

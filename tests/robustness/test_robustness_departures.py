@@ -1,0 +1,121 @@
+"""Processes that leave in order amid traffic lose nothing and repeat nothing; a poisonous run is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from flint_core.problems import ProblemType
+from flint_sdk import AsyncFlint, RunState
+from support.house import definition, open_house
+from support.outside import outside_world
+from support.record_reader import YIELDED
+from support.stack import RunningStack, eventually, running_stack
+from support.traffic import STEPS, Traffic
+
+pytestmark = pytest.mark.robustness
+
+RUNS = 200
+
+
+@asynccontextmanager
+async def trickle(traffic: Traffic) -> AsyncIterator[list[str]]:
+    """Starts go on inside the block, one after the other; every one of them must be answered."""
+    started: list[str] = []
+    leaving = asyncio.Event()
+
+    async def keep_on() -> None:
+        while not leaving.is_set():
+            await traffic.more(1)
+            started.append(traffic.runs[-1])
+
+    task = asyncio.create_task(keep_on())
+    try:
+        yield started
+    finally:
+        leaving.set()
+        await task  # raises what a start raised
+
+
+def ended_in_order(stack: RunningStack, name: str) -> bool:
+    """Whether the process ended by itself when it was asked to."""
+    kinds = [event.kind for event in stack.events if event.name == name]
+    return kinds.count("ended") == 1 and "killed" not in kinds and "died" not in kinds
+
+
+async def test_processes_leave_in_order(tmp_path: Path) -> None:
+    """A worker, then a scheduler: SIGTERM in the middle of traffic, while further runs are started."""
+    async with outside_world(delay_s=0.5) as world, running_stack(tmp_path) as stack:
+        traffic = await Traffic.start(stack, world, RUNS)
+        try:
+            await traffic.until_executions(RUNS)
+            async with trickle(traffic) as started:
+                victim = await traffic.incarnation("worker-1")
+                held = (await traffic.record.open_legs()).get(victim, [])
+                assert held, "the worker held no leg"
+                await stack.stop("worker-1")
+                assert ended_in_order(stack, "worker-1")
+                assert victim not in await traffic.record.open_legs() or await eventually(
+                    lambda: gone(traffic, victim), timeout_s=10
+                )
+                assert await traffic.record.legs_that_ended(YIELDED) & set(held), "no leg was given back"
+                await stack.start("worker-1")
+
+                before, count = await traffic.record.terms(), len(started)
+                groups = await traffic.record.groups_of("scheduler-1")
+                assert groups, "the scheduler owned nothing"
+                assert await traffic.record.open_legs_of(groups), "none of its runs had an open leg"
+                await stack.stop("scheduler-1")
+                assert ended_in_order(stack, "scheduler-1")
+                await eventually(lambda: owned_by(traffic, "scheduler-2", groups), timeout_s=20)
+                after = await traffic.record.terms()
+                assert all(after[group] > before[group] for group in groups), "a term did not rise"
+                await eventually(lambda: len(started) > count + 10)
+            await traffic.finish()
+            assert await traffic.judge() == {}, "a step ran again although nothing was lost"
+            assert len(world.executions) == STEPS * len(traffic.runs)
+            legs = await traffic.record.legs()
+            assert any(legs[run] > 1 for run in held), "no leg number rose"
+        finally:
+            await traffic.close()
+
+
+async def gone(traffic: Traffic, incarnation: str) -> bool:
+    return incarnation not in await traffic.record.open_legs()
+
+
+async def owned_by(traffic: Traffic, scheduler: str, groups: set[int]) -> bool:
+    return groups <= await traffic.record.groups_of(scheduler)
+
+
+async def test_a_run_that_kills_its_worker_is_poison(tmp_path: Path) -> None:
+    """Each time its step has begun the worker dies; after three losses the run fails, and its slot serves others."""
+    call = "do: [{deadly: {call: http, with: {method: post, endpoint: '${ .url + \"/steps/deadly\" }'}}}]"
+    short = {"lease_ttl_s": 2, "heartbeat_interval_s": 0.5}
+    limits = {"leg_losses": 3}
+    async with (
+        outside_world(delay_s=0) as world,
+        open_house(tmp_path, worker={"slots": 1}, registry=short, limits=limits) as house,
+    ):
+        await house.stack.stop("worker-2")
+        world.gate.clear()
+        flint: AsyncFlint = house.flint
+        await flint.apply(definition(call, "deadly"))
+        await flint.apply(definition("do: [{ok: {call: noop, with: {output: 1}}}]", "harmless"))
+        deadly = await flint.start("deadly", {"url": world.url})
+        for losses in (1, 2, 3):
+            await eventually(lambda losses=losses: len(world.executions) == losses, timeout_s=40)
+            run = await deadly.get()
+            assert (run.state, run.leg) == (RunState.RUNNING, losses)
+            await house.stack.kill("worker-1")
+        harmless = await flint.start("harmless")
+        ended = await flint.wait(deadly.id, 60)
+        assert ended.state is RunState.FAILED
+        assert ended.error is not None
+        assert (ended.error.type, ended.error.status) == (ProblemType.POISON, 500)
+        assert len(world.executions) == 3, "it was tried again after it was found to be poison"
+        assert await harmless.result(60) == 1
