@@ -177,7 +177,8 @@ def create_server(
     health_servicer = health.aio.HealthServicer()
     add_health: Any = health_pb2_grpc.add_HealthServicer_to_server
     add_health(health_servicer, router)
-    _add_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1], router)
+    # v1 is served but not listed: its descriptors are not installed, and clients that list would stumble over it.
+    _add_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], router)
     missing = sorted({method for service in services for method in service.methods} - router.methods)
     if missing:
         raise RuntimeError(f"methods that no handler was registered for: {', '.join(missing)}")
