@@ -54,6 +54,7 @@ class Incarnation:
         self._heartbeats = Heartbeats(registrar, lease, interval_s, lambda: self.table.held, self.drain_requested.set)
         self._subscription: Subscription | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._waited = False
 
     async def open(self) -> list[asyncio.Task[None]]:
         """Begins to take jobs. Returns the tasks that must live as long as it is open."""
@@ -96,11 +97,11 @@ class Incarnation:
             await self._registrar.deregister(self.lease)
 
     async def close(self) -> int:
-        """Drops every leg and stops. Returns how many legs have not ended after 10 s."""
+        """Drops every leg and stops. Returns how many legs have not ended after 10 s. Waits for them once only."""
         self.lease.end()
         ending = self.table.drop_all()
-        left: set[asyncio.Task[str]] = set()
-        if ending:
+        if ending and not self._waited:
+            self._waited = True
             _, left = await asyncio.wait(ending, timeout=_DROP_S)
             if left:
                 _log.error("legs_do_not_stop", legs=len(left))
@@ -110,4 +111,4 @@ class Incarnation:
         if self._subscription is not None:
             await self._subscription.close()
             self._subscription = None
-        return len(left)
+        return self.table.held

@@ -50,10 +50,7 @@ class JournalWriter:
         self._stream = journal_stream(job.generation)
         self._expected: int = job.expected_sequence
         self._index = job.position + 1
-        # Fields that are the same in every entry, serialised once: protobuf messages may be joined.
-        self._constant = journal_pb2.JournalEntry(
-            run_id=job.run_id, leg_nonce=job.leg_nonce, leg=job.leg, claimant=job.claimant
-        ).SerializeToString()
+        self._job = job
         self._stored_at = boottime()
         self.give_up = asyncio.Event()
         """Set: stop trying, the journal is gone."""
@@ -67,8 +64,13 @@ class JournalWriter:
 
         Raises LegStopped, MessageTooLarge before anything was sent, or AppendRefused when it will never be stored.
         """
+        job = self._job
+        entry.run_id = job.run_id
+        entry.leg_nonce = job.leg_nonce
+        entry.leg = job.leg
+        entry.claimant = job.claimant
         entry.index = self._index
-        data = self._constant + entry.SerializeToString()
+        data = entry.SerializeToString()
         msg_id = f"{self._nonce}.{self._index}"
         pause_s = _FIRST_PAUSE_S
         while True:

@@ -29,7 +29,7 @@ def run_scope(kernel: Kernel, strand: Strand, frame: Frame, scope: tuple[Any, ..
     if cursor >= len(scope):
         return False
     iteration = f"{base}~{frame.round}" if frame.round else base
-    kernel.push(strand, scope[cursor], frame.value, frame.attempt, iteration, frame.child_variables)
+    kernel.push(strand, scope[cursor], frame.value, frame.size, frame.attempt, iteration, frame.child_variables)
     return True
 
 
@@ -199,7 +199,7 @@ def _fork(kernel: Kernel, strand: Strand, frame: Frame) -> None:
         child = kernel.open_strand(strand.id, position)
         frame.branches.append(child.id)
         iteration = f"{frame.iteration}.{position}" if frame.iteration else str(position)
-        kernel.push(child, branch, frame.input, frame.attempt, iteration, frame.variables)
+        kernel.push(child, branch, frame.input, frame.input_size, frame.attempt, iteration, frame.variables)
         if kernel.end is not None:
             return
         kernel.wake(child)

@@ -82,9 +82,16 @@ class Kernel(Room):
         self.ready.popleft()
 
     def push(
-        self, strand: Strand, plan: TaskPlan, raw: Any, attempt: int, iteration: str, variables: dict[str, Any]
+        self,
+        strand: Strand,
+        plan: TaskPlan,
+        raw: Any,
+        size: int,
+        attempt: int,
+        iteration: str,
+        variables: dict[str, Any],
     ) -> None:
-        """Begin a task on top of the strand."""
+        """Begin a task on top of the strand. `size` is what is known of its input's (room.py)."""
         self.steps_begun += 1
         if self.steps_begun > self.limits.steps_per_run:
             self.finish(
@@ -99,7 +106,9 @@ class Kernel(Room):
                 )
             )
             return
-        strand.stack.append(Frame(plan, raw, self.now, attempt, iteration, variables))
+        frame = Frame(plan, raw, self.now, attempt, iteration, variables)
+        frame.raw_size = frame.input_size = frame.size = size
+        strand.stack.append(frame)
 
     def turn(self, strand: Strand) -> None:
         """One move of the strand's top frame."""

@@ -17,6 +17,7 @@ from flint_ops.config import ConnectionSettings, Settings
 from flint_worker.executors import ExecutionFailed, ResolvedCall
 from flint_worker.executors.rows import json_value
 from flint_worker.executors.sql import SqlExecutor
+from support.eventually import eventually
 
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) AS top FROM n"
 
@@ -150,6 +151,15 @@ async def test_a_cancelled_statement_is_interrupted(executor: SqlExecutor) -> No
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
     assert await run(executor, query="SELECT 1 AS one") == [{"one": 1}]
+
+
+async def test_a_statement_in_a_thread_counts_as_unfinished_until_its_thread_is_free(executor: SqlExecutor) -> None:
+    task = asyncio.create_task(run(executor, query=ENDLESS))
+    await eventually(lambda: executor.unfinished == 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await eventually(lambda: executor.unfinished == 0)
 
 
 async def test_many_at_once(executor: SqlExecutor) -> None:
