@@ -226,3 +226,16 @@ async def test_a_leg_that_does_not_stop_keeps_the_lease(bench: Bench, monkeypatc
     assert registrar.deregistered == []
     stubborn.hold.set()
     await asyncio.wait_for(incarnation.table.idle.wait(), 10)
+
+
+async def test_a_branch_is_not_hurried_by_its_siblings_timeout(bench: Bench) -> None:
+    timed, free = https(2)
+    branches = [
+        {"timed": {**timed["step0"], "timeout": {"after": {"seconds": 5}}}},
+        {"free": free["step1"]},
+        {"held": {"do": [{"inner": free["step1"]}], "timeout": {"after": {"minutes": 5}}}},
+    ]
+    job = bench.job(bench.define([{"f": {"fork": {"branches": branches}}}]))
+    assert await bench.run(job) == "succeeded"
+    given = {call.step.rsplit("/", 1)[1]: call.deadline_s for call in bench.probe.calls}
+    assert given == {"timed": pytest.approx(5.1, abs=1), "free": None, "inner": pytest.approx(300.1, abs=1)}
