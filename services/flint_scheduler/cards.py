@@ -66,6 +66,7 @@ class RunCard:
     progress_at: float = 0.0  # loop time of the leg's opening or last entry
     expected_sequence: int | None = None  # last sequence of the run's subject, known while its SEAL is fresh
     seal_doubt: bool = False  # more than one SEAL may stand behind the leg: the first one's sequence is not the last
+    releases: int = 0  # legs in a row that their workers let go without an entry
     loss: bool = False  # the SEAL under way is for a leg whose worker was lost
     start: LegStart | None = None  # what the first leg begins from, while it is still in memory
     held: bool = False  # whether a slot of its claimant is counted for it

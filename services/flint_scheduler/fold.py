@@ -45,6 +45,7 @@ log = get_logger(__name__)
 _BATCH = 1000
 _RETRY_S = 0.5
 _DIFFERENCES = 20
+_RELEASES = 10
 _OPENING_S = 0.02
 _COMPANY_S = 0.005
 _MOST_PENDING_BYTES = 32 * 2**20
@@ -295,7 +296,7 @@ class Folder(Lane[Reading | Command]):
 
     def _accepted(self, draft: _Draft, entry: journal_pb2.JournalEntry) -> None:
         draft.position = entry.index
-        draft.losses = 0
+        draft.losses = draft.card.releases = 0
         if self._announcer.wants_steps(draft.card.run_id):
             draft.steps.extend(entry.steps)
         if entry.snapshot:
@@ -336,6 +337,19 @@ class Folder(Lane[Reading | Command]):
         draft.closed = True
         # Behind the first of two SEALs stands the second: dispatch appends a fresh one then.
         draft.expected_sequence = None if draft.card.seal_doubt else sequence
+        if draft.card.releases >= _RELEASES:
+            draft.ending = Ending(
+                _RUN.STATE_FAILED,
+                0,
+                error=runs_pb2.Problem(
+                    type=ProblemType.POISON,
+                    status=500,
+                    title="The run makes no progress",
+                    detail=f"workers let {draft.card.releases} legs in a row go without an entry while the run stood "
+                    f"at entry {draft.position}; the workers' logs say why",
+                ),
+            )
+            return
         if not draft.card.loss:
             return
         draft.losses += 1

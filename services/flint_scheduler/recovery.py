@@ -164,6 +164,7 @@ class Recovery:
             card.phase = Phase.SEALING
             card.progress_at = began
             card.loss = reason == "worker_lost"
+            card.releases += reason == "released"
         results = await asyncio.gather(
             *(append_seal(self._bus, c, generation, session, _SEAL_TIMEOUT_S) for c in sealing), return_exceptions=True
         )

@@ -149,10 +149,13 @@ class LegTable:
     # -- commands -----------------------------------------------------------------------------------------------------
 
     def release(self, nonce: bytes, journal_lost: bool) -> bool:
-        """True: the leg is not here, or had not begun, or nothing of it is in progress; it never will begin again.
+        """True: the leg is not here, or could not begin yet; it never will begin again.
 
-        With `journal_lost` also a leg that has begun is given up, as soon as nothing of it is in progress.
+        A leg that waits for a slot is kept: another worker would not begin it sooner for being asked. With
+        `journal_lost` every leg is given up, one that has begun as soon as nothing of it is in progress.
         """
+        if nonce in self._waiting and not journal_lost:
+            return False
         leg = self._running.get(nonce)
         if leg is not None and leg.begun:
             if not journal_lost:

@@ -113,7 +113,8 @@ async def test_a_leg_not_begun_is_released_and_its_job_refused_for_ever(room: Ro
         room.offer(nonce)
     assert room.table.release(b"a", journal_lost=False)  # runs, but nothing left the process yet
     assert room.legs[b"a"].dropped
-    assert room.table.release(b"c", journal_lost=False)  # waited
+    assert not room.table.release(b"c", journal_lost=False)  # waits for a slot: kept
+    assert room.table.release(b"c", journal_lost=True)
     assert room.table.release(b"never seen", journal_lost=False)
     assert not room.offer(b"never seen")
     assert not room.offer(b"c")
