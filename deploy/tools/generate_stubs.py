@@ -29,7 +29,12 @@ def generate(out: Path) -> None:
     """Write all stubs below `out`."""
     protos = sorted(str(p.relative_to(ROOT / "proto")) for p in (ROOT / "proto").rglob("*.proto"))
     includes = [f"-I{ROOT / 'proto'}", f"-I{googleapis()}", f"-I{files('grpc_tools') / '_proto'}"]
-    targets = [f"--{kind}_out={out}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+    targets = [
+        f"--python_out={out}",
+        f"--grpc_python_out={out}",
+        f"--mypy_out=quiet:{out}",
+        f"--mypy_grpc_out=quiet:{out}",
+    ]
     tools = Path(sys.executable).parent
     plugins = [f"--plugin=protoc-gen-{kind}={tools / f'protoc-gen-{kind}'}" for kind in ("mypy", "mypy_grpc")]
     if protoc.main(["protoc", *includes, *plugins, *targets, *protos]) != 0:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from uuid import UUID
 
-from flint_store.arrays import bools, byteas, integers, texts, uuids
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
+
+from flint_store.arrays import bools, byteas, integers, texts, uuids
 
 TEXTS = st.lists(st.one_of(st.none(), st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))))
 

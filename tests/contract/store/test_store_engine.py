@@ -104,7 +104,7 @@ async def test_cancellation_passes_and_leaves_the_pool_usable(dsn: str) -> None:
             running = "SELECT 1 FROM pg_stat_activity WHERE query LIKE %s AND wait_event = 'PgSleep'"
             async with asyncio.timeout(5):
                 # Each round is a round trip; the server sends no signal.
-                while other.execute(running, (f"SELECT {marker} AS cancelled%",)).fetchone() is None:  # noqa: ASYNC110
+                while other.execute(running, (f"SELECT {marker} AS cancelled%",)).fetchone() is None:
                     await asyncio.sleep(0)
             reading.cancel()
             with pytest.raises(asyncio.CancelledError):

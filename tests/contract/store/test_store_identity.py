@@ -123,7 +123,7 @@ async def test_a_revocation_waits_for_another_s_commit(engine: AsyncEngine, dsn:
         revoking = asyncio.create_task(revoke_key(engine, "-", "two2"))
         waiting = "SELECT 1 FROM pg_locks WHERE NOT granted"
         # Each round is a round trip; the server sends no signal.
-        while not revoking.done() and other.execute(waiting).fetchone() is None:  # noqa: ASYNC110
+        while not revoking.done() and other.execute(waiting).fetchone() is None:
             await asyncio.sleep(0)
         other.commit()
     with pytest.raises(LastAdminKey):

@@ -112,7 +112,7 @@ def eventually() -> Eventually:
 
     async def wait(condition: Callable[[], Awaitable[bool]]) -> None:
         async with asyncio.timeout(20):
-            while not await condition():  # noqa: ASYNC110 - what is waited for is in other processes
+            while not await condition():
                 await asyncio.sleep(0.02)
 
     return wait
