@@ -21,11 +21,15 @@ MIDDLE = RUNS * 2  # executions after which every run is under way and none has 
 
 @asynccontextmanager
 async def traffic_in_the_middle(folder: Path) -> AsyncIterator[tuple[RunningStack, Traffic]]:
-    """A fresh stack with 200 runs, each at its second or third step of five."""
+    """A fresh stack with 200 runs, at their second or third step of five.
+
+    The outside holds its answers from then on, until `finish`: so the runs are in the middle whenever the victim dies.
+    """
     async with outside_world(delay_s=0.5) as world, running_stack(folder) as stack:
         traffic = await Traffic.start(stack, world, RUNS)
         try:
             await traffic.until_executions(MIDDLE)
+            world.gate.clear()
             yield stack, traffic
         finally:
             await traffic.close()
@@ -55,9 +59,9 @@ async def test_kill_owner(tmp_path: Path) -> None:
         before = await traffic.record.terms()
         groups = await traffic.record.groups_of("scheduler-1")
         assert groups, "the victim owned nothing"
-        await stack.kill("scheduler-1", hold=True)
         held = await traffic.record.open_legs_of(groups)
         assert held, "no run of the victim's groups had an open leg"
+        await stack.kill("scheduler-1", hold=True)
         await traffic.finish()
         after = await traffic.record.terms()
         assert all(after[g] > before[g] for g in groups), "a term did not rise"

@@ -112,7 +112,8 @@ class Traffic:
         return Moment(at, frozenset((s.run, s.step) for s in await self.record.steps() if s.recorded_at <= at))
 
     async def finish(self, timeout_s: float = 120.0) -> None:
-        """Wait for every run's end; all must succeed."""
+        """Let the outside answer and wait for every run's end; all must succeed."""
+        self.world.gate.set()
         for run in await asyncio.gather(*(self.flint.wait(r, timeout_s=timeout_s) for r in self.runs)):
             assert run.state.value == "SUCCEEDED", (run.name, run.state, run.error)
 
