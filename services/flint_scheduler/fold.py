@@ -104,7 +104,7 @@ class _Draft:
     losses: int
     generation: int  # of the journal when it was judged
     entries: list[EntryRow] = field(default_factory=list)
-    steps: list[runs_pb2.StepRecord] = field(default_factory=list)
+    told: list[journal_pb2.JournalEntry] = field(default_factory=list)  # their steps are announced after the commit
     snapshot: bytes | None = None
     snapshot_position: int = 0
     closed: bool = False
@@ -297,8 +297,7 @@ class Folder(Lane[Reading | Command]):
     def _accepted(self, draft: _Draft, entry: journal_pb2.JournalEntry) -> None:
         draft.position = entry.index
         draft.losses = draft.card.releases = 0
-        if self._announcer.wants_steps(draft.card.run_id):
-            draft.steps.extend(entry.steps)
+        draft.told.append(entry)
         if entry.snapshot:
             draft.snapshot = entry.snapshot
             draft.snapshot_position = entry.index
@@ -486,6 +485,8 @@ class Folder(Lane[Reading | Command]):
         card.losses = draft.losses
         card.progress_at = loop_time
         card.cancel_requested = card.cancel_requested or draft.cancel
+        # Asked now, not when it was judged: who began to watch meanwhile must not get the change without its steps.
+        steps = [s for e in draft.told for s in e.steps] if self._announcer.wants_steps(card.run_id) else []
         had_leg = card.nonce is not None
         if had_leg and (draft.closed or draft.ending is not None):
             if card.held:
@@ -498,7 +499,7 @@ class Folder(Lane[Reading | Command]):
         if draft.ending is not None:
             draft.ending.at_ms = at_ms
             self._book.drop(card)
-            self._announcer.changed(card, draft.steps, draft.ending)
+            self._announcer.changed(card, steps, draft.ending)
             _ENDED[draft.ending.state].inc()
             self.on_ready()
             return
@@ -509,14 +510,14 @@ class Folder(Lane[Reading | Command]):
             if draft.wake_at_ms is not None:
                 card.phase = Phase.WAITING
                 card.wake_at_ms = draft.wake_at_ms
-                self._announcer.changed(card, draft.steps)
+                self._announcer.changed(card, steps)
                 self.on_waiting(card)
                 return
             self._queue.push(card, loop_time)
             self.on_ready()
         elif draft.cancel:
             self.on_cancel(card)
-        self._announcer.changed(card, draft.steps)
+        self._announcer.changed(card, steps)
 
     def _advance(self) -> None:
         now = asyncio.get_running_loop().time()
