@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
@@ -118,4 +119,4 @@ def show(medians: dict[str, float], figures: dict[str, list[float]], idle: workl
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    uvloop.run(main())
