@@ -42,6 +42,8 @@ async def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         async with running_stack(Path(folder)) as stack:
+            await asyncio.sleep(5)
+            idle = await workloads.idle(stack.settings, stack.pids)
             flint = AsyncFlint(address=stack.gateway, key=stack.admin_key)
             try:
                 await flint.apply(workloads.ONE)
@@ -64,8 +66,6 @@ async def main() -> None:
                     note("w2_batch", 10 * await workloads.in_batches(flint, "bench-ten", int(4000 * scale)))
             finally:
                 await flint.close()
-            await asyncio.sleep(10)
-            idle = await workloads.idle(stack.settings, stack.pids)
     show({name: statistics.median(values) for name, values in figures.items()}, figures, idle)
 
 

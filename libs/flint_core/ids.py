@@ -9,7 +9,16 @@ from __future__ import annotations
 
 import uuid
 
-__all__ = ["SHARDS", "group_of_run", "group_of_shard", "make_run_id", "parse_run_id", "run_id_text", "shard_of_run"]
+__all__ = [
+    "SHARDS",
+    "created_ms",
+    "group_of_run",
+    "group_of_shard",
+    "make_run_id",
+    "parse_run_id",
+    "run_id_text",
+    "shard_of_run",
+]
 
 SHARDS = 1024
 """Number of fixed partitions of the runs. Never changes."""
@@ -24,6 +33,11 @@ def make_run_id(shard: int, now_ms: int, random_bytes: bytes) -> bytes:
     rand_a = 0x7000 | ((random_bytes[8] & 0x3) << 10) | shard
     low = bytes([0x80 | (random_bytes[0] & 0x3F)]) + random_bytes[1:8]
     return now_ms.to_bytes(6, "big") + rand_a.to_bytes(2, "big") + low
+
+
+def created_ms(run_id: bytes) -> int:
+    """When the run was accepted, Unix milliseconds: the time in its id, and its create_time."""
+    return int.from_bytes(run_id[:6], "big")
 
 
 def shard_of_run(run_id: bytes) -> int:

@@ -104,7 +104,11 @@ class LimitSettings(_Section):
 
     definition_bytes: int = Field(2**20, ge=1024)
     payload_bytes: int = Field(262_144, ge=1024, description="a run's input, a step's output, a run's output")
-    state_bytes: int = Field(262_144, ge=1024, description="what a run keeps for later steps; values in flow come on top, see the definition language")
+    state_bytes: int = Field(
+        262_144,
+        ge=1024,
+        description="what a run keeps for later steps; values in flow come on top, see the definition language",
+    )
     batch_size: int = Field(1000, ge=1, le=1000)
     message_bytes: int = Field(4 * 2**20, ge=65_536, description="one gRPC message")
     steps_per_run: int = Field(100_000, ge=1)

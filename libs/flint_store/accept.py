@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from flint_core.ids import created_ms
 from flint_store.arrays import byteas, integers, texts, uuids
 from flint_store.fence import FENCE, OwnerSession
 
@@ -55,14 +56,14 @@ _COLUMNS = """
     SELECT u.run_id, u.namespace_id, u.definition_id, u.group_id,
            CASE WHEN u.leg_nonce IS NULL THEN 1 ELSE 2 END, u.level, u.request_id, u.request_hash, u.trace_id, u.input,
            1, 0, 0, CASE WHEN u.leg_nonce IS NULL THEN 0 ELSE 1 END, u.leg_nonce, u.claimant, u.leg_generation,
-           0, false, {adopt}, moment.at, CASE WHEN u.leg_nonce IS NULL THEN NULL ELSE moment.at END
+           0, false, {adopt}, to_timestamp(u.created_ms / 1000.0), CASE WHEN u.leg_nonce IS NULL THEN NULL ELSE moment.at END
     FROM {source} unnest(
         CAST(:run_ids AS uuid[]), CAST(:namespaces AS text[]), CAST(:definitions AS bigint[]), CAST(:groups AS int[]),
         CAST(:levels AS int[]), CAST(:request_ids AS text[]), CAST(:request_hashes AS bytea[]),
         CAST(:trace_ids AS bytea[]), CAST(:inputs AS bytea[]), CAST(:nonces AS uuid[]), CAST(:claimants AS text[]),
-        CAST(:generations AS bigint[])
+        CAST(:generations AS bigint[]), CAST(:created AS bigint[])
     ) AS u(run_id, namespace_id, definition_id, group_id, level, request_id, request_hash, trace_id, input, leg_nonce,
-           claimant, leg_generation)
+           claimant, leg_generation, created_ms)
 """
 
 _INSERT = """
@@ -116,6 +117,7 @@ def _parameters(runs: Sequence[NewRun]) -> dict[str, object]:
         "nonces": uuids([r.leg_nonce for r in runs]),
         "claimants": texts([r.claimant for r in runs]),
         "generations": integers([r.generation for r in runs]),
+        "created": integers([created_ms(r.run_id) for r in runs]),
     }
 
 
@@ -135,7 +137,16 @@ async def accept_runs(
             return None
     else:
         row = (await connection.execute(ACCEPT_FOREIGN, parameters)).one()
-    fresh = [Accepted(r.run_id, True, True, row.at, _QUEUED if r.leg_nonce is None else _RUNNING) for r in runs]
+    fresh = [
+        Accepted(
+            r.run_id,
+            True,
+            True,
+            datetime.fromtimestamp(created_ms(r.run_id) / 1000, UTC),
+            _QUEUED if r.leg_nonce is None else _RUNNING,
+        )
+        for r in runs
+    ]
     if row.inserted == len(runs):
         return fresh
     # Some request ids were in use: find out which, and what became of the starts that used them first.

@@ -9,7 +9,8 @@ worker may
   live on its last renewal until then.
 When the watch breaks, nothing is concluded until it stands again.
 
-Several schedulers share a worker's slots evenly; each counts the legs it has open there itself.
+Several schedulers share a worker's slots evenly; each counts the legs it has open there itself, and may use beyond its
+share what the others left free at the worker's last heartbeat.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class WorkerView:
     card: registry_pb2.WorkerCard
     draining: bool = False
     legs: int = 0  # opened by this scheduler and not ended
+    others: int = 0  # held for other schedulers, by its last heartbeat
     room: int = 0
     sequence: int = 0  # jobs sent to it in this session
     settled: set[int] = field(default_factory=set)
@@ -92,7 +94,13 @@ class FleetView:
         self._end(incarnation, left=left)
 
     def beat(self, beat: registry_pb2.Beat) -> None:
-        """A heartbeat: whether the worker takes legs."""
+        """A heartbeat: whether the worker takes legs, and how many it holds for all schedulers together."""
+        worker = self._workers.get(beat.incarnation)
+        if worker is not None:
+            others = max(0, beat.legs - worker.legs)
+            if others != worker.others:
+                worker.others = others
+                self._reorder()
         if beat.draining:
             self.drains(beat.incarnation)
 
@@ -141,8 +149,9 @@ class FleetView:
 
     def _reorder(self) -> None:
         for worker in self._workers.values():
-            share = int(worker.card.slots * self._overcommit) // self._sharers
-            worker.room = 0 if worker.draining else max(1, share)
+            most = int(worker.card.slots * self._overcommit)
+            # An even share is always this scheduler's; beyond it, what the others left at the last heartbeat.
+            worker.room = 0 if worker.draining else max(1, most // self._sharers, most - worker.others)
         self._order = [w for w in self._workers.values() if w.room]
         if self.has_room():
             self.on_room()

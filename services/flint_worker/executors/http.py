@@ -9,6 +9,8 @@ import asyncio
 import base64
 import re
 import secrets
+import ssl
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -31,7 +33,8 @@ __all__ = ["HttpExecutor"]
 _LONGEST_S: Final = 300.0
 """An exchange ends after this long when the step has no timeout of its own."""
 _TIMEOUT: Final = httpx.Timeout(connect=10.0, read=120.0, write=60.0, pool=60.0)
-_CONNECTIONS: Final = 1000
+_LANES: Final = 64
+_LANE_CONNECTIONS: Final = 16
 _IDLE_S: Final = 4.0
 """Many servers close a connection that was idle for 5 s: ours goes first."""
 _REDIRECTS: Final = 10
@@ -41,24 +44,85 @@ _HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,200}")
 _TRACE: Final = re.compile(r"(?!0{32})[0-9a-f]{32}")
 
 
-class _Transport(httpx.AsyncHTTPTransport):
+class _Lane(httpx.AsyncHTTPTransport):
     """httpx's transport on a connection pool that checks addresses.
 
     httpx takes no network backend itself, so the pool it made is replaced by one that has ours.
     """
 
-    def __init__(self, allow_private: bool) -> None:
-        context = httpx.create_ssl_context()
+    def __init__(self, context: ssl.SSLContext, allow_private: bool) -> None:
         super().__init__(verify=context, http2=True)
+        self.busy = 0
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=context,
-            max_connections=_CONNECTIONS,
-            max_keepalive_connections=_CONNECTIONS // 4,
+            max_connections=_LANE_CONNECTIONS,
+            max_keepalive_connections=_LANE_CONNECTIONS,
             keepalive_expiry=_IDLE_S,
             http1=True,
             http2=True,
             network_backend=WatchedBackend(allow_private),
         )
+
+
+class _Transport(httpx.AsyncBaseTransport):
+    """Many small pools instead of a large one.
+
+    httpcore looks at every connection and every waiting request of a pool whenever one begins or ends: with some
+    hundred exchanges at once that took all of a worker's time, its heartbeats with it. A pool that is not full is used
+    before the next one, so connections are reused as in one pool.
+    """
+
+    def __init__(self, allow_private: bool) -> None:
+        self._context = httpx.create_ssl_context()
+        self._allow_private = allow_private
+        self._lanes: list[_Lane] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Sends it over the first pool with room."""
+        lane = self._lane()
+        lane.busy += 1
+        try:
+            response = await lane.handle_async_request(request)
+        except BaseException:
+            lane.busy -= 1
+            raise
+        if not isinstance(response.stream, httpx.AsyncByteStream):
+            raise TypeError("the transport answered without a stream")
+        response.stream = _CountedStream(response.stream, lane)
+        return response
+
+    def _lane(self) -> _Lane:
+        for lane in self._lanes:
+            if lane.busy < _LANE_CONNECTIONS:
+                return lane
+        if len(self._lanes) < _LANES:
+            self._lanes.append(_Lane(self._context, self._allow_private))
+            return self._lanes[-1]
+        return min(self._lanes, key=lambda lane: lane.busy)
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        for lane in self._lanes:
+            await lane.aclose()
+
+
+class _CountedStream(httpx.AsyncByteStream):
+    """A body; its lane is free when it is closed."""
+
+    def __init__(self, stream: httpx.AsyncByteStream, lane: _Lane) -> None:
+        self._stream = stream
+        self._lane: _Lane | None = lane
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for chunk in self._stream:
+            yield chunk
+
+    async def aclose(self) -> None:
+        """Closes it; more than once is harmless."""
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            lane.busy -= 1
+        await self._stream.aclose()
 
 
 class HttpExecutor:

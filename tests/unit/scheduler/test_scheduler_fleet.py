@@ -31,6 +31,8 @@ async def test_slots_are_shared_and_bounded(now: list[float]) -> None:
     fleet = view([])
     fleet.snapshot({"a": worker("a", 10), "b": worker("b", 4)}, set())
     fleet.share_between(2)
+    fleet.beat(registry_pb2.Beat(incarnation="a", legs=10))
+    fleet.beat(registry_pb2.Beat(incarnation="b", legs=4))
     taken = 0
     while fleet.reserve() is not None:
         taken += 1
@@ -110,3 +112,20 @@ async def test_settled_jobs_raise_the_watermark_in_order(now: list[float]) -> No
     assert found.watermark == 0
     found.settle(1)
     assert found.watermark == 2
+
+
+async def test_what_others_leave_free_may_be_used(now: list[float]) -> None:
+    fleet = view([])
+    fleet.snapshot({"a": worker("a", 10)}, set())
+    fleet.share_between(2)
+
+    def takes() -> int:
+        taken = 0
+        while fleet.reserve() is not None:
+            taken += 1
+        return taken
+
+    fleet.beat(registry_pb2.Beat(incarnation="a", legs=9))
+    assert takes() == 5, "an even share is always there"
+    fleet.beat(registry_pb2.Beat(incarnation="a", legs=7))  # two of them for others
+    assert takes() == 3

@@ -117,7 +117,7 @@ class Run(_message.Message):
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the start was committed."""
+        """When the start was accepted: the time in the run's id, in milliseconds. Lists are filtered by it."""
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:

@@ -145,7 +145,7 @@ class AcceptResult(_message.Message):
     """State at the answer."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was committed."""
+        """When it was accepted: the time in its id."""
 
     @_builtins.property
     def error(self) -> _status_pb2.Status:
