@@ -56,7 +56,8 @@ _COLUMNS = """
     SELECT u.run_id, u.namespace_id, u.definition_id, u.group_id,
            CASE WHEN u.leg_nonce IS NULL THEN 1 ELSE 2 END, u.level, u.request_id, u.request_hash, u.trace_id, u.input,
            1, 0, 0, CASE WHEN u.leg_nonce IS NULL THEN 0 ELSE 1 END, u.leg_nonce, u.claimant, u.leg_generation,
-           0, false, {adopt}, to_timestamp(u.created_ms / 1000.0), CASE WHEN u.leg_nonce IS NULL THEN NULL ELSE moment.at END
+           0, false, {adopt}, to_timestamp(u.created_ms / 1000.0),
+           CASE WHEN u.leg_nonce IS NULL THEN NULL ELSE moment.at END
     FROM {source} unnest(
         CAST(:run_ids AS uuid[]), CAST(:namespaces AS text[]), CAST(:definitions AS bigint[]), CAST(:groups AS int[]),
         CAST(:levels AS int[]), CAST(:request_ids AS text[]), CAST(:request_hashes AS bytea[]),

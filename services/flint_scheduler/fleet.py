@@ -10,7 +10,7 @@ worker may
 When the watch breaks, nothing is concluded until it stands again.
 
 Several schedulers share a worker's slots evenly; each counts the legs it has open there itself, and may use beyond its
-share what the others left free at the worker's last heartbeat.
+share what the others leave free, by the worker's heartbeats.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class WorkerView:
     card: registry_pb2.WorkerCard
     draining: bool = False
     legs: int = 0  # opened by this scheduler and not ended
-    others: int = 0  # held for other schedulers, by its last heartbeat
+    borrowed: int = 0  # room beyond this scheduler's share, which the others do not use
     room: int = 0
     sequence: int = 0  # jobs sent to it in this session
     settled: set[int] = field(default_factory=set)
@@ -97,10 +97,7 @@ class FleetView:
         """A heartbeat: whether the worker takes legs, and how many it holds for all schedulers together."""
         worker = self._workers.get(beat.incarnation)
         if worker is not None:
-            others = max(0, beat.legs - worker.legs)
-            if others != worker.others:
-                worker.others = others
-                self._reorder()
+            self._borrow(worker, max(0, beat.legs - worker.legs))
         if beat.draining:
             self.drains(beat.incarnation)
 
@@ -147,11 +144,23 @@ class FleetView:
         self._sharers = max(1, schedulers)
         self._reorder()
 
+    def _borrow(self, worker: WorkerView, others: int) -> None:
+        """Take half of what the others leave beyond my share, with each heartbeat that finds my room used up."""
+        most = int(worker.card.slots * self._overcommit)
+        share = most // self._sharers
+        left = max(0, most - others - share)
+        wanted = worker.borrowed if worker.legs > share else 0  # what is not needed is not kept
+        if worker.legs >= worker.room:
+            wanted += (left - worker.borrowed + 1) // 2
+        borrowed = max(0, min(wanted, left))
+        if borrowed != worker.borrowed:
+            worker.borrowed = borrowed
+            self._reorder()
+
     def _reorder(self) -> None:
         for worker in self._workers.values():
-            most = int(worker.card.slots * self._overcommit)
-            # An even share is always this scheduler's; beyond it, what the others left at the last heartbeat.
-            worker.room = 0 if worker.draining else max(1, most // self._sharers, most - worker.others)
+            share = int(worker.card.slots * self._overcommit) // self._sharers
+            worker.room = 0 if worker.draining else max(1, share + worker.borrowed)
         self._order = [w for w in self._workers.values() if w.room]
         if self.has_room():
             self.on_room()

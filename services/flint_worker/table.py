@@ -123,6 +123,9 @@ class LegTable:
                 del session.taken[sequence]
                 self._taken.discard(nonce)
 
+    def _level(self, nonce: bytes) -> int:
+        return self._waiting[nonce].level
+
     def _start(self, nonce: bytes, job: dispatch_pb2.Job) -> None:
         leg = self._make(job)
         self._running[nonce] = leg
@@ -142,7 +145,8 @@ class LegTable:
         if self._running.get(nonce) is leg:
             del self._running[nonce]
         while self._waiting and len(self._running) < self._slots and not self._closed:
-            self._start(*self._waiting.popitem(last=False))
+            nonce = min(self._waiting, key=self._level)  # of those alike, the first that came
+            self._start(nonce, self._waiting.pop(nonce))
         if not self.held:
             self.idle.set()
 

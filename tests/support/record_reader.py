@@ -63,6 +63,14 @@ class Record:
         """Of the journal."""
         return await self.number("SELECT journal_generation FROM cluster")
 
+    async def owners(self) -> dict[int, str]:
+        """The scheduler that owns each group now."""
+        found = await self.rows(
+            "SELECT g.group_id, s.scheduler_id FROM shard_group g JOIN owner_session s USING (session_id) "
+            "WHERE s.ended_at IS NULL"
+        )
+        return {int(str(group)): str(scheduler) for group, scheduler in found}
+
     async def groups_of(self, scheduler: str) -> set[int]:
         found = await self.rows(
             "SELECT g.group_id FROM shard_group g JOIN owner_session s USING (session_id) "

@@ -31,8 +31,6 @@ async def test_slots_are_shared_and_bounded(now: list[float]) -> None:
     fleet = view([])
     fleet.snapshot({"a": worker("a", 10), "b": worker("b", 4)}, set())
     fleet.share_between(2)
-    fleet.beat(registry_pb2.Beat(incarnation="a", legs=10))
-    fleet.beat(registry_pb2.Beat(incarnation="b", legs=4))
     taken = 0
     while fleet.reserve() is not None:
         taken += 1
@@ -125,7 +123,17 @@ async def test_what_others_leave_free_may_be_used(now: list[float]) -> None:
             taken += 1
         return taken
 
-    fleet.beat(registry_pb2.Beat(incarnation="a", legs=9))
     assert takes() == 5, "an even share is always there"
-    fleet.beat(registry_pb2.Beat(incarnation="a", legs=7))  # two of them for others
-    assert takes() == 3
+    fleet.beat(registry_pb2.Beat(incarnation="a", legs=10))  # five of them for others
+    assert takes() == 0
+    fleet.beat(registry_pb2.Beat(incarnation="a", legs=5))
+    assert takes() == 3, "half of what is left, rounded up"
+    for _ in range(3):
+        fleet.beat(registry_pb2.Beat(incarnation="a", legs=8))
+        takes()
+    found = fleet.get("a")
+    assert found is not None
+    assert found.legs == 10
+    fleet.beat(registry_pb2.Beat(incarnation="a", legs=14))  # others come: what was borrowed goes back
+    fleet.release("a")
+    assert takes() == 0
