@@ -143,7 +143,9 @@ LISTS = [
 ]
 
 
-@pytest.mark.parametrize(("filters", "namespace", "indexes", "most"), LISTS, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(
+    ("filters", "namespace", "indexes", "most"), LISTS, ids=[f"list-{n}" for n in range(len(LISTS))]
+)
 async def test_lists_read_a_page_not_the_table(
     full: AsyncEngine, filters: runs_read.RunFilter, namespace: str, indexes: set[str], most: int
 ) -> None:
