@@ -36,6 +36,8 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     """Runs one registry until `lifecycle.stopping` is set."""
     me = settings.registry
     readiness = lifecycle.readiness
+    for check in ("etcd", "nats"):
+        readiness.require(check)
     async with contextlib.AsyncExitStack() as stack:
         coord = await Coord.connect(settings.etcd, cluster=settings.cluster.name)
         stack.push_async_callback(coord.close)
@@ -56,8 +58,6 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
             ],
             interceptors=[TokenInterceptor(settings.cluster.internal_token.get_secret_value())],
         )
-        for check in ("etcd", "nats"):
-            readiness.require(check)
         historian = Historian(coord, engine)
         election = Election(coord, keys.REGISTRY_LEADER, me.id, settings.etcd.lease_ttl_s)
         await server.start()

@@ -62,12 +62,26 @@ class NatsServer:
             self._process.wait()
             self._process = None
 
+    def _stopped(self) -> bool:
+        """Whether no thread of it runs, as far as /proc tells."""
+        assert self._process is not None
+        states = []
+        for thread in Path(f"/proc/{self._process.pid}/task").glob("*/stat"):
+            try:
+                states.append(thread.read_text().rpartition(")")[2].split()[0])
+            except FileNotFoundError:
+                continue  # that thread has ended
+        return all(state in "TZ" for state in states)
+
     def pause(self) -> None:
         """SIGSTOP: alive, but silent."""
         import signal
 
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        deadline = time.monotonic() + 2
+        while not self._stopped() and time.monotonic() < deadline:
+            time.sleep(0.001)  # the signal reaches the threads one after the other
 
     def resume(self) -> None:
         import signal

@@ -18,6 +18,8 @@ from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_coord import Coord, keys
 from flint_ops.config import Settings
 from flint_rpc.errors import Refused
+from flint_store import fleet
+from flint_store.engine import create_engine
 from support.etcd_server import free_ports
 from support.registry_client import RegistryClient
 
@@ -107,15 +109,20 @@ async def test_without_etcd_calls_are_refused_with_a_hint_and_leases_live_on(
     await eventually(ready)
 
 
-async def test_after_a_wipe_of_etcd_workers_register_anew(start: Any, etcd: Any, eventually: Any) -> None:
+async def test_after_a_wipe_of_etcd_workers_register_anew(
+    start: Any, etcd: Any, settings: Settings, eventually: Any
+) -> None:
     first = start("registry-1", lease_ttl_s=60)
     card = await first.client.register()
 
+    engine = create_engine(settings.postgres, "reading", pool_size=1)
+
     async def recorded() -> bool:
         assert await first.client.beat(beat_of(card)) == [(True, False)]
-        return card.incarnation in await first.client.workers()
+        return card.incarnation in {row.incarnation for row in await fleet.live(engine)}
 
     await eventually(recorded)
+    await engine.dispose()
     etcd.wipe()
     etcd.start()
 
