@@ -84,7 +84,8 @@ class Traffic:
         """Apply the definition and start the runs; returns when every start is answered."""
         traffic = cls(place, world)
         await traffic.flint.apply(DEFINITION)
-        await traffic.more(runs)
+        for _ in range(4):  # in waves: both schedulers get their part
+            await traffic.more(runs // 4)
         return traffic
 
     async def more(self, runs: int) -> None:
