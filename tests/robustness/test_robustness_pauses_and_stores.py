@@ -23,30 +23,38 @@ async def test_stopped_owner_is_fenced(tmp_path: Path) -> None:
         traffic = await Traffic.start(stack, world, RUNS)
         try:
             await traffic.until_executions(2 * RUNS)
-            groups = await traffic.record.groups_of("scheduler-1")
+            held = {n: await held_by(traffic, n) for n in ("scheduler-1", "scheduler-2")}
+            victim = max(held, key=lambda name: len(held[name]))
+            other = "scheduler-2" if victim == "scheduler-1" else "scheduler-1"
+            assert held[victim], "no run of the victim's groups had an open leg"
+            groups = await traffic.record.groups_of(victim)
             before = await traffic.record.terms()
-            assert await traffic.record.open_legs(), "no leg was open"
-            assert not await refused_commits(stack)
-            stack.pause("scheduler-1")
+            assert not await refused_commits(stack, victim)
+            stack.pause(victim)
 
             async def taken_over() -> bool:
-                return (await traffic.record.groups_of("scheduler-2")) >= groups
+                return (await traffic.record.groups_of(other)) >= groups
 
             await eventually(taken_over, timeout_s=30)
             after = await traffic.record.terms()
             assert all(after[g] > before[g] for g in groups)
-            stack.resume("scheduler-1")
+            stack.resume(victim)
             # Awake, it finds out by a commit that PostgreSQL refuses.
-            await eventually(lambda: refused_commits(stack), timeout_s=30)
+            await eventually(lambda: refused_commits(stack, victim), timeout_s=30)
             await traffic.finish()
             assert await traffic.judge() == {}
         finally:
             await traffic.close()
 
 
-async def refused_commits(stack: RunningStack) -> float:
-    """How many commits PostgreSQL has refused the first scheduler."""
-    figures = await read_metrics(stack.addresses["scheduler-1/ops"])
+async def held_by(traffic: Traffic, scheduler: str) -> set[str]:
+    """Runs with an open leg in the groups of a scheduler."""
+    return await traffic.record.open_legs_of(await traffic.record.groups_of(scheduler))
+
+
+async def refused_commits(stack: RunningStack, scheduler: str) -> float:
+    """How many commits PostgreSQL has refused a scheduler."""
+    figures = await read_metrics(stack.addresses[f"{scheduler}/ops"])
     return figures.total("flint_scheduler_commits_refused_total")
 
 
