@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Call", "CancelEffect", "Deferred", "Effect", "Evaluate", "Timer", "TimerKind"]
+__all__ = ["Await", "AwaitKind", "Call", "CancelEffect", "Deferred", "Effect", "Evaluate", "Timer", "TimerKind"]
 
 NO_ARGUMENTS: Final[dict[str, Any]] = {}
 
@@ -58,7 +58,7 @@ class Call(NamedTuple):
     name: str  # last segment of the pointer
     iteration: str  # "" or indexes of enclosing iterations and branches, such as "3.0"
     attempt: int
-    function: str  # "http", "sql", "email", "noop"
+    function: str  # what executes it: "http", "sql", "script", "emit", "function", …
     arguments: dict[str, Any] = NO_ARGUMENTS
     idempotency_key: str = ""
     deadline_ms: int | None = None  # the earliest timeout of the tasks and attempts around it (Unix epoch, ms)
@@ -85,14 +85,49 @@ class Timer:
     kind: TimerKind
 
 
+class AwaitKind(StrEnum):
+    """What a run can wait for beside time."""
+
+    EVENTS = "events"
+    APPROVAL = "approval"
+    RUN = "run"
+
+
+class Await(NamedTuple):
+    """Wait for what somebody else brings. Each thing that comes is fed as `Received` with this effect's id.
+
+    An await stays open until the machine takes it back (`CancelEffect`), which it always does: also when what was
+    waited for has come. While a run has only awaits and timers it leaves its worker. `request` is JSON:
+
+    - EVENTS: `{"filters": [{"with": {attribute: value}, "correlate": {name: {"from": expression, "expect": value}}}]}`:
+      CloudEvents that may match one of the filters. `with` holds values or regular expressions for the attributes, as
+      far as they are known without the event; `expect` is left out where the first event decides. Delivery may be
+      generous: the machine checks every event itself. Each `Received.content` is a CloudEvent in the JSON format.
+    - APPROVAL: `{"title", "description", "assignees", "form", "deadline_ms", "escalation": {"at_ms", "assignees"}}`.
+      `Received.content`: `{"decision": "approved" | "rejected", "by", "comment", "fields", "at"}`.
+    - RUN: `{"namespace", "workflow", "version", "input", "detached", "key"}`: start this run once per `key` (the
+      step's idempotency key). `Received.content`: `{"state": "succeeded", "run", "output"}`, `{"state": "failed" |
+      "cancelled" | "refused", "run", "error": problem}`, or, when detached, `{"state": "started", "run"}`. Taking the
+      await back before anything came cancels a run that is not detached.
+    """
+
+    effect_id: int
+    kind: AwaitKind
+    step: str
+    name: str
+    iteration: str
+    attempt: int
+    request: dict[str, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class CancelEffect:
     """Stop an effect that is no longer wanted (a sibling failed, a deadline passed, the run was cancelled).
 
-    No answer is needed; one that comes all the same is ignored by the machine.
+    No answer is needed; one that comes all the same is ignored by the machine. An `Await` is always ended by one.
     """
 
     effect_id: int
 
 
-Effect = Call | Evaluate | Timer | CancelEffect
+Effect = Call | Evaluate | Timer | Await | CancelEffect

@@ -22,6 +22,7 @@ __all__ = [
     "EvaluateFailed",
     "Evaluated",
     "Event",
+    "Received",
     "TimerFired",
     "decode_event",
     "decode_events",
@@ -76,13 +77,23 @@ class TimerFired:
 
 
 @dataclass(frozen=True, slots=True)
+class Received:
+    """Something came for an `Await`. `key` names it within the run: the same key again is the same thing."""
+
+    effect_id: int
+    key: str
+    content: Any
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class CancelRequested:
     """Somebody asked the run to end early."""
 
     at_ms: int
 
 
-Event = CallSucceeded | CallFailed | Evaluated | EvaluateFailed | TimerFired | CancelRequested
+Event = CallSucceeded | CallFailed | Evaluated | EvaluateFailed | TimerFired | Received | CancelRequested
 
 
 def encode_event(event: Event) -> list[Any]:
@@ -95,6 +106,8 @@ def encode_event(event: Event) -> list[Any]:
             return ["f", event.effect_id, event.started_ms, event.at_ms, event.problem.to_json(), wish]
         case TimerFired():
             return ["t", event.effect_id, event.at_ms]
+        case Received():
+            return ["r", event.effect_id, event.at_ms, event.key, event.content]
         case EvaluateFailed():
             return ["x", event.effect_id, event.at_ms, event.problem.to_json()]
         case CancelRequested():
@@ -112,6 +125,8 @@ def decode_event(fields: list[Any]) -> Event:
             return CallFailed(effect_id, Problem.from_json(cast("dict[str, Any]", problem)), started_ms, at_ms, wish)
         case ["t", int(effect_id), int(at_ms)]:
             return TimerFired(effect_id, at_ms)
+        case ["r", int(effect_id), int(at_ms), str(key), content]:
+            return Received(effect_id, key, content, at_ms)
         case ["x", int(effect_id), int(at_ms), dict(problem)]:
             return EvaluateFailed(effect_id, Problem.from_json(cast("dict[str, Any]", problem)), at_ms)
         case ["c", int(at_ms)]:

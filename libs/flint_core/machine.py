@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import orjson
 
-from flint_core.effects import Call, Effect, Timer, TimerKind
+from flint_core.effects import Await, Call, Effect, Timer, TimerKind
 from flint_core.engine.bodies import loop_variables
 from flint_core.engine.catching import PAUSED, attempt_expired, catch_variables, retry_due
 from flint_core.engine.dataflow import MachineLimits, RunFacts, located
@@ -30,11 +30,13 @@ from flint_core.engine.frames import Frame, Phase, Strand, decode_strand, encode
 from flint_core.engine.kernel import TRYING, Cancelled, End, Failed, Kernel, Succeeded
 from flint_core.engine.room import FLOWING_PAYLOADS
 from flint_core.events import (
+    CallFailed,
     CallSucceeded,
     CancelRequested,
     Evaluated,
     EvaluateFailed,
     Event,
+    Received,
     TimerFired,
     decode_event,
     encode_event,
@@ -244,11 +246,15 @@ class Machine:
         if owner is None or isinstance(event, Evaluated | EvaluateFailed):
             return
         strand, frame = owner
-        if isinstance(event, TimerFired) is (frame.effect == effect_id and frame.plan.kind == "call"):
-            return  # an answer of the wrong kind
-        kernel.settle(effect_id)
+        if not self._answers(event, frame):
+            return
         if event.at_ms > kernel.now:
             kernel.now = event.at_ms
+        if isinstance(event, Received):
+            frame.mail = [*(frame.mail or ()), [event.key, event.content]]
+            kernel.wake(strand)
+            return
+        kernel.settle(effect_id)
         if isinstance(event, TimerFired):
             self._fire(strand, frame, effect_id)
             return
@@ -261,6 +267,17 @@ class Machine:
             kernel.wake(strand)
         else:
             kernel.fault(strand, located(event.problem, frame), event.retry_after_ms)
+
+    @staticmethod
+    def _answers(event: CallSucceeded | CallFailed | TimerFired | Received, frame: Frame) -> bool:
+        """Whether the event is of the kind that the effect asks for."""
+        plan = frame.plan
+        of_body = frame.effect == event.effect_id
+        if of_body and plan.awaits:
+            return isinstance(event, Received)
+        if of_body and plan.function:
+            return isinstance(event, CallSucceeded | CallFailed)
+        return isinstance(event, TimerFired)
 
     def _fire(self, strand: Strand, frame: Frame, effect_id: int) -> None:
         kernel = self._kernel
@@ -277,10 +294,12 @@ class Machine:
             frame.phase = frame.plan.after_body
         kernel.wake(strand)
 
-    def _effect(self, effect_id: int, strand: Strand, frame: Frame) -> Call | Timer:
+    def _effect(self, effect_id: int, strand: Strand, frame: Frame) -> Call | Timer | Await:
         if effect_id == frame.deadline:
             return Timer(effect_id, frame.deadline_until, TimerKind.DEADLINE)
-        if frame.plan.kind == "call":
+        if frame.plan.awaits:
+            return self._kernel.await_of(frame)
+        if frame.plan.function:
             return self._kernel.call_of(strand, frame)
         if frame.plan.kind == "wait":
             return Timer(effect_id, frame.effect_until, TimerKind.WAIT)

@@ -13,6 +13,7 @@ import jsonschema_rs
 
 from flint_core.bindings import Binding
 from flint_core.durations import Duration, parse_duration
+from flint_core.effects import AwaitKind
 from flint_core.engine.bodies import BODIES
 from flint_core.engine.catching import try_body
 from flint_core.engine.frames import Phase
@@ -152,6 +153,7 @@ class TaskPlan:
         "after_condition",
         "arguments",
         "at",
+        "awaits",
         "body",
         "cases",
         "catch",
@@ -215,6 +217,7 @@ class TaskPlan:
         self.compete = task.compete
         self.catch = None if task.catch is None else CatchPlan(task.catch, places.body)
         self.function = task.function
+        self.awaits = _awaits(task)
         inner = places.arguments if task.parameters is None else places.arguments - set(task.locals)
         self.arguments = _binding(task.arguments, inner)
         self.parameters = _binding(task.parameters, places.body)
@@ -246,6 +249,15 @@ class TaskPlan:
                 yield from _present((self.catch.retry.policy, caught))
                 attempt = self.catch.retry.limit_attempt
                 yield from _present((attempt.binding if attempt else None, places.body))
+
+
+def _awaits(task: Task) -> str:
+    """What the task waits for (AwaitKind), or the empty text."""
+    if task.kind == "listen":
+        return AwaitKind.EVENTS
+    if task.kind == "run" and task.function == "workflow":
+        return AwaitKind.RUN
+    return AwaitKind.APPROVAL if task.kind == "call" and task.function == "approval" else ""
 
 
 def _present(*pairs: tuple[Binding | None, frozenset[str]]) -> Iterator[tuple[Binding, frozenset[str]]]:

@@ -104,6 +104,9 @@ class LimitSettings(_Section):
 
     definition_bytes: int = Field(2**20, ge=1024)
     payload_bytes: int = Field(262_144, ge=1024, description="a run's input, a step's output, a run's output")
+    value_bytes: int = Field(
+        64 * 2**20, ge=1024, description="what an executor may read or give; above payload_bytes it travels by reference"
+    )
     state_bytes: int = Field(
         262_144,
         ge=1024,

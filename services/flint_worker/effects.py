@@ -74,7 +74,7 @@ class Effects:
                 running = self.running.get(effect_id)
                 if running is not None:
                     running.cancel()
-            elif effect.effect_id not in answered:
+            elif isinstance(effect, Evaluate) and effect.effect_id not in answered:
                 self.question = effect
 
     # -- calls --------------------------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ class Frame:
         "input_size",
         "items",
         "iteration",
+        "mail",
         "phase",
         "plan",
         "problem",
@@ -105,6 +106,7 @@ class Frame:
         self.tries = 0  # try: attempts begun
         self.since = 0  # try: when the first attempt began
         self.flow: Any = None  # switch: where to go
+        self.mail: list[Any] | None = None  # await: what has come and is not looked at yet, as [key, content]
 
 
 class Strand:
@@ -136,6 +138,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "retry_after": None,
     "tries": 0,
     "since": 0,
+    "mail": None,
 }
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from flint_core.effects import Call, CancelEffect, Timer, TimerKind
+from flint_core.effects import Await, AwaitKind, Call, CancelEffect, Timer, TimerKind
 from flint_core.engine.dataflow import Fault, MachineLimits, RunFacts, Suspended
 from flint_core.engine.frames import Frame, Strand
 from flint_core.engine.room import Room
@@ -157,6 +157,27 @@ class Kernel(Room):
             self._deadline_of(strand),
             plan.arguments is None or plan.arguments.deferred,
         )
+
+    def emit_await(self, strand: Strand, frame: Frame, request: dict[str, Any]) -> None:
+        """Wait for what the frame's task waits for; what comes is put into `frame.mail` and wakes the strand."""
+        frame.args, frame.args_size = request, -1
+        frame.effect = self.effect_id()
+        self.owners[frame.effect] = (strand, frame)
+        self.outbox[frame.effect] = self.await_of(frame)
+        self.note_waiting(frame)
+
+    def await_of(self, frame: Frame) -> Await:
+        """The await that the frame has open; the same after a restore."""
+        plan = frame.plan
+        kind = AwaitKind(plan.awaits)
+        return Await(frame.effect, kind, plan.pointer, plan.name, frame.iteration, frame.attempt, frame.args)
+
+    def end_await(self, frame: Frame) -> None:
+        """What the frame waited for has come, or is not wanted any more."""
+        self.retract(frame.effect)
+        frame.effect = 0
+        frame.args = None
+        frame.mail = None
 
     def _deadline_of(self, strand: Strand) -> int | None:
         """When the first timeout around the strand's top task passes: its own, or one of a task or attempt around it.

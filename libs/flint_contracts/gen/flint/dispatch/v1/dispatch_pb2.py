@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from flint_contracts.gen.flint.runs.v1 import runs_pb2 as flint_dot_runs_dot_v1_dot_runs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n flint/dispatch/v1/dispatch.proto\x12\x11\x66lint.dispatch.v1\x1a\x18\x66lint/runs/v1/runs.proto\"\xcd\x03\n\x03Job\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x17\n\x0f\x64\x65\x66inition_hash\x18\x05 \x01(\x0c\x12\x0b\n\x03leg\x18\x06 \x01(\x05\x12\x11\n\tleg_nonce\x18\x07 \x01(\x0c\x12\x10\n\x08\x63laimant\x18\x08 \x01(\t\x12\x12\n\ngeneration\x18\t \x01(\x03\x12\r\n\x05group\x18\n \x01(\x05\x12\x19\n\x11\x65xpected_sequence\x18\x0b \x01(\x04\x12\x10\n\x08position\x18\x0c \x01(\x03\x12\x10\n\x08snapshot\x18\r \x01(\x0c\x12\x0e\n\x06\x65vents\x18\x0e \x03(\x0c\x12\r\n\x05input\x18\x0f \x01(\x0c\x12\x16\n\x0e\x63reate_time_ms\x18\x10 \x01(\x03\x12\r\n\x05level\x18\x11 \x01(\x05\x12\x10\n\x08trace_id\x18\x12 \x01(\x0c\x12\x15\n\rowner_session\x18\x13 \x01(\x0c\x12\x10\n\x08sequence\x18\x14 \x01(\x03\x12\x11\n\twatermark\x18\x15 \x01(\x03\x12\x18\n\x10\x63\x61ncel_requested\x18\x16 \x01(\x08\x12\x14\n\x0copen_time_ms\x18\x17 \x01(\x03\x12\x0c\n\x04seed\x18\x18 \x01(\x04\"\x7f\n\x0e\x43ontrolRequest\x12\x31\n\x07release\x18\x01 \x01(\x0b\x32\x1e.flint.dispatch.v1.ReleaseLegsH\x00\x12/\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x1d.flint.dispatch.v1.CancelLegsH\x00\x42\t\n\x07request\"L\n\x0bReleaseLegs\x12\'\n\x04legs\x18\x01 \x03(\x0b\x32\x19.flint.dispatch.v1.LegRef\x12\x14\n\x0cjournal_lost\x18\x02 \x01(\x08\"+\n\x06LegRef\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x11\n\tleg_nonce\x18\x02 \x01(\x0c\"5\n\nCancelLegs\x12\'\n\x04legs\x18\x01 \x03(\x0b\x32\x19.flint.dispatch.v1.LegRef\"8\n\x0f\x43ontrolResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x10\n\x08released\x18\x02 \x03(\x08\"\x13\n\x11\x44\x65\x66initionRequest\"%\n\x12\x44\x65\x66initionResponse\x12\x0f\n\x07program\x18\x01 \x01(\x0c\"]\n\nOwnerNudge\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x03(\x0c\x12\r\n\x05inbox\x18\x02 \x03(\x0c\x12.\n\tinterests\x18\x03 \x03(\x0b\x32\x1b.flint.dispatch.v1.Interest\":\n\x08Interest\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x0f\n\x07watcher\x18\x02 \x01(\t\x12\r\n\x05steps\x18\x03 \x01(\x08\"8\n\x0b\x43hangeBatch\x12)\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.flint.runs.v1.RunChange\"5\n\tStepHints\x12(\n\x05steps\x18\x01 \x03(\x0b\x32\x19.flint.runs.v1.StepRecord\"\x1e\n\x0cOwnerChanged\x12\x0e\n\x06groups\x18\x01 \x03(\x05\":\n\x10WorkflowsChanged\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n flint/dispatch/v1/dispatch.proto\x12\x11\x66lint.dispatch.v1\x1a\x18\x66lint/runs/v1/runs.proto\"\xfd\x03\n\x03Job\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x11\n\tnamespace\x18\x02 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x17\n\x0f\x64\x65\x66inition_hash\x18\x05 \x01(\x0c\x12\x0b\n\x03leg\x18\x06 \x01(\x05\x12\x11\n\tleg_nonce\x18\x07 \x01(\x0c\x12\x10\n\x08\x63laimant\x18\x08 \x01(\t\x12\x12\n\ngeneration\x18\t \x01(\x03\x12\r\n\x05group\x18\n \x01(\x05\x12\x19\n\x11\x65xpected_sequence\x18\x0b \x01(\x04\x12\x10\n\x08position\x18\x0c \x01(\x03\x12\x10\n\x08snapshot\x18\r \x01(\x0c\x12\x0e\n\x06\x65vents\x18\x0e \x03(\x0c\x12\r\n\x05input\x18\x0f \x01(\x0c\x12\x16\n\x0e\x63reate_time_ms\x18\x10 \x01(\x03\x12\r\n\x05level\x18\x11 \x01(\x05\x12\x10\n\x08trace_id\x18\x12 \x01(\x0c\x12\x15\n\rowner_session\x18\x13 \x01(\x0c\x12\x10\n\x08sequence\x18\x14 \x01(\x03\x12\x11\n\twatermark\x18\x15 \x01(\x03\x12\x18\n\x10\x63\x61ncel_requested\x18\x16 \x01(\x08\x12\x14\n\x0copen_time_ms\x18\x17 \x01(\x03\x12\x0c\n\x04seed\x18\x18 \x01(\x04\x12.\n\x05inbox\x18\x19 \x03(\x0b\x32\x1f.flint.dispatch.v1.InboxMessage\"?\n\x0cInboxMessage\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x11\n\tawait_key\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\"\xb6\x01\n\x0e\x43ontrolRequest\x12\x31\n\x07release\x18\x01 \x01(\x0b\x32\x1e.flint.dispatch.v1.ReleaseLegsH\x00\x12/\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x1d.flint.dispatch.v1.CancelLegsH\x00\x12\x35\n\x07\x64\x65liver\x18\x03 \x01(\x0b\x32\".flint.dispatch.v1.DeliverMessagesH\x00\x42\t\n\x07request\"L\n\x0bReleaseLegs\x12\'\n\x04legs\x18\x01 \x03(\x0b\x32\x19.flint.dispatch.v1.LegRef\x12\x14\n\x0cjournal_lost\x18\x02 \x01(\x08\"+\n\x06LegRef\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x11\n\tleg_nonce\x18\x02 \x01(\x0c\"5\n\nCancelLegs\x12\'\n\x04legs\x18\x01 \x03(\x0b\x32\x19.flint.dispatch.v1.LegRef\"B\n\x0f\x44\x65liverMessages\x12/\n\ndeliveries\x18\x01 \x03(\x0b\x32\x1b.flint.dispatch.v1.Delivery\"e\n\x08\x44\x65livery\x12&\n\x03leg\x18\x01 \x01(\x0b\x32\x19.flint.dispatch.v1.LegRef\x12\x31\n\x08messages\x18\x02 \x03(\x0b\x32\x1f.flint.dispatch.v1.InboxMessage\"8\n\x0f\x43ontrolResponse\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x10\n\x08released\x18\x02 \x03(\x08\"\x13\n\x11\x44\x65\x66initionRequest\"%\n\x12\x44\x65\x66initionResponse\x12\x0f\n\x07program\x18\x01 \x01(\x0c\"]\n\nOwnerNudge\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x03(\x0c\x12\r\n\x05inbox\x18\x02 \x03(\x0c\x12.\n\tinterests\x18\x03 \x03(\x0b\x32\x1b.flint.dispatch.v1.Interest\":\n\x08Interest\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x0f\n\x07watcher\x18\x02 \x01(\t\x12\r\n\x05steps\x18\x03 \x01(\x08\"8\n\x0b\x43hangeBatch\x12)\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x18.flint.runs.v1.RunChange\"5\n\tStepHints\x12(\n\x05steps\x18\x01 \x03(\x0b\x32\x19.flint.runs.v1.StepRecord\"\x1e\n\x0cOwnerChanged\x12\x0e\n\x06groups\x18\x01 \x03(\x05\":\n\x10WorkflowsChanged\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,31 +33,37 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'flint.dispatch.v1.dispatch_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOB']._serialized_start=82
-  _globals['_JOB']._serialized_end=543
-  _globals['_CONTROLREQUEST']._serialized_start=545
-  _globals['_CONTROLREQUEST']._serialized_end=672
-  _globals['_RELEASELEGS']._serialized_start=674
-  _globals['_RELEASELEGS']._serialized_end=750
-  _globals['_LEGREF']._serialized_start=752
-  _globals['_LEGREF']._serialized_end=795
-  _globals['_CANCELLEGS']._serialized_start=797
-  _globals['_CANCELLEGS']._serialized_end=850
-  _globals['_CONTROLRESPONSE']._serialized_start=852
-  _globals['_CONTROLRESPONSE']._serialized_end=908
-  _globals['_DEFINITIONREQUEST']._serialized_start=910
-  _globals['_DEFINITIONREQUEST']._serialized_end=929
-  _globals['_DEFINITIONRESPONSE']._serialized_start=931
-  _globals['_DEFINITIONRESPONSE']._serialized_end=968
-  _globals['_OWNERNUDGE']._serialized_start=970
-  _globals['_OWNERNUDGE']._serialized_end=1063
-  _globals['_INTEREST']._serialized_start=1065
-  _globals['_INTEREST']._serialized_end=1123
-  _globals['_CHANGEBATCH']._serialized_start=1125
-  _globals['_CHANGEBATCH']._serialized_end=1181
-  _globals['_STEPHINTS']._serialized_start=1183
-  _globals['_STEPHINTS']._serialized_end=1236
-  _globals['_OWNERCHANGED']._serialized_start=1238
-  _globals['_OWNERCHANGED']._serialized_end=1268
-  _globals['_WORKFLOWSCHANGED']._serialized_start=1270
-  _globals['_WORKFLOWSCHANGED']._serialized_end=1328
+  _globals['_JOB']._serialized_end=591
+  _globals['_INBOXMESSAGE']._serialized_start=593
+  _globals['_INBOXMESSAGE']._serialized_end=656
+  _globals['_CONTROLREQUEST']._serialized_start=659
+  _globals['_CONTROLREQUEST']._serialized_end=841
+  _globals['_RELEASELEGS']._serialized_start=843
+  _globals['_RELEASELEGS']._serialized_end=919
+  _globals['_LEGREF']._serialized_start=921
+  _globals['_LEGREF']._serialized_end=964
+  _globals['_CANCELLEGS']._serialized_start=966
+  _globals['_CANCELLEGS']._serialized_end=1019
+  _globals['_DELIVERMESSAGES']._serialized_start=1021
+  _globals['_DELIVERMESSAGES']._serialized_end=1087
+  _globals['_DELIVERY']._serialized_start=1089
+  _globals['_DELIVERY']._serialized_end=1190
+  _globals['_CONTROLRESPONSE']._serialized_start=1192
+  _globals['_CONTROLRESPONSE']._serialized_end=1248
+  _globals['_DEFINITIONREQUEST']._serialized_start=1250
+  _globals['_DEFINITIONREQUEST']._serialized_end=1269
+  _globals['_DEFINITIONRESPONSE']._serialized_start=1271
+  _globals['_DEFINITIONRESPONSE']._serialized_end=1308
+  _globals['_OWNERNUDGE']._serialized_start=1310
+  _globals['_OWNERNUDGE']._serialized_end=1403
+  _globals['_INTEREST']._serialized_start=1405
+  _globals['_INTEREST']._serialized_end=1463
+  _globals['_CHANGEBATCH']._serialized_start=1465
+  _globals['_CHANGEBATCH']._serialized_end=1521
+  _globals['_STEPHINTS']._serialized_start=1523
+  _globals['_STEPHINTS']._serialized_end=1576
+  _globals['_OWNERCHANGED']._serialized_start=1578
+  _globals['_OWNERCHANGED']._serialized_end=1608
+  _globals['_WORKFLOWSCHANGED']._serialized_start=1610
+  _globals['_WORKFLOWSCHANGED']._serialized_end=1668
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,7 @@ class Job(_message.Message):
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     OPEN_TIME_MS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    INBOX_FIELD_NUMBER: _builtins.int
     run_id: _builtins.bytes
     """The run, 16 bytes."""
     namespace: _builtins.str
@@ -101,6 +102,10 @@ class Job(_message.Message):
     def events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Events recorded after the snapshot, in order, one per entry."""
 
+    @_builtins.property
+    def inbox(self) -> _containers.RepeatedCompositeFieldContainer[Global___InboxMessage]:
+        """What has come for the run's open awaits and is not consumed yet, in order of arrival."""
+
     def __init__(
         self,
         *,
@@ -128,14 +133,45 @@ class Job(_message.Message):
         cancel_requested: _builtins.bool = ...,
         open_time_ms: _builtins.int = ...,
         seed: _builtins.int = ...,
+        inbox: _abc.Iterable[Global___InboxMessage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "claimant", b"claimant", "create_time_ms", b"create_time_ms", "definition_hash", b"definition_hash", "events", b"events", "expected_sequence", b"expected_sequence", "generation", b"generation", "group", b"group", "input", b"input", "leg", b"leg", "leg_nonce", b"leg_nonce", "level", b"level", "namespace", b"namespace", "open_time_ms", b"open_time_ms", "owner_session", b"owner_session", "position", b"position", "run_id", b"run_id", "seed", b"seed", "sequence", b"sequence", "snapshot", b"snapshot", "trace_id", b"trace_id", "version", b"version", "watermark", b"watermark", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "claimant", b"claimant", "create_time_ms", b"create_time_ms", "definition_hash", b"definition_hash", "events", b"events", "expected_sequence", b"expected_sequence", "generation", b"generation", "group", b"group", "inbox", b"inbox", "input", b"input", "leg", b"leg", "leg_nonce", b"leg_nonce", "level", b"level", "namespace", b"namespace", "open_time_ms", b"open_time_ms", "owner_session", b"owner_session", "position", b"position", "run_id", b"run_id", "seed", b"seed", "sequence", b"sequence", "snapshot", b"snapshot", "trace_id", b"trace_id", "version", b"version", "watermark", b"watermark", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class InboxMessage(_message.Message):
+    """Something that came for an await of a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    AWAIT_KEY_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Its key in the run's inbox; the entry that records it names this key as consumed."""
+    await_key: _builtins.str
+    """The await it is for (AwaitOpened.key)."""
+    content: _builtins.bytes
+    """Content, JSON, by the kind of the await."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        await_key: _builtins.str = ...,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["await_key", b"await_key", "content", b"content", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InboxMessage: _TypeAlias = InboxMessage  # noqa: Y015
 
 @_typing.final
 class ControlRequest(_message.Message):
@@ -145,6 +181,7 @@ class ControlRequest(_message.Message):
 
     RELEASE_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    DELIVER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def release(self) -> Global___ReleaseLegs:
         """Which of these legs are running? Those that are not are given up for ever."""
@@ -153,17 +190,22 @@ class ControlRequest(_message.Message):
     def cancel(self) -> Global___CancelLegs:
         """Cancel these runs' legs."""
 
+    @_builtins.property
+    def deliver(self) -> Global___DeliverMessages:
+        """Feed these messages to running legs; a leg that is not here gets them with its next job."""
+
     def __init__(
         self,
         *,
         release: Global___ReleaseLegs | None = ...,
         cancel: Global___CancelLegs | None = ...,
+        deliver: Global___DeliverMessages | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "release", b"release", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "deliver", b"deliver", "release", b"release", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "release", b"release", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "deliver", b"deliver", "release", b"release", "request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["release", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["release", "cancel", "deliver"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -246,6 +288,60 @@ class CancelLegs(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelLegs: _TypeAlias = CancelLegs  # noqa: Y015
+
+@_typing.final
+class DeliverMessages(_message.Message):
+    """Messages for legs that run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery]:
+        """At most 1000."""
+
+    def __init__(
+        self,
+        *,
+        deliveries: _abc.Iterable[Global___Delivery] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeliverMessages: _TypeAlias = DeliverMessages  # noqa: Y015
+
+@_typing.final
+class Delivery(_message.Message):
+    """Messages for one leg. The worker ignores those that the leg has seen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEG_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def leg(self) -> Global___LegRef:
+        """The leg."""
+
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___InboxMessage]:
+        """In order of arrival."""
+
+    def __init__(
+        self,
+        *,
+        leg: Global___LegRef | None = ...,
+        messages: _abc.Iterable[Global___InboxMessage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["leg", b"leg"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leg", b"leg", "messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Delivery: _TypeAlias = Delivery  # noqa: Y015
 
 @_typing.final
 class ControlResponse(_message.Message):

@@ -10,6 +10,7 @@ from flint_contracts.gen.flint.runs.v1 import runs_pb2 as _runs_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -40,6 +41,9 @@ class JournalEntry(_message.Message):
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
     SEAL_SESSION_FIELD_NUMBER: _builtins.int
+    AWAITS_OPENED_FIELD_NUMBER: _builtins.int
+    AWAITS_CLOSED_FIELD_NUMBER: _builtins.int
+    CONSUMED_FIELD_NUMBER: _builtins.int
     run_id: _builtins.bytes
     """The run, 16 bytes."""
     leg_nonce: _builtins.bytes
@@ -66,6 +70,18 @@ class JournalEntry(_message.Message):
     def end(self) -> Global___LegEnd:
         """Set on the leg's last entry."""
 
+    @_builtins.property
+    def awaits_opened(self) -> _containers.RepeatedCompositeFieldContainer[Global___AwaitOpened]:
+        """Awaits that were opened since the entry before."""
+
+    @_builtins.property
+    def awaits_closed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of awaits that were closed since the entry before; a run's end closes all of its awaits."""
+
+    @_builtins.property
+    def consumed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of inbox messages whose events are in this entry: the fold deletes them."""
+
     def __init__(
         self,
         *,
@@ -80,14 +96,86 @@ class JournalEntry(_message.Message):
         snapshot: _builtins.bytes = ...,
         end: Global___LegEnd | None = ...,
         seal_session: _builtins.bytes = ...,
+        awaits_opened: _abc.Iterable[Global___AwaitOpened] | None = ...,
+        awaits_closed: _abc.Iterable[_builtins.str] | None = ...,
+        consumed: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimant", b"claimant", "end", b"end", "events", b"events", "index", b"index", "leg", b"leg", "leg_nonce", b"leg_nonce", "run_id", b"run_id", "seal", b"seal", "seal_session", b"seal_session", "snapshot", b"snapshot", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits_closed", b"awaits_closed", "awaits_opened", b"awaits_opened", "claimant", b"claimant", "consumed", b"consumed", "end", b"end", "events", b"events", "index", b"index", "leg", b"leg", "leg_nonce", b"leg_nonce", "run_id", b"run_id", "seal", b"seal", "seal_session", b"seal_session", "snapshot", b"snapshot", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JournalEntry: _TypeAlias = JournalEntry  # noqa: Y015
+
+@_typing.final
+class AwaitOpened(_message.Message):
+    """The run waits for something that somebody else brings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[AwaitOpened._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: AwaitOpened._Kind.ValueType  # 0
+        """Not set; never sent."""
+        KIND_EVENTS: AwaitOpened._Kind.ValueType  # 1
+        """Events."""
+        KIND_APPROVAL: AwaitOpened._Kind.ValueType  # 2
+        """A person's decision."""
+        KIND_RUN: AwaitOpened._Kind.ValueType  # 3
+        """The end of another run, which is to be started."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """What is waited for."""
+
+    KIND_UNSPECIFIED: AwaitOpened.Kind.ValueType  # 0
+    """Not set; never sent."""
+    KIND_EVENTS: AwaitOpened.Kind.ValueType  # 1
+    """Events."""
+    KIND_APPROVAL: AwaitOpened.Kind.ValueType  # 2
+    """A person's decision."""
+    KIND_RUN: AwaitOpened.Kind.ValueType  # 3
+    """The end of another run, which is to be started."""
+
+    KEY_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    ITERATION_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    OPEN_TIME_MS_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Names it within the run, for ever: the effect's id in decimal."""
+    kind: Global___AwaitOpened.Kind.ValueType
+    """What is waited for."""
+    step: _builtins.str
+    """JSON pointer of the step."""
+    iteration: _builtins.str
+    """Iteration of the step."""
+    request: _builtins.bytes
+    """The request, JSON, by kind (flint_core.effects.Await)."""
+    open_time_ms: _builtins.int
+    """When the machine asked for it, milliseconds since the Unix epoch (the worker's clock)."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        kind: Global___AwaitOpened.Kind.ValueType = ...,
+        step: _builtins.str = ...,
+        iteration: _builtins.str = ...,
+        request: _builtins.bytes = ...,
+        open_time_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["iteration", b"iteration", "key", b"key", "kind", b"kind", "open_time_ms", b"open_time_ms", "request", b"request", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AwaitOpened: _TypeAlias = AwaitOpened  # noqa: Y015
 
 @_typing.final
 class LegEnd(_message.Message):
@@ -204,13 +292,13 @@ Global___Cancelled: _TypeAlias = Cancelled  # noqa: Y015
 
 @_typing.final
 class Blocked(_message.Message):
-    """The run waits for a timer."""
+    """The run waits for a timer, for one of its awaits, or for both."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     WAKE_AT_MS_FIELD_NUMBER: _builtins.int
     wake_at_ms: _builtins.int
-    """When to wake, milliseconds since the Unix epoch."""
+    """When to wake, milliseconds since the Unix epoch; 0: no timer is set."""
     def __init__(
         self,
         *,

@@ -41,7 +41,7 @@ class Run(_message.Message):
         STATE_RUNNING: Run._State.ValueType  # 2
         """A leg of it is open on a worker."""
         STATE_WAITING: Run._State.ValueType  # 3
-        """Waits for a timer; holds no slot."""
+        """Waits for a timer, events, a decision or another run; holds no slot."""
         STATE_SUCCEEDED: Run._State.ValueType  # 4
         """Ended well; output is set. Terminal."""
         STATE_FAILED: Run._State.ValueType  # 5
@@ -59,7 +59,7 @@ class Run(_message.Message):
     STATE_RUNNING: Run.State.ValueType  # 2
     """A leg of it is open on a worker."""
     STATE_WAITING: Run.State.ValueType  # 3
-    """Waits for a timer; holds no slot."""
+    """Waits for a timer, events, a decision or another run; holds no slot."""
     STATE_SUCCEEDED: Run.State.ValueType  # 4
     """Ended well; output is set. Terminal."""
     STATE_FAILED: Run.State.ValueType  # 5
@@ -224,7 +224,7 @@ class StepRecord(_message.Message):
         STATE_CANCELLED: StepRecord._State.ValueType  # 5
         """Ended because the run, its branch or its scope ended."""
         STATE_WAITING: StepRecord._State.ValueType  # 6
-        """Waits for a timer."""
+        """Waits for a timer, events, a decision or another run."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where an attempt of a step is."""
@@ -242,7 +242,7 @@ class StepRecord(_message.Message):
     STATE_CANCELLED: StepRecord.State.ValueType  # 5
     """Ended because the run, its branch or its scope ended."""
     STATE_WAITING: StepRecord.State.ValueType  # 6
-    """Waits for a timer."""
+    """Waits for a timer, events, a decision or another run."""
 
     STEP_FIELD_NUMBER: _builtins.int
     ITERATION_FIELD_NUMBER: _builtins.int
@@ -255,6 +255,7 @@ class StepRecord(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     PROVISIONAL_FIELD_NUMBER: _builtins.int
+    PROGRESS_PERCENT_FIELD_NUMBER: _builtins.int
     step: _builtins.str
     """JSON pointer of the task in the definition, such as /do/0/fetchOrder."""
     iteration: _builtins.str
@@ -267,13 +268,15 @@ class StepRecord(_message.Message):
     state: Global___StepRecord.State.ValueType
     """Where it is."""
     kind: _builtins.str
-    """Kind of task: set, switch, do, for, fork, try, raise, wait, call."""
+    """Kind of task: set, switch, do, for, fork, try, raise, wait, call, emit, listen, run."""
     function: _builtins.str
-    """What it calls, for call tasks: http, sql, email, noop."""
+    """What executes it, for calls, emit and run: http, sql, script, …"""
     result: _builtins.bytes
     """The function's result as recorded, JSON; for succeeded calls in GetRunHistory only."""
     provisional: _builtins.bool
     """True for a hint that came before the record: it may yet be taken back by the loss of a worker."""
+    progress_percent: _builtins.float
+    """Progress that the function reported, 0 to 100; in hints only, unset when it reported none."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -300,12 +303,15 @@ class StepRecord(_message.Message):
         error: Global___Problem | None = ...,
         result: _builtins.bytes = ...,
         provisional: _builtins.bool = ...,
+        progress_percent: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "error", b"error", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent", "end_time", b"end_time", "error", b"error", "progress_percent", b"progress_percent", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "end_time", b"end_time", "error", b"error", "function", b"function", "iteration", b"iteration", "kind", b"kind", "provisional", b"provisional", "result", b"result", "start_time", b"start_time", "state", b"state", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent", "attempt", b"attempt", "end_time", b"end_time", "error", b"error", "function", b"function", "iteration", b"iteration", "kind", b"kind", "progress_percent", b"progress_percent", "provisional", b"provisional", "result", b"result", "start_time", b"start_time", "state", b"state", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__progress_percent: _TypeAlias = _typing.Literal["progress_percent"]  # noqa: Y015
+    _WhichOneofArgType__progress_percent: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__progress_percent) -> _WhichOneofReturnType__progress_percent | None: ...
 
 Global___StepRecord: _TypeAlias = StepRecord  # noqa: Y015
 
