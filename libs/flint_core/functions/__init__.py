@@ -8,10 +8,24 @@ from __future__ import annotations
 
 from typing import Final
 
-from flint_core.functions import email, http, noop, sql
+from flint_core.functions import container, email, http, noop, script, shell, sql
 from flint_core.functions.schemas import FunctionSpec
 
-__all__ = ["FUNCTIONS", "FunctionSpec"]
+__all__ = ["FUNCTIONS", "PROCESSES", "FunctionSpec"]
 
-FUNCTIONS: Final[dict[str, FunctionSpec]] = {spec.name: spec for spec in (http.SPEC, sql.SPEC, email.SPEC, noop.SPEC)}
-"""The functions by the name that `call` uses."""
+FUNCTIONS: Final[dict[str, FunctionSpec]] = {
+    spec.name: spec
+    for spec in (
+        http.SPEC,
+        sql.SPEC,
+        email.SPEC,
+        noop.SPEC,
+        script.SPEC,
+        shell.SPEC,
+        container.SPEC,
+    )
+}
+"""The functions by the name that `call` uses, and those that `run` uses."""
+
+PROCESSES: Final = frozenset({"script", "shell", "container"})
+"""Functions that `run` starts; `call` does not name them."""
