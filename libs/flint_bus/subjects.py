@@ -9,6 +9,7 @@ __all__ = [
     "FLEET_BEATS",
     "JOBS_STREAM",
     "OWNERS",
+    "PAYLOADS",
     "WORKFLOWS",
     "control_subject",
     "definition_subject",
@@ -33,6 +34,9 @@ FLEET_BEATS: Final = "flint.fleet.beats"
 
 JOBS_STREAM: Final = "FLINT_JOBS"
 """The stream of assigned legs."""
+
+PAYLOADS: Final = "flint.payloads"
+"""Where schedulers answer PayloadRequests."""
 
 DEFINITIONS: Final = "flint.definitions.*"
 """Where schedulers answer DefinitionRequests."""

@@ -33,6 +33,7 @@ __all__ = [
     "LimitSettings",
     "LogSettings",
     "NatsSettings",
+    "PayloadSettings",
     "PostgresSettings",
     "RegistrySettings",
     "SchedulerSettings",
@@ -122,6 +123,19 @@ class LimitSettings(_Section):
     evaluate_bytes: int = Field(256 * 2**20, ge=2**24, description="memory of one evaluator process")
 
 
+class PayloadSettings(_Section):
+    """Large values: above limits.payload_bytes they leave the runs' state for a store of their own."""
+
+    store: Literal["postgres", "s3"] = Field("postgres", description="where they are kept")
+    unused_s: int = Field(86_400, ge=60, description="what no run names is dropped after this long")
+    s3_endpoint: str = Field("", description="URL of an S3-compatible service; empty means AWS")
+    s3_region: str = Field("us-east-1", description="the bucket's region")
+    s3_bucket: str = Field("", description="the bucket; it must exist")
+    s3_prefix: str = Field("flint/", description="all objects' keys begin with this")
+    s3_access_key: SecretStr = Field(SecretStr(""), description="access key id; empty: the machine's own role")
+    s3_secret_key: SecretStr = Field(SecretStr(""), description="secret access key")
+
+
 class LogSettings(_Section):
     """Logs: JSON lines on standard error."""
 
@@ -175,6 +189,12 @@ class WorkerSettings(_Section):
     drain_s: float = Field(20.0, gt=0, description="grace for steps in progress after SIGTERM")
     evaluators: int = Field(2, ge=1, le=64, description="guarded jq processes")
     allow_private_addresses: bool = Field(False, description="let `call http` reach private address ranges")
+    stream_messages: int = Field(
+        10_000, ge=1, description="messages that one streaming call or subscription (grpc, asyncapi, a2a) may collect"
+    )
+    mcp_commands: list[str] = Field(
+        [], description="programs that `call: mcp` may start over stdio: names or absolute paths, as definitions write them"
+    )
 
 
 class ConnectionSettings(_Section):
@@ -201,6 +221,7 @@ class Settings(_Section):
     identity: IdentitySettings = IdentitySettings()
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
+    payloads: PayloadSettings = PayloadSettings()
     gateway: GatewaySettings = GatewaySettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     registry: RegistrySettings = RegistrySettings()

@@ -575,3 +575,273 @@ class WorkflowsChanged(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkflowsChanged: _TypeAlias = WorkflowsChanged  # noqa: Y015
+
+@_typing.final
+class PayloadRequest(_message.Message):
+    """To the schedulers on flint.payloads (NATS request and reply): large values and cached results of one namespace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    FIND_FIELD_NUMBER: _builtins.int
+    PUT_FIELD_NUMBER: _builtins.int
+    FINISH_FIELD_NUMBER: _builtins.int
+    GET_FIELD_NUMBER: _builtins.int
+    GET_CACHED_FIELD_NUMBER: _builtins.int
+    PUT_CACHED_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace id."""
+    @_builtins.property
+    def find(self) -> Global___FindPayload:
+        """Is this payload stored?"""
+
+    @_builtins.property
+    def put(self) -> Global___PutPayloadChunk:
+        """Store a chunk."""
+
+    @_builtins.property
+    def finish(self) -> Global___FinishPayload:
+        """All chunks are there: the payload exists from now on."""
+
+    @_builtins.property
+    def get(self) -> Global___GetPayloadChunk:
+        """Read a chunk."""
+
+    @_builtins.property
+    def get_cached(self) -> Global___GetCachedResult:
+        """Read a cached result."""
+
+    @_builtins.property
+    def put_cached(self) -> Global___PutCachedResult:
+        """Keep a result."""
+
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        find: Global___FindPayload | None = ...,
+        put: Global___PutPayloadChunk | None = ...,
+        finish: Global___FinishPayload | None = ...,
+        get: Global___GetPayloadChunk | None = ...,
+        get_cached: Global___GetCachedResult | None = ...,
+        put_cached: Global___PutCachedResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["find", b"find", "finish", b"finish", "get", b"get", "get_cached", b"get_cached", "put", b"put", "put_cached", b"put_cached", "request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["find", b"find", "finish", b"finish", "get", b"get", "get_cached", b"get_cached", "namespace", b"namespace", "put", b"put", "put_cached", b"put_cached", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["find", "put", "finish", "get", "get_cached", "put_cached"]  # noqa: Y015
+    _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
+
+Global___PayloadRequest: _TypeAlias = PayloadRequest  # noqa: Y015
+
+@_typing.final
+class FindPayload(_message.Message):
+    """Is this payload stored?"""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.bytes
+    """SHA-256 of its bytes, 32 bytes."""
+    run_id: _builtins.bytes
+    """The run that names it, 16 bytes; empty for none. Noted when the payload is there."""
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.bytes = ...,
+        run_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindPayload: _TypeAlias = FindPayload  # noqa: Y015
+
+@_typing.final
+class PutPayloadChunk(_message.Message):
+    """Store a chunk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.bytes
+    """SHA-256 of the whole payload, 32 bytes."""
+    index: _builtins.int
+    """Place of the chunk, from 0."""
+    data: _builtins.bytes
+    """Its bytes, at most 1 MiB."""
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.bytes = ...,
+        index: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "index", b"index", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutPayloadChunk: _TypeAlias = PutPayloadChunk  # noqa: Y015
+
+@_typing.final
+class FinishPayload(_message.Message):
+    """All chunks are there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.bytes
+    """SHA-256 of the whole payload, 32 bytes."""
+    size: _builtins.int
+    """Bytes of the whole payload."""
+    chunks: _builtins.int
+    """Number of its chunks."""
+    run_id: _builtins.bytes
+    """The run that names it, 16 bytes; empty for none."""
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.bytes = ...,
+        size: _builtins.int = ...,
+        chunks: _builtins.int = ...,
+        run_id: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "run_id", b"run_id", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishPayload: _TypeAlias = FinishPayload  # noqa: Y015
+
+@_typing.final
+class GetPayloadChunk(_message.Message):
+    """Read a chunk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.bytes
+    """SHA-256 of the whole payload, 32 bytes."""
+    index: _builtins.int
+    """Place of the chunk, from 0."""
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.bytes = ...,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPayloadChunk: _TypeAlias = GetPayloadChunk  # noqa: Y015
+
+@_typing.final
+class GetCachedResult(_message.Message):
+    """Read a cached result."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    """Key, 32 bytes."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCachedResult: _TypeAlias = GetCachedResult  # noqa: Y015
+
+@_typing.final
+class PutCachedResult(_message.Message):
+    """Keep a result."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    """Key, 32 bytes."""
+    output: _builtins.bytes
+    """The result, JSON, at most limits.payload_bytes."""
+    ttl_ms: _builtins.int
+    """How long it is valid, milliseconds."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        output: _builtins.bytes = ...,
+        ttl_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "output", b"output", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PutCachedResult: _TypeAlias = PutCachedResult  # noqa: Y015
+
+@_typing.final
+class PayloadResponse(_message.Message):
+    """Answer to a PayloadRequest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    INCOMPLETE_FIELD_NUMBER: _builtins.int
+    error: _builtins.str
+    """Why it was not done; empty when it was. Try again."""
+    found: _builtins.bool
+    """For find, get and get_cached: whether it is there."""
+    chunks: _builtins.int
+    """For find: number of its chunks."""
+    size: _builtins.int
+    """For find: bytes of the whole payload."""
+    data: _builtins.bytes
+    """For get and get_cached: the bytes."""
+    incomplete: _builtins.bool
+    """For finish: chunks are missing; send them all again."""
+    def __init__(
+        self,
+        *,
+        error: _builtins.str = ...,
+        found: _builtins.bool = ...,
+        chunks: _builtins.int = ...,
+        size: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        incomplete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "data", b"data", "error", b"error", "found", b"found", "incomplete", b"incomplete", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PayloadResponse: _TypeAlias = PayloadResponse  # noqa: Y015
