@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["AUTHENTICATION", "ENDPOINT", "NAME", "PERSON", "SCALAR", "FunctionSpec", "Schema", "function", "object_of"]
+__all__ = [
+    "AUTHENTICATION",
+    "DURATION",
+    "ENDPOINT",
+    "NAME",
+    "PERSON",
+    "RESOURCE",
+    "SCALAR",
+    "FunctionSpec",
+    "Schema",
+    "function",
+    "object_of",
+]
 
 Schema = dict[str, Any]
 
@@ -144,4 +156,26 @@ ENDPOINT: Final[Schema] = {
             {"uri": {"type": "string", "minLength": 1, "maxLength": 8192}, "authentication": AUTHENTICATION},
         ),
     ],
+}
+
+RESOURCE: Final[Schema] = object_of(
+    ["endpoint"],
+    {"name": {"type": "string", "maxLength": 256}, "endpoint": ENDPOINT},
+    description="a document that is fetched over http(s)",
+)
+"""The specification's external resource."""
+
+DURATION: Final[Schema] = {
+    "anyOf": [
+        {"type": "string", "minLength": 1, "maxLength": 100},
+        object_of(
+            [],
+            {
+                unit: {"type": "number", "minimum": 0}
+                for unit in ("days", "hours", "minutes", "seconds", "milliseconds")
+            },
+            minProperties=1,
+        ),
+    ],
+    "description": "a duration: an object such as {seconds: 30}, or ISO 8601",
 }

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import httpcore
 
-__all__ = ["AddressRefused", "GuardedBackend", "is_public"]
+__all__ = ["AddressRefused", "GuardedBackend", "NameNotResolved", "is_public", "permitted_addresses"]
 
 _RESOLVE_S: Final = 10.0
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
@@ -22,6 +22,10 @@ _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
 class AddressRefused(Exception):
     """The host has only addresses that are not public."""
+
+
+class NameNotResolved(Exception):
+    """The host has no address, or none was found in time; the message says which."""
 
 
 def is_public(text: str) -> bool:
@@ -36,6 +40,25 @@ def is_public(text: str) -> bool:
         if embedded is not None:
             return is_public(str(embedded))
     return address.is_global and not address.is_multicast
+
+
+async def permitted_addresses(host: str, port: int, allow_private: bool) -> list[str]:
+    """The addresses of a host that may be connected to, at least one. Raises AddressRefused and NameNotResolved."""
+    try:
+        async with asyncio.timeout(_RESOLVE_S):
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except TimeoutError:
+        raise NameNotResolved(f"{host} was not resolved in time") from None
+    except (OSError, UnicodeError) as error:
+        raise NameNotResolved(f"{host} cannot be resolved: {error}") from None
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    if not allow_private:
+        addresses = [address for address in addresses if is_public(address)]
+        if not addresses:
+            raise AddressRefused(host)
+    if not addresses:
+        raise NameNotResolved(f"{host} has no address")
+    return addresses
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
@@ -54,11 +77,10 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         """A connection to the first of the host's permitted addresses that answers. Raises AddressRefused."""
-        addresses = await self._resolve(host, port)
-        if not self._allow_private:
-            addresses = [address for address in addresses if is_public(address)]
-            if not addresses:
-                raise AddressRefused(host)
+        try:
+            addresses = await permitted_addresses(host, port, self._allow_private)
+        except NameNotResolved as error:
+            raise httpcore.ConnectError(str(error)) from None
         failed: Exception | None = None
         for address in addresses:
             try:
@@ -76,13 +98,3 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
     async def sleep(self, seconds: float) -> None:
         """Waits; httpcore asks for it between attempts."""
         await asyncio.sleep(seconds)
-
-    async def _resolve(self, host: str, port: int) -> list[str]:
-        try:
-            async with asyncio.timeout(_RESOLVE_S):
-                found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except TimeoutError:
-            raise httpcore.ConnectTimeout(f"{host} was not resolved in time") from None
-        except (OSError, UnicodeError) as error:
-            raise httpcore.ConnectError(f"{host} cannot be resolved: {error}") from None
-        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
