@@ -73,6 +73,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The last key with the cluster's admin role cannot be revoked (FAILED_PRECONDITION)."""
     ERROR_REASON_WORKER_NOT_FOUND: _ErrorReason.ValueType  # 23
     """No such worker (NOT_FOUND)."""
+    ERROR_REASON_APPROVAL_NOT_FOUND: _ErrorReason.ValueType  # 30
+    """No such approval (NOT_FOUND)."""
+    ERROR_REASON_APPROVAL_DECIDED: _ErrorReason.ValueType  # 31
+    """The approval was decided before, otherwise or by somebody else (FAILED_PRECONDITION)."""
+    ERROR_REASON_APPROVAL_CLOSED: _ErrorReason.ValueType  # 32
+    """The run waits for this approval no more (FAILED_PRECONDITION)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why an RPC was refused, or why a run or a step failed. Clients may match on these; they are never renamed."""
@@ -125,4 +131,10 @@ ERROR_REASON_LAST_ADMIN_KEY: ErrorReason.ValueType  # 22
 """The last key with the cluster's admin role cannot be revoked (FAILED_PRECONDITION)."""
 ERROR_REASON_WORKER_NOT_FOUND: ErrorReason.ValueType  # 23
 """No such worker (NOT_FOUND)."""
+ERROR_REASON_APPROVAL_NOT_FOUND: ErrorReason.ValueType  # 30
+"""No such approval (NOT_FOUND)."""
+ERROR_REASON_APPROVAL_DECIDED: ErrorReason.ValueType  # 31
+"""The approval was decided before, otherwise or by somebody else (FAILED_PRECONDITION)."""
+ERROR_REASON_APPROVAL_CLOSED: ErrorReason.ValueType  # 32
+"""The run waits for this approval no more (FAILED_PRECONDITION)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
