@@ -6,6 +6,7 @@ from flint_ops.metrics import COUNT_BUCKETS, counter, gauge, histogram
 
 __all__ = [
     "ACCEPTED",
+    "AWAITS",
     "COMMITS_REFUSED",
     "COMMIT_ROWS",
     "ENTRIES",
@@ -23,6 +24,7 @@ __all__ = [
 ]
 
 ACCEPTED = counter("scheduler_starts_accepted", "Starts answered")
+AWAITS = counter("scheduler_awaits", "Awaits handed to their agent", ("what", "outcome"))
 COMMITS_REFUSED = counter("scheduler_commits_refused", "Commits refused because another owner took over")
 COMMIT_ROWS = histogram("scheduler_commit_rows", "Rows in one commit", ("lane",), COUNT_BUCKETS)
 ENTRIES = counter("scheduler_journal_entries", "Journal entries judged", ("verdict",))

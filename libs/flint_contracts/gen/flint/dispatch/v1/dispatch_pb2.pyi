@@ -52,6 +52,7 @@ class Job(_message.Message):
     OPEN_TIME_MS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     INBOX_FIELD_NUMBER: _builtins.int
+    AWAITS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.bytes
     """The run, 16 bytes."""
     namespace: _builtins.str
@@ -106,6 +107,10 @@ class Job(_message.Message):
     def inbox(self) -> _containers.RepeatedCompositeFieldContainer[Global___InboxMessage]:
         """What has come for the run's open awaits and is not consumed yet, in order of arrival."""
 
+    @_builtins.property
+    def awaits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of the run's awaits that are recorded as open: the leg tells of those it has beyond them, and of those it has not."""
+
     def __init__(
         self,
         *,
@@ -134,10 +139,11 @@ class Job(_message.Message):
         open_time_ms: _builtins.int = ...,
         seed: _builtins.int = ...,
         inbox: _abc.Iterable[Global___InboxMessage] | None = ...,
+        awaits: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "claimant", b"claimant", "create_time_ms", b"create_time_ms", "definition_hash", b"definition_hash", "events", b"events", "expected_sequence", b"expected_sequence", "generation", b"generation", "group", b"group", "inbox", b"inbox", "input", b"input", "leg", b"leg", "leg_nonce", b"leg_nonce", "level", b"level", "namespace", b"namespace", "open_time_ms", b"open_time_ms", "owner_session", b"owner_session", "position", b"position", "run_id", b"run_id", "seed", b"seed", "sequence", b"sequence", "snapshot", b"snapshot", "trace_id", b"trace_id", "version", b"version", "watermark", b"watermark", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits", b"awaits", "cancel_requested", b"cancel_requested", "claimant", b"claimant", "create_time_ms", b"create_time_ms", "definition_hash", b"definition_hash", "events", b"events", "expected_sequence", b"expected_sequence", "generation", b"generation", "group", b"group", "inbox", b"inbox", "input", b"input", "leg", b"leg", "leg_nonce", b"leg_nonce", "level", b"level", "namespace", b"namespace", "open_time_ms", b"open_time_ms", "owner_session", b"owner_session", "position", b"position", "run_id", b"run_id", "seed", b"seed", "sequence", b"sequence", "snapshot", b"snapshot", "trace_id", b"trace_id", "version", b"version", "watermark", b"watermark", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
