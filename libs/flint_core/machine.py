@@ -41,6 +41,7 @@ from flint_core.events import (
     decode_event,
     encode_event,
 )
+from flint_core.payloads import Payload, holds_reference
 from flint_core.problems import Problem
 from flint_core.program import Program
 from flint_core.traces import StepState, StepTrace
@@ -60,6 +61,8 @@ __all__ = [
 ]
 
 _SNAPSHOT: Final = 1
+_SPILL_DEPTH: Final = 1
+"""`spill` puts references no deeper than the members of a value."""
 
 
 class StateTooLarge(Exception):
@@ -93,6 +96,7 @@ class Machine:
         plan = program.plan
         kernel = Kernel(plan, facts, limits or MachineLimits())
         kernel.now = kernel.started = at_ms
+        kernel.large = holds_reference(input)
         strand = kernel.open_strand(-1, 0)
         strand.stack.append(Frame(plan.tasks[0], input, at_ms, 1, "", {}))
         kernel.wake(strand)
@@ -128,6 +132,8 @@ class Machine:
         """Note an event. Cheap; what it causes happens in `advance`. Answers to unknown effects are ignored."""
         if isinstance(event, Evaluated | EvaluateFailed):
             self._kernel.answers[event.effect_id] = event
+            if isinstance(event, Evaluated) and holds_reference(event.value, _SPILL_DEPTH):
+                self._kernel.large = True
             return
         self._queue.append(event)
         if not isinstance(event, CancelRequested):
@@ -198,6 +204,16 @@ class Machine:
             self._kernel.records = []
         return records
 
+    def take_payloads(self) -> list[Payload]:
+        """Large values made since the last time: store them before anything after is recorded.
+
+        A replay gives those of what was recorded again; they are stored already.
+        """
+        payloads = self._kernel.payloads
+        if payloads:
+            self._kernel.payloads = []
+        return payloads
+
     def snapshot(self) -> bytes:
         """The whole state as bytes, at any moment. Raises StateTooLarge; the state is unharmed then."""
         kernel = self._kernel
@@ -211,6 +227,8 @@ class Machine:
             "strands": [encode_strand(strand, kernel.around(strand)) for strand in kernel.strands.values()],
             "ready": [strand.id for strand in kernel.ready if not strand.dead],
         }
+        if kernel.large:
+            document["large"] = True
         if kernel.context is not None:
             document["context"] = kernel.context
         if kernel.outputs:
@@ -251,8 +269,8 @@ class Machine:
         if event.at_ms > kernel.now:
             kernel.now = event.at_ms
         if isinstance(event, Received):
-            frame.mail = [*(frame.mail or ()), [event.key, event.content]]
-            kernel.wake(strand)
+            kernel.large = kernel.large or holds_reference(event.content)
+            kernel.receive(strand, frame, event.key, event.content)
             return
         kernel.settle(effect_id)
         if isinstance(event, TimerFired):
@@ -262,7 +280,9 @@ class Machine:
         frame.args = None
         frame.started = event.started_ms
         if isinstance(event, CallSucceeded):
-            frame.value, frame.size = event.output, -1
+            kernel.large = kernel.large or holds_reference(event.output, _SPILL_DEPTH)
+            if not frame.plan.detached:
+                frame.value, frame.size = event.output, -1
             frame.phase = frame.plan.after_body
             kernel.wake(strand)
         else:
@@ -284,6 +304,10 @@ class Machine:
         if effect_id == frame.deadline:
             kernel.expire(strand, frame)
             return
+        if effect_id == frame.timer:
+            frame.timer = 0
+            kernel.wake(strand)
+            return
         if frame.plan.catch is not None and frame.station == TRYING:
             attempt_expired(kernel, strand, frame)
             return
@@ -297,6 +321,8 @@ class Machine:
     def _effect(self, effect_id: int, strand: Strand, frame: Frame) -> Call | Timer | Await:
         if effect_id == frame.deadline:
             return Timer(effect_id, frame.deadline_until, TimerKind.DEADLINE)
+        if effect_id == frame.timer:
+            return Timer(effect_id, frame.timer_until, TimerKind.DEADLINE)
         if frame.plan.awaits:
             return self._kernel.await_of(frame)
         if frame.plan.function:
@@ -313,6 +339,7 @@ class Machine:
         kernel.steps_begun = document["steps"]
         kernel.next_effect = document["effect"]
         kernel.next_strand = document["strand"]
+        kernel.large = document.get("large", False)
         kernel.context = document.get("context")
         kernel.outputs = dict(document.get("outputs", ()))
         kernel.evaluating = document.get("evaluating", 0)
@@ -323,7 +350,7 @@ class Machine:
             kernel.strands[strand.id] = strand
             _derive_variables(kernel, strand)
             for frame in strand.stack:
-                for effect_id in (frame.deadline, frame.effect):
+                for effect_id in (frame.deadline, frame.timer, frame.effect):
                     if effect_id:
                         kernel.owners[effect_id] = (strand, frame)
         kernel.recount()

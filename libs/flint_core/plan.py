@@ -17,6 +17,8 @@ from flint_core.effects import AwaitKind
 from flint_core.engine.bodies import BODIES
 from flint_core.engine.catching import try_body
 from flint_core.engine.frames import Phase
+from flint_core.engine.waiting import approval, child_run
+from flint_core.functions import FUNCTIONS
 from flint_core.program import Catch, Flow, Program, Retry, Task
 
 if TYPE_CHECKING:
@@ -39,14 +41,16 @@ __all__ = [
 Body = Callable[["Kernel", "Strand", "Frame"], None]
 
 _BODIES: Final[dict[str, Body]] = {**BODIES, "try": try_body}
+_WAITING: Final[dict[str, Body]] = {AwaitKind.RUN: child_run, AwaitKind.APPROVAL: approval}
 
 
 class Schema:
     """A compiled JSON schema. Never reads from network or disk."""
 
-    __slots__ = ("_validator",)
+    __slots__ = ("_validator", "document")
 
     def __init__(self, schema: Any) -> None:
+        self.document = schema
         self._validator = jsonschema_rs.validator_for(schema, retriever=_no_retrieval, validate_formats=True)
 
     def first_error(self, value: Any) -> str | None:
@@ -161,6 +165,7 @@ class TaskPlan:
         "compete",
         "condition",
         "definition",
+        "detached",
         "each",
         "entry",
         "export_as",
@@ -180,6 +185,7 @@ class TaskPlan:
         "parameters",
         "places",
         "pointer",
+        "resolved",
         "scope",
         "steps",
         "timeout",
@@ -197,7 +203,8 @@ class TaskPlan:
         self.definition = definition
         self.steps = task.steps or {}
         self.keep = task.keep
-        self.body = _BODIES[task.kind]
+        self.awaits = _awaits(task)
+        self.body = _WAITING[self.awaits] if self.awaits in _WAITING else _BODIES[task.kind]
         self.scope: tuple[TaskPlan, ...] = ()
         self.condition = _binding(task.condition, places.condition)
         self.input_schema = _schema(task.input_schema)
@@ -217,10 +224,11 @@ class TaskPlan:
         self.compete = task.compete
         self.catch = None if task.catch is None else CatchPlan(task.catch, places.body)
         self.function = task.function
-        self.awaits = _awaits(task)
+        self.detached = task.detached
         inner = places.arguments if task.parameters is None else places.arguments - set(task.locals)
         self.arguments = _binding(task.arguments, inner)
         self.parameters = _binding(task.parameters, places.body)
+        self.resolved = Schema(FUNCTIONS[task.function].resolved) if self.awaits == AwaitKind.APPROVAL else None
         if self.export_as is not None or self.export_schema is not None:
             self.after_body = Phase.EXPORT
         else:

@@ -100,7 +100,7 @@ class Task:
 
     pointer: str
     name: str
-    kind: str  # workflow, do, set, switch, for, fork, try, raise, wait, call
+    kind: str  # workflow, do, set, switch, for, fork, try, raise, wait, call, emit, listen, run
     flow: Flow = Flow()
     condition: Any = None
     input_schema: Any = None
@@ -131,6 +131,8 @@ class Task:
     function: str = ""
     arguments: dict[str, Any] | None = None
     parameters: dict[str, Any] | None = None  # what a call of a function of `use` passes to it
+    # run
+    detached: bool = False  # nobody waits for its end; the task's input is its output
 
 
 @dataclass(frozen=True)

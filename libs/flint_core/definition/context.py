@@ -45,6 +45,7 @@ class Context:
         self.findings: list[Finding] = []
         self.seen: set[tuple[str, str, str]] = set()
         self.secrets: frozenset[str] = frozenset()
+        self.namespace = ""  # the document's own
         self.reads_definition = False
         self.steps_read: dict[int, set[str | None]] = {}  # task → names it reads of $steps; None: any
         self.step_places: dict[tuple[int, str], str] = {}

@@ -12,6 +12,7 @@ from flint_core.definition.context import Context, kind_of
 from flint_core.definition.findings import Rule, suggestion
 from flint_core.definition.policies import Reusable
 from flint_core.definition.reader import join_pointer
+from flint_core.definition.running import compile_run
 from flint_core.functions import FUNCTIONS
 from flint_core.plan import Places
 from flint_core.program import Case, Catch, Flow, FlowKind, Task
@@ -25,6 +26,7 @@ _MEMBERS: Final = {
     "for": frozenset({"for", "while", "do"}),
     "fork": frozenset({"fork"}),
     "raise": frozenset({"raise"}),
+    "run": frozenset({"run"}),
     "set": frozenset({"set"}),
     "switch": frozenset({"switch"}),
     "try": frozenset({"try", "catch"}),
@@ -275,7 +277,7 @@ class TaskCompiler:
         if function == "noop":
             variables -= {"secrets"}  # it hands its arguments back
         context.template(arguments, argument_place, variables)
-        self._check_arguments(function, arguments, argument_place)
+        self.check_arguments(function, arguments, argument_place)
         return {"function": function, "arguments": arguments, **result}
 
     def _unknown_function(self, function: str, pointer: str) -> None:
@@ -287,7 +289,8 @@ class TaskCompiler:
             hint = suggestion(function, known) or f"; known are {', '.join(sorted(known))}"
             self.context.error(Rule.REFERENCE, f"there is no function '{function[:80]}'{hint}", pointer)
 
-    def _check_arguments(self, function: str, arguments: dict[str, Any], pointer: str) -> None:
+    def check_arguments(self, function: str, arguments: dict[str, Any], pointer: str) -> None:
+        """Check a function's arguments, as they are written, against its schema."""
         for error in _VALIDATORS[function].iter_errors(arguments):
             place = join_pointer(pointer, *error.instance_path)
             message = f"the arguments of '{function}': {error.message[:300]}"
@@ -304,6 +307,11 @@ class TaskCompiler:
         return {
             "value": self.context.transformation(members["set"], join_pointer(pointer, "set"), places.body, "'set'")
         }
+
+    def _run(
+        self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool
+    ) -> dict[str, Any]:
+        return compile_run(self, members, pointer, places, timed)
 
     def _wait(
         self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool

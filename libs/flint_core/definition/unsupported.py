@@ -9,7 +9,6 @@ __all__ = ["CALLS", "FLINT_HINTS", "TASKS", "TOP_LEVEL", "USE"]
 TASKS: Final = {
     "emit": "publishing events is not built yet; a `call: http` to the receiver does today",
     "listen": "waiting for events is not built yet; poll with `call: http` and `wait` in a loop",
-    "run": "containers, scripts, shells and sub-workflows are not built yet; put the work behind an HTTP endpoint",
 }
 
 CALLS: Final = {

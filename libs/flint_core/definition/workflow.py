@@ -12,6 +12,7 @@ from flint_core.definition.findings import Rule, suggestion
 from flint_core.definition.policies import Reusable
 from flint_core.definition.reader import join_pointer
 from flint_core.definition.tasks import Scope, TaskCompiler
+from flint_core.definition.versions import VERSION
 from flint_core.functions import FUNCTIONS
 from flint_core.plan import Places
 from flint_core.program import Program, Task
@@ -24,14 +25,6 @@ _USE: Final = frozenset(
     {"authentications", "catalogs", "errors", "extensions", "functions", "retries", "secrets", "timeouts"}
 )
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-# Semantic versions 2.0.0. The store orders versions by the same rule and takes no other.
-_NUMBER: Final = r"(?:0|[1-9][0-9]*)"
-_IDENTIFIER: Final = rf"(?:{_NUMBER}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
-_VERSION: Final = re.compile(
-    rf"{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:-{_IDENTIFIER}(?:\.{_IDENTIFIER})*)?"
-    r"(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?",
-    re.ASCII,
-)
 _DSL: Final = re.compile(r"1\.0\.[0-3]")
 
 
@@ -42,6 +35,7 @@ def compile_workflow(context: Context, source: Any) -> Program | None:
         if name in document:
             context.unsupported(f"'{name}'", hint, f"/{name}")
     head = _head(context, document.get("document", {}))
+    context.namespace = head["namespace"]
     if "evaluate" in document:
         _evaluate(context, document["evaluate"])
     reusable = Reusable(context)
@@ -91,7 +85,7 @@ def _head(context: Context, value: Any) -> dict[str, Any]:
         length = len(texts.get(key, ""))
         if length > most:
             context.error(Rule.LIMIT, f"'{key}' has {length} characters; the limit is {most}", f"/document/{key}")
-    if version is not None and len(version) <= context.limits.version and not _VERSION.fullmatch(version):
+    if version is not None and len(version) <= context.limits.version and not VERSION.fullmatch(version):
         message = "'version' must be a semantic version such as 1.4.0 or 2.0.0-rc.1"
         context.error(Rule.INVALID_VALUE, message, "/document/version")
     if "tags" in head and not isinstance(head["tags"], dict):

@@ -42,8 +42,10 @@ def _set(kernel: Kernel, strand: Strand, frame: Frame) -> None:
     plan = frame.plan
     assert plan.value is not None  # noqa: S101 - a set has a value
     value = kernel.value(frame, plan.value, frame.input)
-    frame.size = plan.value.size if plan.value.constant else kernel.measure(frame, value, "The value")
-    frame.value = value
+    if plan.value.constant and plan.value.size <= kernel.limits.payload_bytes:
+        frame.value, frame.size = value, plan.value.size
+    else:
+        frame.value, frame.size = kernel.fit(frame, value, "The value")
     frame.phase = plan.after_body
 
 
@@ -109,9 +111,12 @@ def _call(kernel: Kernel, strand: Strand, frame: Frame) -> None:
         data = frame.items[0]
     assert plan.arguments is not None  # noqa: S101 - a call has arguments, perhaps {}
     arguments = kernel.value(frame, plan.arguments, data, None, data)
-    constant = plan.arguments.constant
-    frame.args_size = plan.arguments.size if constant else kernel.measure(frame, arguments, "The arguments")
-    frame.args = arguments
+    if plan.arguments.constant:
+        frame.args, frame.args_size = arguments, plan.arguments.size
+    elif plan.arguments.deferred:
+        frame.args, frame.args_size = arguments, kernel.measure(frame, arguments, "The arguments")
+    else:
+        frame.args, frame.args_size = kernel.fit(frame, arguments, "The arguments")
     frame.items = None
     if frame.args_size > NOTEWORTHY:
         kernel.check_flow(frame)
@@ -218,6 +223,8 @@ BODIES: Final[dict[str, Body]] = {
     "raise": _raise,
     "wait": _wait,
     "call": _call,
+    "emit": _call,
+    "run": _call,
     "for": _for,
     "fork": _fork,
 }

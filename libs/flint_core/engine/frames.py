@@ -47,6 +47,7 @@ class Frame:
         "effect",
         "effect_until",
         "flow",
+        "gathered",
         "held",
         "index",
         "input",
@@ -54,6 +55,7 @@ class Frame:
         "items",
         "iteration",
         "mail",
+        "notes",
         "phase",
         "plan",
         "problem",
@@ -66,6 +68,8 @@ class Frame:
         "size",
         "started",
         "station",
+        "timer",
+        "timer_until",
         "tries",
         "used",
         "value",
@@ -99,6 +103,8 @@ class Frame:
         self.effect_until = 0
         self.deadline = 0  # timer of the task's timeout
         self.deadline_until = 0
+        self.timer = 0  # timer of the body beside its effect: an approval's deadline
+        self.timer_until = 0
         self.results: list[Any] | None = None  # results of guarded expressions so far; fork: outputs
         self.branches: list[int] | None = None  # fork: strands still running
         self.problem: Problem | None = None  # try: what was caught
@@ -106,7 +112,10 @@ class Frame:
         self.tries = 0  # try: attempts begun
         self.since = 0  # try: when the first attempt began
         self.flow: Any = None  # switch: where to go
+        # The next three are the frame's own and changed in place, until they are handed on.
         self.mail: list[Any] | None = None  # await: what has come and is not looked at yet, as [key, content]
+        self.gathered: list[Any] | None = None  # listen: what was consumed; parallel for: outputs by position
+        self.notes: dict[str, Any] | None = None  # listen: what it knows of the events so far
 
 
 class Strand:
@@ -133,12 +142,16 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "effect_until": 0,
     "deadline": 0,
     "deadline_until": 0,
+    "timer": 0,
+    "timer_until": 0,
     "results": None,
     "branches": None,
     "retry_after": None,
     "tries": 0,
     "since": 0,
     "mail": None,
+    "gathered": None,
+    "notes": None,
 }
 
 

@@ -144,19 +144,22 @@ class Kernel(Room):
     def call_of(self, strand: Strand, frame: Frame) -> Call:
         """The call that the frame waits for; the same after a restore."""
         plan = frame.plan
-        iteration = frame.iteration
         return Call(
             frame.effect,
             plan.pointer,
             plan.name,
-            iteration,
+            frame.iteration,
             frame.attempt,
             plan.function,
             frame.args,
-            f"{self.facts.run_id}/{self.facts.reset}{plan.pointer}/{iteration}",
+            self.step_key(frame),
             self._deadline_of(strand),
             plan.arguments is None or plan.arguments.deferred,
         )
+
+    def step_key(self, frame: Frame) -> str:
+        """The step's idempotency key: of run, reset generation, step and iteration, never of the attempt."""
+        return f"{self.facts.run_id}/{self.facts.reset}{frame.plan.pointer}/{frame.iteration}"
 
     def emit_await(self, strand: Strand, frame: Frame, request: dict[str, Any]) -> None:
         """Wait for what the frame's task waits for; what comes is put into `frame.mail` and wakes the strand."""
@@ -176,8 +179,19 @@ class Kernel(Room):
         """What the frame waited for has come, or is not wanted any more."""
         self.retract(frame.effect)
         frame.effect = 0
+        if frame.timer:
+            self.retract(frame.timer)
+            frame.timer = 0
         frame.args = None
         frame.mail = None
+
+    def receive(self, strand: Strand, frame: Frame, key: str, content: Any) -> None:
+        """Something came for the frame's await: the strand looks at it when it is not inside a task of its own."""
+        if frame.mail is None:
+            frame.mail = []
+        frame.mail.append([key, content])
+        if strand.stack[-1] is frame:
+            self.wake(strand)
 
     def _deadline_of(self, strand: Strand) -> int | None:
         """When the first timeout around the strand's top task passes: its own, or one of a task or attempt around it.
@@ -250,6 +264,9 @@ class Kernel(Room):
         if frame.effect:
             self.retract(frame.effect)
             frame.effect = 0
+        if frame.timer:
+            self.retract(frame.timer)
+            frame.timer = 0
         if frame.branches:
             self.kill(frame.branches)
             frame.branches = None

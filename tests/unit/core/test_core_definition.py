@@ -22,10 +22,6 @@ def only(source, rule, limits=None):
 UNSUPPORTED = {
     "listen": ("do:\n  - t: {listen: {to: {one: {with: {type: x}}}}}\n", 3, 9),
     "emit": ("do:\n  - t: {emit: {event: {with: {type: x}}}}\n", 3, 9),
-    "run script": ("do:\n  - t: {run: {script: {language: js, code: 1}}}\n", 3, 9),
-    "run container": ("do:\n  - t: {run: {container: {image: x}}}\n", 3, 9),
-    "run shell": ("do:\n  - t: {run: {shell: {command: x}}}\n", 3, 9),
-    "run workflow": ("do:\n  - t: {run: {workflow: {name: x}}}\n", 3, 9),
     "call grpc": ("do:\n  - t: {call: grpc, with: {}}\n", 3, 9),
     "call openapi": ("do:\n  - t: {call: openapi, with: {}}\n", 3, 9),
     "call asyncapi": ("do:\n  - t: {call: asyncapi, with: {}}\n", 3, 9),
