@@ -128,8 +128,8 @@ class Context:
             for path, text in strings:
                 if _SECRET.search(text):
                     message = (
-                        "$secrets may be used in the arguments of a call of http, sql or email only, so that none "
-                        "reaches the run's state"
+                        "$secrets may be used in the arguments of calls, scripts, shells and containers only, so that "
+                        "none reaches the run's state"
                     )
                     self.error(Rule.SECRET, message, join_pointer(pointer, *path))
                     return value

@@ -8,12 +8,15 @@ from typing import Any, Final
 import jsonschema_rs
 
 from flint_core.definition import unsupported
+from flint_core.definition.approvals import check_approval
 from flint_core.definition.context import Context, kind_of
+from flint_core.definition.emitting import compile_emit
 from flint_core.definition.findings import Rule, suggestion
 from flint_core.definition.policies import Reusable
 from flint_core.definition.reader import join_pointer
 from flint_core.definition.running import compile_run
-from flint_core.functions import FUNCTIONS
+from flint_core.functions import FUNCTIONS, NOT_CALLED, PROCESSES
+from flint_core.functions.function import parse_call
 from flint_core.plan import Places
 from flint_core.program import Case, Catch, Flow, FlowKind, Task
 
@@ -23,6 +26,7 @@ _COMMON: Final = frozenset({"if", "input", "output", "export", "timeout", "then"
 _MEMBERS: Final = {
     "call": frozenset({"call", "with"}),
     "do": frozenset({"do"}),
+    "emit": frozenset({"emit"}),
     "for": frozenset({"for", "while", "do"}),
     "fork": frozenset({"fork"}),
     "raise": frozenset({"raise"}),
@@ -37,6 +41,7 @@ _RESERVED: Final = frozenset(
     {"context", "input", "output", "secrets", "task", "workflow", "runtime", "steps", "authorization"}
 )
 _DIRECTIVES: Final = (FlowKind.CONTINUE, FlowKind.EXIT, FlowKind.END)
+CALLED_AS: Final = {"emit": "emit:", **{name: f"run: {name}" for name in PROCESSES}}
 _VALIDATORS: Final = {name: jsonschema_rs.validator_for(spec.schema) for name, spec in FUNCTIONS.items()}
 
 
@@ -268,31 +273,50 @@ class TaskCompiler:
         if function in unsupported.CALLS:
             context.unsupported(f"call: {function}", unsupported.CALLS[function], place)
             return {}
-        if function not in FUNCTIONS:
+        custom = parse_call(function)
+        if custom is None and (function not in FUNCTIONS or function in NOT_CALLED):
             self._unknown_function(function, place)
             return {}
-        if not timed and function != "noop":
+        limited = timed or function == "noop" or (function == "approval" and "deadline" in arguments)
+        if not limited:
             message = f"no timeout limits this call of '{function}': set `timeout` on it, around it or on the workflow"
             context.warn(Rule.NO_TIMEOUT, message, pointer, key=True)
-        if function == "noop":
-            variables -= {"secrets"}  # it hands its arguments back
+        if function in ("noop", "approval"):
+            variables -= {"secrets"}  # it hands its arguments back, or shows them
         context.template(arguments, argument_place, variables)
+        if custom is not None:
+            arguments = {"name": custom.name, "version": custom.version, "arguments": arguments}
+            return {"function": "function", "arguments": arguments, **result}
         self.check_arguments(function, arguments, argument_place)
+        if function == "approval":
+            check_approval(context, arguments, argument_place)
         return {"function": function, "arguments": arguments, **result}
 
     def _unknown_function(self, function: str, pointer: str) -> None:
-        if any(mark in function for mark in "@/:"):
-            hint = "functions of catalogs and of workers are not built yet; built in are http, sql, email and noop"
+        if function in PROCESSES or function == "emit":
+            message = f"'{function}' is not called: it is a task of its own, `{CALLED_AS[function]}`"
+            self.context.error(Rule.REFERENCE, message, pointer)
+        elif "@" in function:
+            hint = "functions of catalogs are not built yet"
             self.context.unsupported(f"the function '{function[:80]}'", hint, pointer)
+        elif any(mark in function for mark in "/:"):
+            message = (
+                f"'{function[:80]}' names no function: one of your own workers is called by its name and perhaps a "
+                "version, such as myteam/resize or myteam/resize:1.2.0 (lower case, at least one slash)"
+            )
+            self.context.error(Rule.REFERENCE, message, pointer)
         elif function:
-            known = [*FUNCTIONS, *self.reusable.functions]
+            known = [*(FUNCTIONS.keys() - NOT_CALLED), *self.reusable.functions]
             hint = suggestion(function, known) or f"; known are {', '.join(sorted(known))}"
             self.context.error(Rule.REFERENCE, f"there is no function '{function[:80]}'{hint}", pointer)
 
-    def check_arguments(self, function: str, arguments: dict[str, Any], pointer: str) -> None:
-        """Check a function's arguments, as they are written, against its schema."""
+    def check_arguments(self, function: str, arguments: dict[str, Any], pointer: str, skip: int = 0) -> None:
+        """Check a function's arguments, as they are written, against its schema.
+
+        `skip`: how many members at the beginning of a place are not in the definition.
+        """
         for error in _VALIDATORS[function].iter_errors(arguments):
-            place = join_pointer(pointer, *error.instance_path)
+            place = join_pointer(pointer, *list(error.instance_path)[skip:])
             message = f"the arguments of '{function}': {error.message[:300]}"
             self.context.error(Rule.ARGUMENTS, message, place)
 
@@ -307,6 +331,11 @@ class TaskCompiler:
         return {
             "value": self.context.transformation(members["set"], join_pointer(pointer, "set"), places.body, "'set'")
         }
+
+    def _emit(
+        self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool
+    ) -> dict[str, Any]:
+        return compile_emit(self, members, pointer, places)
 
     def _run(
         self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool

@@ -7,17 +7,11 @@ from typing import Final
 __all__ = ["CALLS", "FLINT_HINTS", "TASKS", "TOP_LEVEL", "USE"]
 
 TASKS: Final = {
-    "emit": "publishing events is not built yet; a `call: http` to the receiver does today",
     "listen": "waiting for events is not built yet; poll with `call: http` and `wait` in a loop",
 }
 
 CALLS: Final = {
-    "grpc": "calling gRPC is not built yet; use `call: http` where the service has an HTTP edge",
     "openapi": "calling by OpenAPI document is not built yet; use `call: http` with the operation's method and address",
-    "asyncapi": "calling by AsyncAPI document is not built yet; use `call: http`",
-    "mcp": "calling MCP servers is not built yet; use `call: http`",
-    "a2a": "calling A2A agents is not built yet; use `call: http`",
-    "approval": "approvals are not built yet",
 }
 
 TOP_LEVEL: Final = {

@@ -21,15 +21,12 @@ def only(source, rule, limits=None):
 
 UNSUPPORTED = {
     "listen": ("do:\n  - t: {listen: {to: {one: {with: {type: x}}}}}\n", 3, 9),
-    "emit": ("do:\n  - t: {emit: {event: {with: {type: x}}}}\n", 3, 9),
     "call grpc": ("do:\n  - t: {call: grpc, with: {}}\n", 3, 9),
     "call openapi": ("do:\n  - t: {call: openapi, with: {}}\n", 3, 9),
     "call asyncapi": ("do:\n  - t: {call: asyncapi, with: {}}\n", 3, 9),
     "call mcp": ("do:\n  - t: {call: mcp, with: {}}\n", 3, 9),
     "call a2a": ("do:\n  - t: {call: a2a, with: {}}\n", 3, 9),
-    "call approval": ("do:\n  - t: {call: approval, with: {}}\n", 3, 9),
     "call of a catalog": ("do:\n  - t: {call: 'log:1.0.0@public'}\n", 3, 9),
-    "call of a worker's function": ("do:\n  - t: {call: 'myteam/resize:1.2.0'}\n", 3, 9),
     "schedule": ("schedule: {every: PT1M}\ndo: [{t: {call: noop}}]\n", 2, 1),
     "evaluate": ("evaluate: {language: js}\ndo: [{t: {call: noop}}]\n", 2, 12),
     "evaluate loosely": ("evaluate: {mode: loose}\ndo: [{t: {call: noop}}]\n", 2, 12),
