@@ -105,14 +105,22 @@ def page() -> str:
             )
             continue
         repeated = typing.get_origin(field.annotation) is dict
-        place = f"{name}.<name>" if repeated else name
-        rows = {f"{place}.{key}": part for key, part in inner.model_fields.items()}
-        summary = " ".join((inner.__doc__ or "").split())
-        parts.append(f"\n## [{place}]\n\n{summary}\n\n{_table(rows, explained)}")
+        parts += _chapters(f"{name}.<name>" if repeated else name, inner, explained)
     stale = sorted(MEANINGS.keys() - explained)
     if stale:
         raise SystemExit(f"MEANINGS explains keys that do not exist: {', '.join(stale)}")
     return "".join(parts)
+
+
+def _chapters(place: str, model: type[BaseModel], explained: set[str]) -> list[str]:
+    """A section's text, then those of the sections in it."""
+    nested = {key: inner for key, part in model.model_fields.items() if (inner := _section(part.annotation))}
+    rows = {f"{place}.{key}": part for key, part in model.model_fields.items() if key not in nested}
+    summary = " ".join((model.__doc__ or "").split())
+    chapters = [f"\n## [{place}]\n\n{summary}\n\n{_table(rows, explained)}"]
+    for key, inner in nested.items():
+        chapters += _chapters(f"{place}.{key}", inner, explained)
+    return chapters
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:

@@ -22,10 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 __all__ = [
     "Arguments",
+    "CertificateSettings",
     "ClusterSettings",
     "ConfigError",
     "ConfigProblem",
     "ConnectionSettings",
+    "ContainerSettings",
     "EtcdSettings",
     "GatewaySettings",
     "IdentitySettings",
@@ -37,6 +39,7 @@ __all__ = [
     "PostgresSettings",
     "RegistrySettings",
     "SchedulerSettings",
+    "ScriptSettings",
     "Settings",
     "WorkerSettings",
     "load",
@@ -104,9 +107,12 @@ class LimitSettings(_Section):
     """Sizes and counts. Beyond one of them: a typed error, nothing lost."""
 
     definition_bytes: int = Field(2**20, ge=1024)
+    document_bytes: int = Field(8 * 2**20, ge=1024, description="an OpenAPI or OpenID document that is fetched")
     payload_bytes: int = Field(262_144, ge=1024, description="a run's input, a step's output, a run's output")
     value_bytes: int = Field(
-        64 * 2**20, ge=1024, description="what an executor may read or give; above payload_bytes it travels by reference"
+        64 * 2**20,
+        ge=1024,
+        description="what an executor may read or give; above payload_bytes it travels by reference",
     )
     state_bytes: int = Field(
         262_144,
@@ -175,6 +181,64 @@ class RegistrySettings(_Section):
     heartbeat_interval_s: float = Field(1.5, gt=0)
 
 
+class ScriptSettings(_Section):
+    """Programs of `run: script` and `run: shell` on a worker: what they may use and how they are kept apart."""
+
+    offered: list[Literal["python", "js", "shell"]] = Field(
+        ["python", "js", "shell"], description="what this worker runs; empty: no programs at all"
+    )
+    path: str = Field("/usr/local/bin:/usr/bin:/bin", description="PATH of the programs; nothing else is inherited")
+    folder: str = Field("", description="where their work folders are made; empty: the system's folder for such files")
+    user: str = Field("", description="user they run as, when the worker runs as root; empty: the worker's own")
+    isolation: Literal["auto", "namespaces", "none"] = Field(
+        "auto",
+        description="user and PID namespaces of their own: where the kernel allows it, always (else refused), never",
+    )
+    concurrency: int = Field(8, ge=1, le=1000, description="programs at the same time; the others wait")
+    timeout_s: float = Field(300.0, gt=0, description="a program that takes longer is ended, shorter timeouts apart")
+    grace_s: float = Field(2.0, ge=0, le=60, description="from SIGTERM to SIGKILL")
+    cpu_s: int = Field(60, ge=1, description="processor time of each of a program's processes")
+    memory_bytes: int = Field(
+        512 * 2**20, ge=16 * 2**20, description="memory of each of a program's processes, and of all together"
+    )
+    file_bytes: int = Field(256 * 2**20, ge=4096, description="size of one file that a program writes")
+    files: int = Field(256, ge=16, le=65_536, description="open files of each process")
+    processes: int = Field(64, ge=1, le=4096, description="processes and threads of one program")
+    output_bytes: int = Field(
+        8 * 2**20, ge=1024, description="standard output and error together; at most limits.value_bytes counts"
+    )
+    node: str = Field("", description="path of Node.js for JavaScript; empty: the first `node` in path")
+    packages: list[str] = Field(
+        [], description="packages that Python scripts may declare, by name; `*` allows all; empty: none"
+    )
+    packages_folder: str = Field(
+        "", description="where declared packages are kept, one environment for each set; must be set to allow packages"
+    )
+    packages_index: str = Field("", description="package index that pip uses; empty: pip's own default")
+
+
+class ContainerSettings(_Section):
+    """Containers of `run: container` on a worker."""
+
+    engine: Literal["auto", "docker", "podman", "off"] = Field(
+        "auto", description="the engine's command; auto: the first of docker and podman that answers at start"
+    )
+    command: str = Field("", description="path of the engine's command; empty: looked up in the worker's PATH")
+    volumes: list[str] = Field(
+        [],
+        description="folders of the machine that containers may mount, and what is below; `:ro` at the end: read-only",
+    )
+    publish_ports: bool = Field(False, description="let containers publish ports on the machine")
+    network: str = Field("bridge", description="network that containers join; `none`: no network")
+    concurrency: int = Field(8, ge=1, le=1000, description="containers at the same time; the others wait")
+    timeout_s: float = Field(3600.0, gt=0, description="a container that takes longer is ended, shorter timeouts apart")
+    pull_s: float = Field(600.0, gt=0, description="time to pull an image")
+    grace_s: float = Field(5.0, ge=0, le=600, description="from SIGTERM to SIGKILL")
+    memory_bytes: int = Field(512 * 2**20, ge=8 * 2**20, description="memory of one container")
+    cpus: float = Field(1.0, gt=0, description="processors of one container")
+    processes: int = Field(256, ge=1, description="processes and threads of one container")
+
+
 class WorkerSettings(_Section):
     """One worker."""
 
@@ -188,12 +252,27 @@ class WorkerSettings(_Section):
     inline_wait_s: float = Field(1.0, ge=0, description="a wait up to this long keeps its slot")
     drain_s: float = Field(20.0, gt=0, description="grace for steps in progress after SIGTERM")
     evaluators: int = Field(2, ge=1, le=64, description="guarded jq processes")
+    scripts: ScriptSettings = ScriptSettings()
+    containers: ContainerSettings = ContainerSettings()
     allow_private_addresses: bool = Field(False, description="let `call http` reach private address ranges")
+    proxy: SecretStr = Field(
+        SecretStr(""), description="http(s)://user:password@host:port, through which HTTP goes out; empty: directly"
+    )
+    no_proxy: list[str] = Field(
+        [], description="hosts that are reached directly: names (their subdomains too), addresses, ranges, host:port, *"
+    )
+    ca_file: str = Field("", description="PEM file of authorities that are trusted beside the usual ones")
+    http_connect_s: float = Field(10.0, gt=0, le=300, description="time to connect, TLS apart")
+    http_read_s: float = Field(120.0, gt=0, le=3600, description="longest silence of an HTTP server")
+    http_total_s: float = Field(300.0, gt=0, le=86_400, description="one HTTP call, answer included")
+    token_cache_entries: int = Field(1000, ge=1, description="OAuth2 tokens that a worker remembers")
+    document_cache_bytes: int = Field(64 * 2**20, ge=0, description="fetched API descriptions that a worker remembers")
     stream_messages: int = Field(
         10_000, ge=1, description="messages that one streaming call or subscription (grpc, asyncapi, a2a) may collect"
     )
     mcp_commands: list[str] = Field(
-        [], description="programs that `call: mcp` may start over stdio: names or absolute paths, as definitions write them"
+        [],
+        description="programs that `call: mcp` may start over stdio: names or absolute paths, as definitions write them",
     )
 
 
@@ -208,6 +287,17 @@ class ConnectionSettings(_Section):
     pool_size: int = Field(5, ge=1, le=100)
     timeout_s: float = Field(30.0, gt=0)
     max_rows: int = Field(10_000, ge=1)
+
+
+class CertificateSettings(_Section):
+    """A client certificate for HTTPS: certificates.<name>."""
+
+    hosts: list[str] = Field(
+        min_length=1, description="the hosts it is shown to: names (their subdomains too), host:port"
+    )
+    certificate_file: str = Field(description="PEM file with the certificate and those that lead to its authority")
+    key_file: str = Field("", description="PEM file with its key; empty: the certificate's file holds it")
+    key_password: SecretStr = Field(SecretStr(""), description="password of the key")
 
 
 class Settings(_Section):
@@ -227,6 +317,7 @@ class Settings(_Section):
     registry: RegistrySettings = RegistrySettings()
     worker: WorkerSettings = WorkerSettings()
     connections: dict[str, ConnectionSettings] = {}
+    certificates: dict[str, CertificateSettings] = {}
     secrets: dict[str, SecretStr] = {}
 
 

@@ -19,7 +19,7 @@ SPEC: Final = function(
             "command": {"type": "string", "minLength": 1, "maxLength": 100_000},
             "arguments": {
                 "anyOf": [ARGUMENT_LIST, {"type": "object", "additionalProperties": SCALAR, "maxProperties": 1000}],
-                "description": "a list: $1, $2, … of the command; a map: words added to the command's end, «key=value», "
+                "description": "a list: $1, $2, … of the command; a map: words at the command's end, «key=value», "
                 "or «key» where the value is null",
             },
         },
