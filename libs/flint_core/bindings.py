@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from flint_core.expressions import compile_expression, compile_template
+from flint_core.expressions import Template, compile_expression, compile_template
 from flint_core.expressions.lexer import tokenize
 from flint_core.sizes import weigh
 
@@ -27,7 +27,19 @@ class Binding:
     Raises TemplateSyntaxError.
     """
 
-    __slots__ = ("constant", "deferred", "externals", "guarded", "names", "run", "size", "value")
+    __slots__ = (
+        "_by_part",
+        "_template",
+        "_variables",
+        "constant",
+        "deferred",
+        "externals",
+        "guarded",
+        "names",
+        "run",
+        "size",
+        "value",
+    )
 
     def __init__(self, template: Any, variables: frozenset[str]) -> None:
         compiled = compile_template(template, variables=variables)
@@ -46,6 +58,15 @@ class Binding:
                 if not compile_expression(source, variables=variables).fast
             )
         self.run: Run = compiled.evaluate
+        self._template, self._variables = template, variables
+        self._by_part: Template | None = None
+
+    @property
+    def by_part(self) -> Template:
+        """The same with every expression as a part of its own, for runs that hold references to large values."""
+        if self._by_part is None:
+            self._by_part = compile_template(self._template, variables=self._variables, every_part=True)
+        return self._by_part
 
 
 def template_strings(template: Any) -> Iterator[tuple[tuple[str | int, ...], str]]:

@@ -35,7 +35,10 @@ class Deferred:
 class Evaluate:
     """Evaluate a jq expression that is outside the fast path. Answer with `Evaluated` or `EvaluateFailed`.
 
-    Pure: repeated on replay, and a success is not recorded in the journal.
+    Pure: repeated on replay, and a success is not recorded in the journal. Input and variables may hold references to
+    large values (`payloads`), which the driver puts in; a result that is too large to be kept is answered with
+    references in it (`payloads.spill`). With `schema` there is no expression: the answer is null when the input matches
+    this JSON Schema, else what is wrong.
     """
 
     effect_id: int
@@ -43,12 +46,15 @@ class Evaluate:
     input: Any
     variables: dict[str, Any]
     now_ms: int
+    schema: Any = None
 
 
 class Call(NamedTuple):
     """Execute a function with a side effect. Answer with `CallSucceeded` or `CallFailed`.
 
-    `idempotency_key` is made of run, reset generation, step pointer and iteration, never of attempt or leg (promise 3).
+    `idempotency_key` is made of run, reset generation, step pointer and iteration, never of attempt or leg (promise 3),
+    unless the definition gives one: that is text of at most 255 printable ASCII characters. `cache_key` is 64
+    hexadecimal digits, made of namespace, workflow, function and the definition's own key.
     `arguments` is JSON, except that any value in it may be a `Deferred`. `deadline_ms` is for information: the machine
     has a timer for each of these timeouts and retracts the call when one fires.
     """
@@ -63,6 +69,8 @@ class Call(NamedTuple):
     idempotency_key: str = ""
     deadline_ms: int | None = None  # the earliest timeout of the tasks and attempts around it (Unix epoch, ms)
     may_defer: bool = True  # whether a Deferred may be among the arguments
+    cache_key: str = ""  # a result kept under this key may be taken instead; empty: never
+    cache_ttl_ms: int = 0  # how long this call's result may be kept
 
 
 class TimerKind(StrEnum):

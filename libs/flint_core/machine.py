@@ -124,6 +124,11 @@ class Machine:
         return self._kernel.end
 
     @property
+    def compensates(self) -> bool:
+        """Whether the run has something to undo before it ends as failed or cancelled, or is about it."""
+        return self._kernel.end is None and bool(self._kernel.notes or self._kernel.ending is not None)
+
+    @property
     def now_ms(self) -> int:
         """The time of the latest event taken up (Unix epoch, ms)."""
         return self._kernel.now
@@ -235,6 +240,10 @@ class Machine:
             document["outputs"] = [[task, value] for task, value in kernel.outputs.items()]
         if kernel.evaluating:
             document["evaluating"] = kernel.evaluating
+        if kernel.notes:
+            document["notes"] = list(kernel.notes.values())
+        if kernel.ending is not None:
+            document["ending"] = _encode_end(kernel.ending)
         if self._queue or kernel.answers:
             events: list[Event] = [*kernel.answers.values(), *self._queue]
             document["queue"] = [encode_event(event) for event in events]
@@ -252,9 +261,11 @@ class Machine:
         kernel = self._kernel
         if isinstance(event, CancelRequested):
             kernel.now = max(kernel.now, event.at_ms)
-            kernel.finish(Cancelled())
-            self._queue.clear()
-            self._queued.clear()
+            if kernel.ending is None or event.at_once:
+                kernel.finish(Cancelled(), event.at_once)
+            if kernel.end is not None:
+                self._queue.clear()
+                self._queued.clear()
             return
         effect_id = event.effect_id
         left = self._queued.pop(effect_id) - 1
@@ -343,6 +354,9 @@ class Machine:
         kernel.context = document.get("context")
         kernel.outputs = dict(document.get("outputs", ()))
         kernel.evaluating = document.get("evaluating", 0)
+        kernel.notes = {(task, at): (task, at, *rest) for task, at, *rest in document.get("notes", ())}
+        if "ending" in document:
+            kernel.ending = _decode_end(document["ending"])
         for entry in document["strands"]:
             parent = entry["parent"]
             around = kernel.strands[parent].stack[-1].input if parent >= 0 else None

@@ -7,6 +7,7 @@ for schemas, parsed durations, and direct references between tasks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, tzinfo
 from typing import TYPE_CHECKING, Any, Final
 
 import jsonschema_rs
@@ -16,10 +17,12 @@ from flint_core.durations import Duration, parse_duration
 from flint_core.effects import AwaitKind
 from flint_core.engine.bodies import BODIES
 from flint_core.engine.catching import try_body
+from flint_core.engine.composing import before, extended, invoke
 from flint_core.engine.frames import Phase
 from flint_core.engine.waiting import approval, child_run
 from flint_core.functions import FUNCTIONS
 from flint_core.program import Catch, Flow, Program, Retry, Task
+from flint_core.zones import zone_named
 
 if TYPE_CHECKING:
     from flint_core.engine.frames import Frame, Strand
@@ -40,7 +43,7 @@ __all__ = [
 
 Body = Callable[["Kernel", "Strand", "Frame"], None]
 
-_BODIES: Final[dict[str, Body]] = {**BODIES, "try": try_body}
+_BODIES: Final[dict[str, Body]] = {**BODIES, "try": try_body, "extended": extended, "before": before}
 _WAITING: Final[dict[str, Body]] = {AwaitKind.RUN: child_run, AwaitKind.APPROVAL: approval}
 
 
@@ -118,6 +121,16 @@ def retry_template(retry: Retry) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
 
 
+def hints_template(task: Task) -> dict[str, Any]:
+    """The keys that a call's hints give, as one template."""
+    members = {
+        "idempotencyKey": task.idempotency_key,
+        "cacheKey": task.cache_key,
+        "cacheTtl": task.cache_ttl,
+    }
+    return {name: value for name, value in members.items() if value is not None}
+
+
 class RetryPlan:
     """A retry policy, compiled."""
 
@@ -162,8 +175,10 @@ class TaskPlan:
         "cases",
         "catch",
         "collection",
+        "compensation",
         "compete",
         "condition",
+        "core",
         "definition",
         "detached",
         "each",
@@ -172,6 +187,8 @@ class TaskPlan:
         "export_schema",
         "flow",
         "function",
+        "guard",
+        "hints",
         "index",
         "input_from",
         "input_schema",
@@ -188,6 +205,7 @@ class TaskPlan:
         "resolved",
         "scope",
         "steps",
+        "subject",
         "timeout",
         "value",
     )
@@ -205,7 +223,14 @@ class TaskPlan:
         self.keep = task.keep
         self.awaits = _awaits(task)
         self.body = _WAITING[self.awaits] if self.awaits in _WAITING else _BODIES[task.kind]
+        if task.kind == "call" and task.scope:
+            self.body = invoke
         self.scope: tuple[TaskPlan, ...] = ()
+        self.core = task.core
+        self.compensation: TaskPlan | None = None
+        self.subject: TaskPlan | None = None
+        self.guard = _binding(task.guard, places.condition)
+        self.hints = _binding(hints_template(task) or None, places.body)
         self.condition = _binding(task.condition, places.condition)
         self.input_schema = _schema(task.input_schema)
         self.input_from = _binding(task.input_from, places.condition)
@@ -244,6 +269,7 @@ class TaskPlan:
         places = self.places
         inner = places.body | {self.each, self.at}
         yield from _present((self.condition, places.condition), (self.input_from, places.condition))
+        yield from _present((self.guard, places.condition), (self.hints, places.body))
         yield from _present((self.output_as, places.output), (self.export_as, places.export))
         yield from _present((self.value, places.body), (self.collection, places.body), (self.loop_while, inner))
         yield from _present((self.arguments, places.arguments), (self.parameters, places.body))
@@ -287,18 +313,24 @@ def _moment(template: Any, variables: frozenset[str]) -> Moment | None:
 class Plan:
     """A whole program, compiled. `tasks[0]` is the workflow."""
 
-    __slots__ = ("program", "tasks")
+    __slots__ = ("program", "tasks", "zone")
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        self.zone: tzinfo = zone_named(program.timezone) if program.timezone else UTC
         self.tasks: tuple[TaskPlan, ...] = tuple(
-            TaskPlan(task, index, _definition_at(program.document, task.pointer))
+            TaskPlan(task, index, _definition_at(program.document, task))
             for index, task in enumerate(program.tasks)
         )
         for task, plan in zip(program.tasks, self.tasks, strict=True):
             plan.scope = tuple(self.tasks[child] for child in task.scope)
+            plan.compensation = self.tasks[task.compensate] if task.compensate else None
+            plan.subject = self.tasks[task.subject] if task.subject else None
             if task.catch is not None and plan.catch is not None and task.catch.scope is not None:
                 plan.catch.scope = tuple(self.tasks[child] for child in task.catch.scope)
+        for plan in reversed(self.tasks):  # what is shown of an extended task is of its kind; inner ones come later
+            if plan.core >= 0:
+                plan.kind = plan.scope[plan.core].kind
 
     @staticmethod
     def flow(kind: str, position: int) -> Flow:
@@ -320,8 +352,9 @@ def build_plan(program: Program) -> Plan:
     return Plan(program)
 
 
-def _definition_at(document: Any, pointer: str) -> Any:
-    if document is None:
+def _definition_at(document: Any, task: Task) -> Any:
+    pointer = task.pointer if task.source is None else task.source
+    if document is None or (task.source is not None and not pointer):
         return None
     node = document
     for part in pointer.split("/")[1:]:

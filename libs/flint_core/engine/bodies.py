@@ -6,15 +6,19 @@ evaluations it must move the station, since a guarded expression suspends it and
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from flint_core.durations import DurationError, parse_duration
 from flint_core.effects import TimerKind
+from flint_core.engine.compensating import COMPENSATING, compensate
 from flint_core.engine.dataflow import Fault
 from flint_core.engine.frames import Frame, Strand
 from flint_core.engine.kernel import Kernel
 from flint_core.engine.room import NOTEWORTHY
+from flint_core.payloads import is_reference
 from flint_core.problems import Problem, ProblemType
 
 if TYPE_CHECKING:
@@ -104,6 +108,8 @@ def _wait(kernel: Kernel, strand: Strand, frame: Frame) -> None:
 def _call(kernel: Kernel, strand: Strand, frame: Frame) -> None:
     plan = frame.plan
     data = frame.input
+    if plan.hints is not None and frame.keys is None:
+        frame.keys = call_keys(kernel, frame, plan.hints)
     if plan.parameters is not None:
         if frame.station == 0:
             frame.items = [kernel.value(frame, plan.parameters, data)]
@@ -124,6 +130,38 @@ def _call(kernel: Kernel, strand: Strand, frame: Frame) -> None:
     kernel.sleep(strand)
 
 
+_KEY_CHARACTERS: Final = 255
+_LONGEST_TTL_MS: Final = 366 * 86_400_000
+
+
+def call_keys(kernel: Kernel, frame: Frame, hints: Any) -> list[Any]:
+    """Idempotency key, cache key and its time to live, as the definition's hints give them; empty where they do not."""
+    given = kernel.value(frame, hints, frame.input)
+    keys: list[Any] = ["", "", 0]
+    if "idempotencyKey" in given:
+        text = _key_text(kernel, frame, "idempotencyKey", given["idempotencyKey"])
+        plain = len(text) <= _KEY_CHARACTERS and text.isascii() and text.isprintable()
+        keys[0] = text if plain else hashlib.sha256(text.encode()).hexdigest()
+    if "cacheKey" in given:
+        text = _key_text(kernel, frame, "cache.key", given["cacheKey"])
+        facts = kernel.facts
+        scope = orjson.dumps([facts.namespace, facts.workflow_id, frame.plan.function, text])
+        keys[1] = hashlib.sha256(scope).hexdigest()
+        try:
+            keys[2] = parse_duration(given["cacheTtl"]).length_ms(kernel.now, kernel.plan.zone)
+        except DurationError as error:
+            kernel.expression_fault(frame, f"'cache.ttl': {error}")
+        if keys[2] > _LONGEST_TTL_MS:
+            kernel.expression_fault(frame, "'cache.ttl' is more than 366 days.")
+    return keys
+
+
+def _key_text(kernel: Kernel, frame: Frame, what: str, value: Any) -> str:
+    if value is None or value == "":
+        kernel.expression_fault(frame, f"'{what}' gives nothing: a key must not be null or empty.")
+    return _as_text(value)
+
+
 _ITERATE: Final = 1
 _INSIDE: Final = 2
 
@@ -133,6 +171,12 @@ def _for(kernel: Kernel, strand: Strand, frame: Frame) -> None:
     if frame.station == 0:
         assert plan.collection is not None  # noqa: S101 - a for has a collection
         items = kernel.value(frame, plan.collection, frame.input)
+        if kernel.large and is_reference(items):
+            detail = (
+                f"The collection of 'for.in' is beyond {kernel.limits.payload_bytes} bytes of JSON and held by "
+                "reference: iterate over a part of it."
+            )
+            raise Fault(Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, "Payload too large", detail, plan.pointer))
         if not isinstance(items, list):
             kind = "null" if items is None else type(items).__name__
             detail = f"'for.in' must give an array; it gave {_JSON_KIND.get(kind, kind)}."
@@ -205,13 +249,15 @@ def _fork(kernel: Kernel, strand: Strand, frame: Frame) -> None:
         frame.branches.append(child.id)
         iteration = f"{frame.iteration}.{position}" if frame.iteration else str(position)
         kernel.push(child, branch, frame.input, frame.input_size, frame.attempt, iteration, frame.variables)
-        if kernel.end is not None:
-            return
+        if not strand.stack or strand.stack[-1] is not frame:
+            return  # the run is over
         kernel.wake(child)
 
 
 def _workflow(kernel: Kernel, strand: Strand, frame: Frame) -> None:
-    if not run_scope(kernel, strand, frame, frame.plan.scope, ""):
+    if frame.station == COMPENSATING:
+        compensate(kernel, strand, frame)
+    elif not run_scope(kernel, strand, frame, frame.plan.scope, ""):
         frame.phase = frame.plan.after_body
 
 

@@ -13,7 +13,8 @@ from flint_core.durations import DurationError, parse_duration
 from flint_core.effects import CancelEffect, Effect, Evaluate
 from flint_core.engine.frames import NO_VARIABLES, Frame, Strand
 from flint_core.events import Evaluated, EvaluateFailed
-from flint_core.expressions import ExpressionFault
+from flint_core.expressions import Expression, ExpressionFault
+from flint_core.payloads import Payload, holds_reference, is_reference
 from flint_core.problems import Problem, ProblemType
 from flint_core.traces import StepTrace
 
@@ -41,11 +42,15 @@ class RunFacts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MachineLimits:
-    """Sizes in bytes of encoded JSON; `steps_per_run` counts tasks begun, also those that need no call."""
+    """Sizes in bytes of encoded JSON; `steps_per_run` counts tasks begun, also those that need no call.
+
+    A value beyond `payload_bytes` leaves the state for the payload store; beyond `value_bytes` its step fails.
+    """
 
     payload_bytes: int = 262_144
     state_bytes: int = 262_144
     steps_per_run: int = 100_000
+    value_bytes: int = 64 * 2**20
 
 
 class Fault(Exception):
@@ -89,6 +94,8 @@ class DataFlow:
         self.outbox: dict[int, Effect] = {}
         self.cancelled: list[CancelEffect] = []
         self.records: list[StepTrace] = []
+        self.large = False  # whether some value of the run is, or holds, a reference to a large one
+        self.payloads: list[Payload] = []  # large values made here, to be stored before anything is recorded
 
     def value(
         self, frame: Frame, binding: Binding, data: Any, output: Any = None, scope_input: Any = NO_VARIABLES
@@ -100,6 +107,8 @@ class DataFlow:
         if binding.names:
             source = frame.input if scope_input is NO_VARIABLES else scope_input
             variables = self._variables(frame, binding.names, source, output)
+        if self.large:
+            return self._value_by_part(frame, binding, data, variables)
         results: list[Any] = NO_RESULTS
         if binding.externals:
             results = frame.results or []
@@ -112,14 +121,45 @@ class DataFlow:
         except ExpressionFault as error:
             raise Fault(self._expression_problem(frame, error.detail)) from None
 
-    def _evaluate(self, frame: Frame, source: str, data: Any, variables: dict[str, Any]) -> Any:
+    def _value_by_part(self, frame: Frame, binding: Binding, data: Any, variables: dict[str, Any]) -> Any:
+        """The same where values may be references: an expression that looks into one is the driver's to evaluate."""
+        template = binding.by_part
+        results = frame.results or NO_RESULTS
+        while len(results) < len(template.parts):
+            part, in_text = template.parts[len(results)], template.in_text[len(results)]
+            seen = {name: variables[name] for name in part.names if name in variables}
+            try:
+                if part.fast and not _looks_into_reference(part, data, seen):
+                    result = part.evaluate(data, seen, self.now)
+                    if in_text and holds_reference(result):
+                        result = self._evaluate(frame, part.source, data, seen)
+                else:
+                    result = self._evaluate(frame, part.source, data, seen)
+            except ExpressionFault as error:
+                raise Fault(self._expression_problem(frame, error.detail)) from None
+            if in_text and holds_reference(result):
+                detail = (
+                    f"The value of an expression within a text is beyond {self.limits.payload_bytes} bytes of JSON."
+                )
+                raise Fault(
+                    Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, "Payload too large", detail, frame.plan.pointer)
+                )
+            results = [*results, result]
+            frame.results = results
+        frame.results = None
+        try:
+            return template.evaluate(data, variables, self.now, results)
+        except ExpressionFault as error:
+            raise Fault(self._expression_problem(frame, error.detail)) from None
+
+    def _evaluate(self, frame: Frame, source: str, data: Any, variables: dict[str, Any], schema: Any = None) -> Any:
         effect_id = self.evaluating or self.next_effect
         if not self.evaluating:
             self.next_effect += 1
             self.evaluating = effect_id
         answer = self.answers.pop(effect_id, None)
         if answer is None:
-            self.question = self.outbox[effect_id] = Evaluate(effect_id, source, data, variables, self.now)
+            self.question = self.outbox[effect_id] = Evaluate(effect_id, source, data, variables, self.now, schema)
             raise _SUSPENDED
         self.evaluating = 0
         self.question = None
@@ -153,14 +193,19 @@ class DataFlow:
         return values
 
     def _task_variable(self, frame: Frame, output: Any) -> dict[str, Any]:
-        return {
-            "name": frame.plan.name,
-            "reference": frame.plan.pointer,
-            "definition": frame.plan.definition,
+        subject = frame.plan.subject
+        plan = subject or frame.plan
+        variable = {
+            "name": plan.name,
+            "reference": plan.pointer,
+            "definition": plan.definition,
             "input": frame.raw,
             "output": output,
             "startedAt": _moment(frame.started),
         }
+        if subject is not None and isinstance(subject.definition, dict):
+            return {**subject.definition, **variable}  # an extension looks at what it extends: $task.call, $task.with
+        return variable
 
     def _workflow_variable(self) -> dict[str, Any]:
         root = self.strands[0].stack[0]
@@ -174,9 +219,9 @@ class DataFlow:
     def until(self, frame: Frame, moment: Moment, data: Any) -> int:
         """When the duration of a place ends that begins now. Raises Suspended or Fault."""
         if moment.duration is not None:
-            return moment.duration.after(self.now)
+            return moment.duration.after(self.now, self.plan.zone)
         try:
-            return parse_duration(self.value(frame, moment.binding, data)).after(self.now)
+            return parse_duration(self.value(frame, moment.binding, data)).after(self.now, self.plan.zone)
         except DurationError as error:
             raise Fault(self._expression_problem(frame, str(error))) from None
 
@@ -188,13 +233,33 @@ class DataFlow:
         """Fail the task because an expression's value is not what its place needs."""
         raise Fault(self._expression_problem(frame, detail))
 
-    @staticmethod
-    def validate(frame: Frame, schema: Schema, value: Any, what: str) -> None:
-        """Check a value against a schema. Raises Fault."""
-        message = schema.first_error(value)
+    def validate(self, frame: Frame, schema: Schema, value: Any, what: str) -> None:
+        """Check a value against a schema. Raises Fault; Suspended when the value holds references."""
+        if self.large and holds_reference(value):
+            message = self._evaluate(frame, "", value, NO_VARIABLES, schema.document)
+        else:
+            message = schema.first_error(value)
         if message is not None:
             detail = f"{what} does not match its schema: {message}"
             raise Fault(Problem(ProblemType.VALIDATION, 400, "Validation failed", detail, frame.plan.pointer))
+
+
+def _looks_into_reference(part: Expression, data: Any, variables: dict[str, Any]) -> bool:
+    """Whether the expression needs the content of a reference. One that only walks past it does not."""
+    if part.path is None:
+        return holds_reference(data) or any(holds_reference(value) for value in variables.values())
+    root, keys = part.path
+    value = data if root is None else variables.get(root)
+    for key in keys:
+        if is_reference(value):
+            return True
+        if type(value) is dict and type(key) is str:
+            value = value.get(key)
+        elif type(value) is list and type(key) is int and -len(value) <= key < len(value):
+            value = value[key]
+        else:
+            return False
+    return False
 
 
 def located(problem: Problem, frame: Frame) -> Problem:

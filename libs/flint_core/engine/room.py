@@ -4,6 +4,8 @@ Two bounds. What a run *keeps* (outputs that later steps read, the context, coll
 branches) is within `state_bytes`. With what *flows* (inputs, values and arguments of the tasks in progress) it is
 within `state_bytes` and four payloads more, so that a run with nothing kept can always hand whole payloads on.
 
+A value that is too large on its own does not count against either: it leaves for the payload store (`fit`).
+
 Both are looked at when a task's result is taken, so that it is this task that fails, in a way it can be caught. All
 sizes are functions of the state alone: what is remembered of them (`*_size`, -1 for not known) is never stored, and a
 restored run decides alike.
@@ -17,6 +19,7 @@ import orjson
 
 from flint_core.engine.dataflow import DataFlow, Fault
 from flint_core.engine.frames import Frame, Strand
+from flint_core.payloads import spill
 from flint_core.problems import Problem, ProblemType
 from flint_core.sizes import json_size, weigh
 
@@ -43,6 +46,24 @@ class Room(DataFlow):
             raise self._too_large(frame, f"{what} is {size} bytes of JSON; the limit is {self.limits.payload_bytes}.")
         return size
 
+    def fit(self, frame: Frame, value: Any, what: str) -> tuple[Any, int]:
+        """The value as it may stay in the state, and its weight: where it is too large, references take the place of
+        what is, and that is to be stored. Raises Fault when it is beyond all limits or cannot be written as JSON.
+        """
+        try:
+            size = json_size(value)
+            if size <= self.limits.payload_bytes:
+                return value, size
+            if size > self.limits.value_bytes:
+                limit = self.limits.value_bytes
+                raise self._too_large(frame, f"{what} is {size} bytes of JSON; the limit is {limit}.")
+            value, payloads = spill(value, self.limits.payload_bytes)
+        except orjson.JSONEncodeError as error:
+            raise Fault(self._expression_problem(frame, f"{what} cannot be written as JSON: {error}")) from None
+        self.large = True
+        self.payloads += payloads
+        return value, json_size(value)
+
     def hold(self, frame: Frame, size: int) -> None:
         """The frame holds this much of a collection or of results now."""
         self.kept += size - frame.held
@@ -58,7 +79,7 @@ class Room(DataFlow):
 
     def take_context(self, frame: Frame, context: Any) -> None:
         """The context that a task exports. Raises Fault when it does not fit."""
-        size = self.measure(frame, context, "The exported context")
+        context, size = self.fit(frame, context, "The exported context")
         self._check_kept(frame, size - self.context_size)
         self.kept += size - self.context_size
         self.context, self.context_size = context, size
@@ -75,11 +96,9 @@ class Room(DataFlow):
     def take(self, strand: Strand, frame: Frame) -> None:
         """The output of the top task, which is about to leave, is taken. Raises Fault when it does not fit."""
         size = frame.size
-        if size < 0:
-            size = frame.size = self.measure(frame, frame.value, "The output")
-        elif size > self.limits.payload_bytes:
-            limit = self.limits.payload_bytes
-            raise self._too_large(frame, f"The output is {size} bytes of JSON; the limit is {limit}.")
+        if size < 0 or size > self.limits.payload_bytes:
+            frame.value, size = self.fit(frame, frame.value, "The output")
+            frame.size = size
         if not size:
             return
         last = len(strand.stack) == 1
@@ -88,6 +107,8 @@ class Room(DataFlow):
         more = size if last else 0  # a branch's output is held by its fork
         if frame.plan.keep:
             more += size - self.output_sizes.get(frame.plan.index, 0)
+        if frame.plan.compensation is not None:
+            more += size + weigh(frame.input)
         if more:
             self._check_kept(frame, more)
         if size > NOTEWORTHY:
@@ -116,7 +137,7 @@ class Room(DataFlow):
         """Counts anew what is kept, after a restore."""
         self.context_size = weigh(self.context)
         self.output_sizes = {task: weigh(value) for task, value in self.outputs.items()}
-        self.kept = self.context_size + sum(self.output_sizes.values())
+        self.kept = self.context_size + sum(self.output_sizes.values()) + sum(note[4] for note in self.notes.values())
         for strand in self.strands.values():
             for frame in strand.stack:
                 if frame.items is not None and frame.plan.kind == "for":

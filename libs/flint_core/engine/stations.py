@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 __all__ = ["STATIONS"]
 
 
+_TRANSFORMED: Final = 1 << 20
+_EXPORTED: Final = 2 << 20
+
+
 def _condition(kernel: Kernel, strand: Strand, frame: Frame) -> None:
     plan = frame.plan
     assert plan.condition is not None  # noqa: S101 - the entry was computed from it
@@ -33,8 +37,8 @@ def _input_schema(kernel: Kernel, strand: Strand, frame: Frame) -> None:
 def _input(kernel: Kernel, strand: Strand, frame: Frame) -> None:
     plan = frame.plan
     if plan.input_from is not None:
-        value = kernel.value(frame, plan.input_from, frame.raw)
-        frame.input_size = frame.size = kernel.measure(frame, value, "The input")
+        value, size = kernel.fit(frame, kernel.value(frame, plan.input_from, frame.raw), "The input")
+        frame.input_size = frame.size = size
         frame.input = frame.value = value
     frame.phase = Phase.TIMEOUT
 
@@ -53,10 +57,10 @@ def _body(kernel: Kernel, strand: Strand, frame: Frame) -> None:
 
 def _output(kernel: Kernel, strand: Strand, frame: Frame) -> None:
     plan = frame.plan
-    if plan.output_as is not None:
+    if plan.output_as is not None and frame.station != _TRANSFORMED:
         value = kernel.value(frame, plan.output_as, frame.value, frame.value)
-        frame.size = kernel.measure(frame, value, "The output")
-        frame.value = value
+        frame.value, frame.size = kernel.fit(frame, value, "The output")
+        frame.station = _TRANSFORMED  # checking it may have to wait, and comes back here
     if plan.output_schema is not None:
         kernel.validate(frame, plan.output_schema, frame.value, "The output")
     frame.phase = Phase.EXPORT
@@ -64,12 +68,17 @@ def _output(kernel: Kernel, strand: Strand, frame: Frame) -> None:
 
 def _export(kernel: Kernel, strand: Strand, frame: Frame) -> None:
     plan = frame.plan
-    context = kernel.context
     if plan.export_as is not None:
-        context = kernel.value(frame, plan.export_as, frame.value, frame.value)
+        if frame.station != _EXPORTED:
+            frame.args = [kernel.value(frame, plan.export_as, frame.value, frame.value)]
+            frame.station = _EXPORTED  # checking it may have to wait, and comes back here
+        context = frame.args[0]
+    else:
+        context = kernel.context
     if plan.export_schema is not None:
         kernel.validate(frame, plan.export_schema, context, "The exported context")
     if plan.export_as is not None:
+        frame.args = None
         kernel.take_context(frame, context)
     frame.phase = Phase.LEAVE
 

@@ -9,24 +9,31 @@ from flint_core.expressions import values
 from flint_core.expressions.errors import ExpressionFault, ExpressionSyntaxError
 from flint_core.expressions.evaluator import Environment, Evaluator, Nothing, build
 from flint_core.expressions.lexer import Token, tokenize
-from flint_core.expressions.parser import NotFast, parse
+from flint_core.expressions.parser import Identity, Index, Literal, Node, NotFast, Variable, parse
 
 __all__ = ["Expression", "compile_expression", "expression_of_tokens"]
+
+
+Path = tuple[str | None, tuple[str | int, ...]]
 
 
 class Expression:
     """A compiled expression. Immutable; safe to share between threads and runs.
 
     `source`: the jq text, without `${ }`. `names`: the variables it may use, without `$`. `fast`: `evaluate` works; if
-    not, a guarded jq must evaluate `source`.
+    not, a guarded jq must evaluate `source`. `path`: where the expression does nothing but walk down constant names and
+    positions, what it starts from (a variable's name, or None for the input) and these; else None.
     """
 
-    __slots__ = ("_evaluator", "fast", "names", "source")
+    __slots__ = ("_evaluator", "fast", "names", "path", "source")
 
-    def __init__(self, source: str, names: frozenset[str], evaluator: Evaluator | None) -> None:
+    def __init__(
+        self, source: str, names: frozenset[str], evaluator: Evaluator | None, path: Path | None = None
+    ) -> None:
         self.source = source
         self.names = names
         self.fast = evaluator is not None
+        self.path = path
         self._evaluator = evaluator
 
     def evaluate(self, input: Any, variables: Mapping[str, Any], now_ms: int) -> Any:
@@ -68,9 +75,24 @@ def expression_of_tokens(source: str, tokens: tuple[Token, ...], variables: froz
         raise ExpressionSyntaxError("the expression is empty")
     names = _names(tokens, variables)
     try:
-        return Expression(source, names, build(parse(tokens)))
+        tree = parse(tokens)
+        return Expression(source, names, build(tree), _path(tree))
     except NotFast:
         return Expression(source, names, None)
+
+
+def _path(tree: Node) -> Path | None:
+    keys: list[str | int] = []
+    while isinstance(tree, Index):
+        key = tree.key.value if isinstance(tree.key, Literal) else None
+        if type(key) is not str and type(key) is not int:
+            return None
+        keys.append(key)
+        tree = tree.base
+    keys.reverse()
+    if isinstance(tree, Variable):
+        return tree.name, tuple(keys)
+    return (None, tuple(keys)) if isinstance(tree, Identity) else None
 
 
 def _flat(tokens: tuple[Token, ...]) -> list[Token]:

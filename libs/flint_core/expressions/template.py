@@ -40,19 +40,26 @@ class Template:
 
     `constant`: no expression in it. `parts`: the expressions that only jq can evaluate, in order; their values are
     given to `evaluate`. `fast`: there are none. `names`: the variables used. `deferred`: some strings name `$secrets`;
-    they evaluate to `Deferred`.
+    they evaluate to `Deferred`. `in_text`: for each of the parts, whether text stands around it.
     """
 
-    __slots__ = ("_make", "constant", "deferred", "names", "parts")
+    __slots__ = ("_make", "constant", "deferred", "in_text", "names", "parts")
 
     def __init__(
-        self, make: _Maker, constant: bool, names: frozenset[str], parts: tuple[Expression, ...], deferred: bool
+        self,
+        make: _Maker,
+        constant: bool,
+        names: frozenset[str],
+        parts: tuple[Expression, ...],
+        deferred: bool,
+        in_text: tuple[bool, ...] = (),
     ) -> None:
         self._make = make
         self.constant = constant
         self.names = names
         self.parts = parts
         self.deferred = deferred
+        self.in_text = in_text
 
     @property
     def fast(self) -> bool:
@@ -72,17 +79,21 @@ class Template:
             raise ExpressionFault("the value is nested too deeply") from None
 
 
-def compile_template(value: Any, *, variables: frozenset[str], defer_secrets: bool = True) -> Template:
+def compile_template(
+    value: Any, *, variables: frozenset[str], defer_secrets: bool = True, every_part: bool = False
+) -> Template:
     """Compiles JSON whose strings may hold `${ … }`; object keys are literal. Raises ExpressionSyntaxError.
 
     The error's offset counts within the string at fault and its `pointer` says which one that is. With `defer_secrets`
-    a string that names `$secrets` becomes a `Deferred` instead of being evaluated.
+    a string that names `$secrets` becomes a `Deferred` instead of being evaluated. With `every_part` all expressions
+    are parts, the fast ones too: the caller decides for each how it gets its value.
     """
-    compiler = _Compiler(variables, defer_secrets)
+    compiler = _Compiler(variables, defer_secrets, every_part)
     make = compiler.value(value, ())
     if make is None:
         return Template(lambda run: value, True, frozenset(), (), False)
-    return Template(make, False, frozenset(compiler.names), tuple(compiler.parts), compiler.deferred)
+    parts, in_text = tuple(compiler.parts), tuple(compiler.in_text)
+    return Template(make, False, frozenset(compiler.names), parts, compiler.deferred, in_text)
 
 
 class TemplateSyntaxError(ExpressionSyntaxError):
@@ -94,11 +105,13 @@ class TemplateSyntaxError(ExpressionSyntaxError):
 
 
 class _Compiler:
-    def __init__(self, variables: frozenset[str], defer_secrets: bool) -> None:
+    def __init__(self, variables: frozenset[str], defer_secrets: bool, every_part: bool) -> None:
         self.variables = variables
         self.defer_secrets = defer_secrets
+        self.every_part = every_part
         self.names: set[str] = set()
         self.parts: list[Expression] = []
+        self.in_text: list[bool] = []
         self.deferred = False
 
     def value(self, value: Any, path: tuple[str, ...]) -> _Maker | None:
@@ -131,14 +144,17 @@ class _Compiler:
             secrets = _secrets_named([piece for piece in pieces if not isinstance(piece, str)])
             return _deferred_maker(source, single is None, names - {SECRETS}, secrets)
         if single is not None:
-            return self.leaf(single)
-        return _text_maker([piece if isinstance(piece, str) else self.leaf(piece) for piece in expressions])
+            return self.leaf(single, in_text=False)
+        return _text_maker(
+            [piece if isinstance(piece, str) else self.leaf(piece, in_text=True) for piece in expressions]
+        )
 
-    def leaf(self, expression: Expression) -> _Maker:
-        if expression.fast:
+    def leaf(self, expression: Expression, *, in_text: bool) -> _Maker:
+        if expression.fast and not self.every_part:
             return lambda run: expression.evaluate(run.input, run.variables, run.now_ms)
         place = len(self.parts)
         self.parts.append(expression)
+        self.in_text.append(in_text)
         return lambda run: run.parts[place]
 
 

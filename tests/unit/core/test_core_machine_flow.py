@@ -225,7 +225,7 @@ def test_secrets_stay_deferred(run):
 
 
 def test_payloads_beyond_the_limit_fail_their_step(run):
-    limits = MachineLimits(payload_bytes=1_000)
+    limits = MachineLimits(payload_bytes=1_000, value_bytes=1_000)
     driver = run("do: [{a: {set: {big: '${ .s + .s }'}}}]", {"s": "x" * 800}, limits=limits)
     assert driver.problem.type == ProblemType.PAYLOAD_TOO_LARGE
     assert (driver.problem.status, driver.problem.instance) == (413, "/do/0/a")

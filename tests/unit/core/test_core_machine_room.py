@@ -5,7 +5,7 @@ import pytest
 from flint_core.machine import Failed, Machine, MachineLimits, Succeeded
 from flint_core.problems import ProblemType
 
-SMALL = MachineLimits(payload_bytes=1_000, state_bytes=2_000)
+SMALL = MachineLimits(payload_bytes=1_000, state_bytes=2_000, value_bytes=1_000)
 TEXT = "x" * 600
 
 
