@@ -12,7 +12,7 @@ _HOST: Final = r"^(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa
 
 SPEC: Final = function(
     "grpc",
-    "Calls a method of a gRPC service, described by a .proto document or, without one, by the service's own reflection.",
+    "Calls a method of a gRPC service, which a .proto document or its own reflection describes.",
     object_of(
         ["service", "method"],
         {

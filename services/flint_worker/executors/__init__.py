@@ -69,12 +69,14 @@ ExecutorFactory = Callable[[Settings], Executor]
 
 def _factories() -> Mapping[str, ExecutorFactory]:
     from flint_worker.executors.email import EmailExecutor  # noqa: PLC0415  (executors import this module)
+    from flint_worker.executors.grpc import GrpcExecutor  # noqa: PLC0415
     from flint_worker.executors.http import HttpExecutor  # noqa: PLC0415
     from flint_worker.executors.noop import NoopExecutor  # noqa: PLC0415
     from flint_worker.executors.sql import SqlExecutor  # noqa: PLC0415
 
     return {
         "email": EmailExecutor,
+        "grpc": GrpcExecutor,
         "http": HttpExecutor,
         "noop": lambda settings: NoopExecutor(),
         "sql": SqlExecutor,
