@@ -125,8 +125,16 @@ class LimitSettings(_Section):
     steps_per_turn: int = Field(200, ge=1, description="pure steps before the worker's event loop gets a turn")
     leg_losses: int = Field(3, ge=1, description="losses at one position after which a run is poison")
     watches: int = Field(10_000, ge=1, description="open watches and waits per gateway")
+    function_workers: int = Field(1_000, ge=1, description="function workers connected to one gateway")
     evaluate_ms: int = Field(500, ge=10, description="time of one guarded expression")
     evaluate_bytes: int = Field(256 * 2**20, ge=2**24, description="memory of one evaluator process")
+    evaluate_large_ms: int = Field(30_000, ge=10, description="time of one guarded expression on values by reference")
+    evaluate_large_bytes: int = Field(
+        2 * 2**30, ge=2**24, description="memory of the evaluator process for values by reference"
+    )
+    values_in_memory_bytes: int = Field(
+        256 * 2**20, ge=2**20, description="values by reference that one worker or gateway holds at a time; more wait"
+    )
 
 
 class PayloadSettings(_Section):
@@ -207,6 +215,7 @@ class ScriptSettings(_Section):
     output_bytes: int = Field(
         8 * 2**20, ge=1024, description="standard output and error together; at most limits.value_bytes counts"
     )
+    python: str = Field("", description="path of Python for scripts; empty: the worker's own")
     node: str = Field("", description="path of Node.js for JavaScript; empty: the first `node` in path")
     packages: list[str] = Field(
         [], description="packages that Python scripts may declare, by name; `*` allows all; empty: none"

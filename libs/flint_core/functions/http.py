@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from flint_core.functions.schemas import ENDPOINT, SCALAR, function, object_of
+from flint_core.functions.schemas import ENDPOINT, VALUES, function, object_of
 
 __all__ = ["SPEC"]
 
@@ -16,13 +16,12 @@ SPEC: Final = function(
         {
             "method": {"type": "string", "pattern": "^[A-Za-z]{1,20}$"},
             "endpoint": ENDPOINT,
-            "headers": {"type": "object", "additionalProperties": SCALAR, "maxProperties": 100},
-            "body": {"description": "a string is sent as it is, anything else as JSON"},
-            "query": {
-                "type": "object",
-                "additionalProperties": {"anyOf": [SCALAR, {"type": "array", "items": SCALAR}]},
-                "maxProperties": 200,
+            "headers": {"type": "object", "additionalProperties": VALUES, "maxProperties": 100},
+            "body": {
+                "description": "a string is sent as it is; an object as a form where the content type is one; "
+                "{base64: …} as bytes where the content type is not JSON; anything else as JSON"
             },
+            "query": {"type": "object", "additionalProperties": VALUES, "maxProperties": 200},
             "output": {
                 "type": "string",
                 "enum": ["content", "response", "raw"],

@@ -13,6 +13,7 @@ __all__ = [
     "PERSON",
     "RESOURCE",
     "SCALAR",
+    "VALUES",
     "FunctionSpec",
     "Schema",
     "function",
@@ -79,11 +80,14 @@ def object_of(required: list[str], properties: dict[str, Schema], **more: Any) -
 
 SCALAR: Final[Schema] = {"type": ["string", "number", "boolean", "null"]}
 NAME: Final[Schema] = {"type": "string", "minLength": 1, "maxLength": 63}
+VALUES: Final[Schema] = {"anyOf": [SCALAR, {"type": "array", "items": SCALAR, "maxItems": 1000}]}
+"""One value, or several under the same name."""
 PERSON: Final[Schema] = object_of(
     ["username", "password"], {"username": {"type": "string"}, "password": {"type": "string"}}
 )
 
 _SECRET: Final[Schema] = object_of(["use"], {"use": {**NAME, "description": "a secret that holds the policy as JSON"}})
+_SECRET_TEXT: Final[Schema] = {"type": "string", "minLength": 1, "description": "the JSON text that a secret holds"}
 _TOKEN: Final[Schema] = object_of(["token", "type"], {"token": {"type": "string"}, "type": {"type": "string"}})
 _OIDC: Final[dict[str, Schema]] = {
     "authority": {"type": "string", "minLength": 1, "description": "base URI of the authorization server"},
@@ -102,6 +106,10 @@ _OIDC: Final[dict[str, Schema]] = {
             "id": {"type": "string"},
             "secret": {"type": "string"},
             "assertion": {"type": "string", "description": "a signed JWT, for the two *_jwt ways"},
+            "key": {
+                "type": "string",
+                "description": "private key (PEM or JWK) that signs an assertion for private_key_jwt (Flint's addition)",
+            },
             "authentication": {
                 "type": "string",
                 "enum": ["client_secret_basic", "client_secret_post", "client_secret_jwt", "private_key_jwt", "none"],
@@ -136,11 +144,13 @@ _OAUTH2: Final[dict[str, Schema]] = {
 AUTHENTICATION: Final[Schema] = object_of(
     [],
     {
-        "basic": {"anyOf": [PERSON, _SECRET]},
-        "digest": {"anyOf": [PERSON, _SECRET]},
-        "bearer": {"anyOf": [object_of(["token"], {"token": {"type": "string", "minLength": 1}}), _SECRET]},
-        "oauth2": {"anyOf": [object_of(["authority"], _OAUTH2), _SECRET]},
-        "oidc": {"anyOf": [object_of(["authority"], _OIDC), _SECRET]},
+        "basic": {"anyOf": [PERSON, _SECRET, _SECRET_TEXT]},
+        "digest": {"anyOf": [PERSON, _SECRET, _SECRET_TEXT]},
+        "bearer": {
+            "anyOf": [object_of(["token"], {"token": {"type": "string", "minLength": 1}}), _SECRET, _SECRET_TEXT]
+        },
+        "oauth2": {"anyOf": [object_of(["authority", "grant"], _OAUTH2), _SECRET, _SECRET_TEXT]},
+        "oidc": {"anyOf": [object_of(["authority", "grant"], _OIDC), _SECRET, _SECRET_TEXT]},
     },
     minProperties=1,
     maxProperties=1,
@@ -153,7 +163,15 @@ ENDPOINT: Final[Schema] = {
         {"type": "string", "minLength": 1, "maxLength": 8192},
         object_of(
             ["uri"],
-            {"uri": {"type": "string", "minLength": 1, "maxLength": 8192}, "authentication": AUTHENTICATION},
+            {
+                "uri": {"type": "string", "minLength": 1, "maxLength": 8192},
+                "authentication": AUTHENTICATION,
+                "variables": {
+                    "type": "object",
+                    "maxProperties": 100,
+                    "description": "what the URI's template (RFC 6570) is filled with; members of the input unless told",
+                },
+            },
         ),
     ],
 }

@@ -8,12 +8,19 @@ recorded as a runtime problem without its text, which might hold a secret.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from flint_core.problems import Problem
 from flint_ops.config import Settings
 
+if TYPE_CHECKING:
+    from flint_worker.executors.outbound import Outbound
+
 __all__ = ["ExecutionFailed", "Executor", "ExecutorFactory", "ResolvedCall", "build_executors"]
+
+
+def _unheard(percent: float | None, message: str) -> None:
+    """Nobody hears of the call's progress."""
 
 
 class ResolvedCall(NamedTuple):
@@ -30,6 +37,10 @@ class ResolvedCall(NamedTuple):
     run_id: str
     trace_id: str
     deadline_s: float | None = None
+    namespace: str = ""
+    attempt: int = 1
+    report: Callable[[float | None, str], None] = _unheard
+    """Tells whoever watches the run: progress (0 to 100, None leaves it as it was) and a text (empty: likewise)."""
 
 
 class ExecutionFailed(Exception):
@@ -67,7 +78,7 @@ class Executor(Protocol):
 ExecutorFactory = Callable[[Settings], Executor]
 
 
-def _factories() -> Mapping[str, ExecutorFactory]:
+def _factories(outbound: Outbound) -> Mapping[str, ExecutorFactory]:
     from flint_worker.executors.email import EmailExecutor  # noqa: PLC0415  (executors import this module)
     from flint_worker.executors.grpc import GrpcExecutor  # noqa: PLC0415
     from flint_worker.executors.http import HttpExecutor  # noqa: PLC0415
@@ -77,12 +88,18 @@ def _factories() -> Mapping[str, ExecutorFactory]:
     return {
         "email": EmailExecutor,
         "grpc": GrpcExecutor,
-        "http": HttpExecutor,
+        "http": lambda settings: HttpExecutor(settings, outbound),
         "noop": lambda settings: NoopExecutor(),
         "sql": SqlExecutor,
     }
 
 
 def build_executors(settings: Settings) -> dict[str, Executor]:
-    """One executor per function name. Call it within a running event loop; `close` each at the end."""
-    return {name: factory(settings) for name, factory in _factories().items()}
+    """One executor per function name. Call it within a running event loop; `close` each at the end.
+
+    The executors of HTTP share one client and one memory of tokens, which the executor `http` closes.
+    """
+    from flint_worker.executors.outbound import Outbound  # noqa: PLC0415  (it imports this module)
+
+    outbound = Outbound(settings)
+    return {name: factory(settings) for name, factory in _factories(outbound).items()}

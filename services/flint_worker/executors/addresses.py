@@ -14,9 +14,11 @@ from typing import Any, Final
 
 import httpcore
 
-__all__ = ["AddressRefused", "GuardedBackend", "NameNotResolved", "is_public", "permitted_addresses"]
+__all__ = ["AddressRefused", "GuardedBackend", "NameNotResolved", "is_public", "permitted_addresses", "refuse_private"]
 
 _RESOLVE_S: Final = 10.0
+_ADDRESSES: Final = 8
+"""A name may have many addresses; so many are tried."""
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -43,22 +45,30 @@ def is_public(text: str) -> bool:
 
 
 async def permitted_addresses(host: str, port: int, allow_private: bool) -> list[str]:
-    """The addresses of a host that may be connected to, at least one. Raises AddressRefused and NameNotResolved."""
-    try:
-        async with asyncio.timeout(_RESOLVE_S):
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except TimeoutError:
-        raise NameNotResolved(f"{host} was not resolved in time") from None
-    except (OSError, UnicodeError) as error:
-        raise NameNotResolved(f"{host} cannot be resolved: {error}") from None
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    """The addresses of a host that may be connected to, at least one, as IP addresses.
+
+    Whoever connects must use one of these and not the name. Takes at most 10 s. Raises AddressRefused
+    and NameNotResolved.
+    """
+    addresses = await _resolve(host, port)
     if not allow_private:
         addresses = [address for address in addresses if is_public(address)]
         if not addresses:
             raise AddressRefused(host)
-    if not addresses:
-        raise NameNotResolved(f"{host} has no address")
-    return addresses
+    return addresses[:_ADDRESSES]
+
+
+async def refuse_private(host: str, port: int) -> None:
+    """For a host that a proxy is going to connect to: refuses what is known here to be private.
+
+    A name that only the proxy can resolve is left to the proxy. Raises AddressRefused.
+    """
+    try:
+        addresses = await _resolve(host, port)
+    except NameNotResolved:
+        return
+    if not all(map(is_public, addresses)):
+        raise AddressRefused(host)
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
@@ -76,17 +86,22 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """A connection to the first of the host's permitted addresses that answers. Raises AddressRefused."""
+        """A connection to the first of the host's permitted addresses that answers, `timeout` for all of them.
+
+        Raises AddressRefused.
+        """
         try:
-            addresses = await permitted_addresses(host, port, self._allow_private)
+            async with asyncio.timeout(timeout):
+                failed: Exception | None = None
+                for address in await permitted_addresses(host, port, self._allow_private):
+                    try:
+                        return await self._backend.connect_tcp(address, port, None, local_address, socket_options)
+                    except httpcore.ConnectError as error:
+                        failed = error
         except NameNotResolved as error:
-            raise httpcore.ConnectError(str(error)) from None
-        failed: Exception | None = None
-        for address in addresses:
-            try:
-                return await self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
-                failed = error
+            raise httpcore.ConnectError(str(error)) from error
+        except TimeoutError:
+            raise httpcore.ConnectTimeout(f"no connection within {timeout} s") from None
         raise failed or httpcore.ConnectError(f"{host} has no address")
 
     async def connect_unix_socket(
@@ -98,3 +113,17 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
     async def sleep(self, seconds: float) -> None:
         """Waits; httpcore asks for it between attempts."""
         await asyncio.sleep(seconds)
+
+
+async def _resolve(host: str, port: int) -> list[str]:
+    try:
+        async with asyncio.timeout(_RESOLVE_S):
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except TimeoutError:
+        raise NameNotResolved(f"{host} was not resolved in time") from None
+    except (OSError, UnicodeError) as error:
+        raise NameNotResolved(f"{host} cannot be resolved") from error
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    if not addresses:
+        raise NameNotResolved(f"{host} has no address")
+    return addresses
