@@ -20,7 +20,7 @@ from flint_core.payloads import Payload, Reference
 
 __all__ = ["PayloadClient", "PayloadMissing", "PayloadsUnavailable"]
 
-CHUNK_BYTES: Final = 2**20
+CHUNK_BYTES: Final = 2**19
 _PARALLEL: Final = 4
 _TIMEOUT_S: Final = 10.0
 _TRIES: Final = 6
@@ -67,13 +67,16 @@ class PayloadClient:
         pieces = range(0, size, CHUNK_BYTES)
         finish = dispatch_pb2.FinishPayload(sha256=sha256, size=size, chunks=len(pieces), run_id=run_id)
         for _ in range(_TRIES):
-            async with asyncio.TaskGroup() as group:
-                for index, at in enumerate(pieces):
-                    chunk = dispatch_pb2.PutPayloadChunk(
-                        sha256=sha256, index=index, data=payload.data[at : at + CHUNK_BYTES]
-                    )
-                    await self._chunks.acquire()
-                    group.create_task(self._send(namespace, chunk))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for index, at in enumerate(pieces):
+                        chunk = dispatch_pb2.PutPayloadChunk(
+                            sha256=sha256, index=index, data=payload.data[at : at + CHUNK_BYTES]
+                        )
+                        await self._chunks.acquire()
+                        group.create_task(self._send(namespace, chunk))
+            except* PayloadsUnavailable as several:
+                raise several.exceptions[0] from None
             if not (await self._ask(namespace, finish=finish)).incomplete:
                 return
         raise PayloadsUnavailable(f"the payload {payload.reference.sha256} could not be completed")
@@ -86,22 +89,23 @@ class PayloadClient:
 
     async def get(self, namespace: str, reference: Reference) -> bytes:
         """The value's JSON. Raises PayloadMissing, PayloadsUnavailable."""
-        pieces = [piece async for piece in self.stream(namespace, reference)]
+        pieces = [piece async for piece in self.stream(namespace, reference.sha256)]
         data = b"".join(pieces)
-        if hashlib.sha256(data).hexdigest() != reference.sha256:
-            raise PayloadMissing(f"what is stored under {reference.sha256} is not what it says")
+        digest = await asyncio.to_thread(hashlib.sha256, data)
+        if digest.hexdigest() != reference.sha256 or len(data) != reference.size:
+            raise PayloadMissing(f"what is stored under {reference.sha256} is not what the reference says")
         return data
 
-    async def stream(self, namespace: str, reference: Reference) -> AsyncIterator[bytes]:
+    async def stream(self, namespace: str, sha256: str) -> AsyncIterator[bytes]:
         """The value's JSON in pieces. Raises PayloadMissing, PayloadsUnavailable."""
-        sha256 = bytes.fromhex(reference.sha256)
-        found = await self._ask(namespace, find=dispatch_pb2.FindPayload(sha256=sha256))
-        if not found.found or found.size != reference.size:
-            raise PayloadMissing(f"no payload {reference.sha256} of {reference.size} bytes is stored in this namespace")
+        digest = bytes.fromhex(sha256)
+        found = await self._ask(namespace, find=dispatch_pb2.FindPayload(sha256=digest))
+        if not found.found:
+            raise PayloadMissing(f"no payload {sha256} is stored in this namespace")
         for index in range(found.chunks):
-            piece = await self._ask(namespace, get=dispatch_pb2.GetPayloadChunk(sha256=sha256, index=index))
+            piece = await self._ask(namespace, get=dispatch_pb2.GetPayloadChunk(sha256=digest, index=index))
             if not piece.found:
-                raise PayloadMissing(f"the payload {reference.sha256} is not complete")
+                raise PayloadMissing(f"the payload {sha256} is not complete")
             yield piece.data
 
     async def cached(self, namespace: str, key: bytes) -> bytes | None:

@@ -15,7 +15,7 @@ __all__ = ["CHECK", "EVALUATE", "HEADER", "LARGEST", "frame"]
 EVALUATE: Final = "evaluate"
 CHECK: Final = "check"
 HEADER: Final = struct.Struct(">I")
-LARGEST: Final = 64 * 2**20
+LARGEST: Final = 256 * 2**20
 """No frame is longer; a length beyond it means that the stream is broken."""
 
 

@@ -22,7 +22,7 @@ from flint_jq.errors import EvaluationFailed, EvaluatorsBusy, FailureKind
 from flint_jq.frames import CHECK, EVALUATE, LARGEST
 from flint_jq.process import EvaluatorProcess
 
-__all__ = ["EvaluatorPool"]
+__all__ = ["EvaluatorPool", "single"]
 
 _KINDS: Final[dict[int, FailureKind]] = {
     ord("S"): "syntax",
@@ -95,10 +95,14 @@ class EvaluatorPool:
             body = orjson.dumps([input, dict(variables), now_ms])
         except TypeError as error:
             raise EvaluationFailed("runtime", f"the input is not JSON: {error}") from None
-        results = orjson.loads(await self._ask(EVALUATE, source, sorted(variables), body))
-        if len(results) > 1:
-            raise EvaluationFailed("runtime", "the expression has more than one result")
-        return results[0] if results else None
+        return single(orjson.loads(await self.evaluate_json(source, sorted(variables), body)))
+
+    async def evaluate_json(self, source: str, names: list[str], body: bytes) -> bytes:
+        """The same on JSON as bytes: from `[input, {variables}, now_ms]` to an array of results, for `single`.
+
+        `names`: the variables, sorted. Raises what `evaluate` raises.
+        """
+        return await self._ask(EVALUATE, source, names, body)
 
     async def check(self, source: str, variables: frozenset[str]) -> str | None:
         """Compiles an expression without evaluating it. None when it is well-formed, else what is wrong."""
@@ -175,6 +179,13 @@ class EvaluatorPool:
         del self._processes[lane]
         with suppress(EvaluatorsBusy, OSError):  # the next question tries again, and reports it
             await self._ready(lane)
+
+
+def single(results: list[Any]) -> Any:
+    """The one result; null when there is none. Raises EvaluationFailed when there are more."""
+    if len(results) > 1:
+        raise EvaluationFailed("runtime", "the expression has more than one result")
+    return results[0] if results else None
 
 
 def _settle(question: _Question, error: Exception) -> None:

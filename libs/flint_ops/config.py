@@ -29,6 +29,7 @@ __all__ = [
     "ConnectionSettings",
     "ContainerSettings",
     "EtcdSettings",
+    "EventSettings",
     "GatewaySettings",
     "IdentitySettings",
     "JournalSettings",
@@ -123,6 +124,8 @@ class LimitSettings(_Section):
     message_bytes: int = Field(4 * 2**20, ge=65_536, description="one gRPC message")
     steps_per_run: int = Field(100_000, ge=1)
     steps_per_turn: int = Field(200, ge=1, description="pure steps before the worker's event loop gets a turn")
+    run_depth: int = Field(20, ge=1, le=1000, description="runs above a run: how deep runs may start runs")
+    children_per_run: int = Field(10_000, ge=1, le=1_000_000, description="runs that one run may start")
     leg_losses: int = Field(3, ge=1, description="losses at one position after which a run is poison")
     watches: int = Field(10_000, ge=1, description="open watches and waits per gateway")
     function_workers: int = Field(1_000, ge=1, description="function workers connected to one gateway")
@@ -148,6 +151,24 @@ class PayloadSettings(_Section):
     s3_prefix: str = Field("flint/", description="all objects' keys begin with this")
     s3_access_key: SecretStr = Field(SecretStr(""), description="access key id; empty: the machine's own role")
     s3_secret_key: SecretStr = Field(SecretStr(""), description="secret access key")
+
+
+class EventSettings(_Section):
+    """CloudEvents in and out."""
+
+    keep_s: float = Field(
+        3600.0, ge=60, description="published events are kept this long: for repeats, and for those who follow them"
+    )
+    event_bytes: int = Field(262_144, ge=1024, le=2 * 2**20, description="one event, JSON")
+    clock_slack_s: float = Field(
+        0.25, ge=0, le=60, description="how much a worker's clock may run ahead; a listen sees events from this much before"
+    )
+    lifecycle: Literal["off", "runs", "tasks"] = Field(
+        "runs", description="which lifecycle events are published for those who follow them"
+    )
+    lifecycle_to_listen: bool = Field(
+        False, description="also store lifecycle events, so that `listen` gets them: a row for each"
+    )
 
 
 class LogSettings(_Section):
@@ -320,6 +341,7 @@ class Settings(_Section):
     identity: IdentitySettings = IdentitySettings()
     limits: LimitSettings = LimitSettings()
     log: LogSettings = LogSettings()
+    events: EventSettings = EventSettings()
     payloads: PayloadSettings = PayloadSettings()
     gateway: GatewaySettings = GatewaySettings()
     scheduler: SchedulerSettings = SchedulerSettings()

@@ -18,6 +18,7 @@ from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.runs.v1.runs_pb2_grpc import RunServiceServicer
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
 from flint_gateway.awaiting import AwaitStream
+from flint_gateway.payloads import LargeInputs
 from flint_gateway.reading import RunReader
 from flint_gateway.results import TERMINAL
 from flint_gateway.starts import StartBatcher
@@ -55,6 +56,7 @@ class RunServicer(RunServiceServicer):
         reader: RunReader,
         bus: Bus,
         limits: LimitSettings,
+        inputs: LargeInputs,
     ) -> None:
         self._client = client
         self._batcher = batcher
@@ -62,6 +64,7 @@ class RunServicer(RunServiceServicer):
         self._reader = reader
         self._bus = bus
         self._limits = limits
+        self._inputs = inputs
         # What a client with the usual settings can receive, less some room for the envelope.
         self._snapshot_bytes = limits.message_bytes - 65_536
 
@@ -71,6 +74,8 @@ class RunServicer(RunServiceServicer):
         """Answers after the commit."""
         namespace = namespace_of_parent(request.parent)
         trace_id = trace_id_of(context.invocation_metadata())
+        if len(request.input) > self._limits.payload_bytes:
+            request.input = await self._inputs.fit(namespace, request.input)
         start = make_start(request, namespace, trace_id, self._limits.payload_bytes)
         (result,) = await self._batcher.submit((start,))
         if result.HasField("error"):
@@ -94,6 +99,8 @@ class RunServicer(RunServiceServicer):
                 if entry.parent and entry.parent != request.parent:
                     raise field_invalid((prefix + "parent", "must be empty or the batch's own parent"))
                 trace_id = sent if index == 0 else new_trace_id()
+                if len(entry.input) > self._limits.payload_bytes:
+                    entry.input = await self._inputs.fit(namespace, entry.input, prefix)
                 starts.append(make_start(entry, namespace, trace_id, self._limits.payload_bytes, prefix))
             except Refused as error:
                 refused[index] = error

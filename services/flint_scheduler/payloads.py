@@ -26,8 +26,8 @@ __all__ = ["PayloadDesk"]
 
 log = get_logger(__name__)
 
-_AT_ONCE = 4  # requests that one scheduler serves at the same time: each may hold a chunk of 1 MiB
-_CHUNK_BYTES = 2**20
+_AT_ONCE = 4  # requests that one scheduler serves at the same time: each may hold a chunk
+_CHUNK_BYTES = 2**19
 _SWEEP_S = 300.0
 _SWEEP_LIMIT = 100
 

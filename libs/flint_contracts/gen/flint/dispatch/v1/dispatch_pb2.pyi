@@ -682,7 +682,7 @@ class PutPayloadChunk(_message.Message):
     index: _builtins.int
     """Place of the chunk, from 0."""
     data: _builtins.bytes
-    """Its bytes, at most 1 MiB."""
+    """Its bytes, at most 512 KiB."""
     def __init__(
         self,
         *,

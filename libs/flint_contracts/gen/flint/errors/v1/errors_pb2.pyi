@@ -79,6 +79,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The approval was decided before, otherwise or by somebody else (FAILED_PRECONDITION)."""
     ERROR_REASON_APPROVAL_CLOSED: _ErrorReason.ValueType  # 32
     """The run waits for this approval no more (FAILED_PRECONDITION)."""
+    ERROR_REASON_PAYLOAD_NOT_FOUND: _ErrorReason.ValueType  # 33
+    """No such payload in this namespace (NOT_FOUND)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why an RPC was refused, or why a run or a step failed. Clients may match on these; they are never renamed."""
@@ -137,4 +139,6 @@ ERROR_REASON_APPROVAL_DECIDED: ErrorReason.ValueType  # 31
 """The approval was decided before, otherwise or by somebody else (FAILED_PRECONDITION)."""
 ERROR_REASON_APPROVAL_CLOSED: ErrorReason.ValueType  # 32
 """The run waits for this approval no more (FAILED_PRECONDITION)."""
+ERROR_REASON_PAYLOAD_NOT_FOUND: ErrorReason.ValueType  # 33
+"""No such payload in this namespace (NOT_FOUND)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
