@@ -11,16 +11,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flint_core.ids import created_ms
-from flint_store.arrays import byteas, integers, texts, uuids
+from flint_store.arrays import bools, byteas, integers, texts, uuids
 from flint_store.fence import FENCE, OwnerSession
 
-__all__ = ["Accepted", "NewRun", "accept_runs"]
+__all__ = ["Accepted", "NewRun", "Parent", "accept_runs"]
 
-_QUEUED, _RUNNING = 1, 2  # flint.runs.v1.Run.State
+_QUEUED, _RUNNING, _CANCELLED = 1, 2, 6  # flint.runs.v1.Run.State
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The run for whose await another one is started. It starts only while the await is open."""
+
+    run_id: bytes
+    await_key: str
+    waits: bool  # whether the child's end is its answer
+    depth: int  # of the child: runs above it
 
 
 @dataclass(slots=True)
@@ -39,11 +49,15 @@ class NewRun:
     leg_nonce: bytes | None = None  # set when its first leg opens with the start
     claimant: str | None = None
     generation: int = 0
+    parent: Parent | None = None
 
 
 @dataclass(slots=True, frozen=True)
 class Accepted:
-    """What one start became. `same_request` is False when the request id was used for other content."""
+    """What one start became. `same_request` is False when the request id was used for other content.
+
+    A child that nobody waits for any more is not stored: not created, and cancelled.
+    """
 
     run_id: bytes
     created: bool
@@ -52,49 +66,58 @@ class Accepted:
     state: int
 
 
-_COLUMNS = """
+_CHILD_ARRAYS = """,
+        CAST(:parents AS uuid[]), CAST(:await_keys AS text[]), CAST(:waits AS boolean[]), CAST(:depths AS int[])"""
+
+_WAITING = """waiting AS MATERIALIZED (
+    SELECT a.run_id, a.key FROM unnest(CAST(:parents AS uuid[]), CAST(:await_keys AS text[])) AS p(run_id, key)
+    JOIN run_await a ON a.run_id = p.run_id AND a.key = p.key AND NOT a.closed FOR SHARE OF a),"""
+
+_WAITED_FOR = """
+    WHERE u.parent_run_id IS NULL
+       OR EXISTS (SELECT 1 FROM waiting w WHERE w.run_id = u.parent_run_id AND w.key = u.await_key)"""
+
+
+def _statement(*, owned: bool, children: bool) -> TextClause:
+    """An insert of starts.
+
+    Owned: fenced by the owner's session, no row at all when it has ended; else the runs wait for their owner. With
+    children: those whose await is closed are left out, and an await that is open stays so until the commit, so that
+    whoever closes it finds the child.
+    """
+    return text(f"""
+WITH {f"fence AS MATERIALIZED ({FENCE})," if owned else ""} {_WAITING if children else ""}
+moment AS MATERIALIZED (SELECT clock_timestamp() AS at),
+inserted AS (
+    INSERT INTO run (run_id, namespace_id, definition_id, group_id, state, level, request_id, request_hash, trace_id,
+                     input, change, position, snapshot_position, leg, leg_nonce, claimant, leg_generation, losses,
+                     cancel_requested, adopt, created_at, started_at
+                     {", parent_run_id, parent_key, depth" if children else ""})
     SELECT u.run_id, u.namespace_id, u.definition_id, u.group_id,
            CASE WHEN u.leg_nonce IS NULL THEN 1 ELSE 2 END, u.level, u.request_id, u.request_hash, u.trace_id, u.input,
            1, 0, 0, CASE WHEN u.leg_nonce IS NULL THEN 0 ELSE 1 END, u.leg_nonce, u.claimant, u.leg_generation,
-           0, false, {adopt}, to_timestamp(u.created_ms / 1000.0),
+           0, false, {"false" if owned else "true"}, to_timestamp(u.created_ms / 1000.0),
            CASE WHEN u.leg_nonce IS NULL THEN NULL ELSE moment.at END
-    FROM {source} unnest(
+           {", u.parent_run_id, CASE WHEN u.waits THEN u.await_key END, u.depth" if children else ""}
+    FROM {"fence," if owned else ""} moment, unnest(
         CAST(:run_ids AS uuid[]), CAST(:namespaces AS text[]), CAST(:definitions AS bigint[]), CAST(:groups AS int[]),
         CAST(:levels AS int[]), CAST(:request_ids AS text[]), CAST(:request_hashes AS bytea[]),
         CAST(:trace_ids AS bytea[]), CAST(:inputs AS bytea[]), CAST(:nonces AS uuid[]), CAST(:claimants AS text[]),
-        CAST(:generations AS bigint[]), CAST(:created AS bigint[])
+        CAST(:generations AS bigint[]), CAST(:created AS bigint[]){_CHILD_ARRAYS if children else ""}
     ) AS u(run_id, namespace_id, definition_id, group_id, level, request_id, request_hash, trace_id, input, leg_nonce,
-           claimant, leg_generation, created_ms)
-"""
-
-_INSERT = """
-    INSERT INTO run (run_id, namespace_id, definition_id, group_id, state, level, request_id, request_hash, trace_id,
-                     input, change, position, snapshot_position, leg, leg_nonce, claimant, leg_generation, losses,
-                     cancel_requested, adopt, created_at, started_at)
-    {select}
+           claimant, leg_generation, created_ms{", parent_run_id, await_key, waits, depth" if children else ""})
+    {_WAITED_FOR if children else ""}
     ON CONFLICT (namespace_id, request_id) WHERE request_id IS NOT NULL DO NOTHING
-    RETURNING 1
-"""
+    RETURNING 1)
+SELECT {"(SELECT count(*) FROM fence)" if owned else "1"} AS held, (SELECT count(*) FROM inserted) AS inserted,
+       (SELECT at FROM moment) AS at
+""")
 
-_ACCEPT = """
-WITH {fence} moment AS MATERIALIZED (SELECT clock_timestamp() AS at),
-inserted AS ({insert})
-SELECT {held} AS held, (SELECT count(*) FROM inserted) AS inserted, (SELECT at FROM moment) AS at
-"""
 
-# Insert fenced by the owner's session: no row at all when the session has ended.
-ACCEPT_OWNED = text(
-    _ACCEPT.format(
-        fence=f"fence AS MATERIALIZED ({FENCE}),",
-        insert=_INSERT.format(select=_COLUMNS.format(adopt="false", source="fence, moment,")),
-        held="(SELECT count(*) FROM fence)",
-    )
-)
-
-# Insert by a replica that does not own the shards: needs no fence, the run waits for its owner.
-ACCEPT_FOREIGN = text(
-    _ACCEPT.format(fence="", insert=_INSERT.format(select=_COLUMNS.format(adopt="true", source="moment,")), held="1")
-)
+ACCEPT_OWNED = _statement(owned=True, children=False)
+ACCEPT_FOREIGN = _statement(owned=False, children=False)
+ACCEPT_CHILDREN_OWNED = _statement(owned=True, children=True)
+ACCEPT_CHILDREN_FOREIGN = _statement(owned=False, children=True)
 
 # What earlier starts with the same request ids became; unique index (namespace_id, request_id).
 FIND_REQUESTS = text("""
@@ -122,6 +145,16 @@ def _parameters(runs: Sequence[NewRun]) -> dict[str, object]:
     }
 
 
+def _parents(runs: Sequence[NewRun]) -> dict[str, object]:
+    parents = [r.parent for r in runs]
+    return {
+        "parents": uuids([p.run_id if p else None for p in parents]),
+        "await_keys": texts([p.await_key if p else None for p in parents]),
+        "waits": bools([p is not None and p.waits for p in parents]),
+        "depths": integers([p.depth if p else 0 for p in parents]),
+    }
+
+
 async def accept_runs(
     connection: AsyncConnection, runs: Sequence[NewRun], session: OwnerSession | None
 ) -> list[Accepted] | None:
@@ -132,12 +165,16 @@ async def accept_runs(
     the earlier one is answered. Safe to repeat with the same runs after a lost answer.
     """
     parameters = _parameters(runs)
+    owned, foreign = ACCEPT_OWNED, ACCEPT_FOREIGN
+    if any(r.parent is not None for r in runs):
+        owned, foreign = ACCEPT_CHILDREN_OWNED, ACCEPT_CHILDREN_FOREIGN
+        parameters |= _parents(runs)
     if session is not None:
-        row = (await connection.execute(ACCEPT_OWNED, parameters | session.parameters())).one()
+        row = (await connection.execute(owned, parameters | session.parameters())).one()
         if row.held == 0:
             return None
     else:
-        row = (await connection.execute(ACCEPT_FOREIGN, parameters)).one()
+        row = (await connection.execute(foreign, parameters)).one()
     fresh = [
         Accepted(
             r.run_id,
@@ -162,7 +199,9 @@ async def accept_runs(
     answers = []
     for run, mine in zip(runs, fresh, strict=True):
         first = stored.get((run.namespace, run.request_id)) if run.request_id else None
-        if first is None or first.run_id.bytes == run.run_id:
+        if first is None and run.parent is not None:
+            answers.append(Accepted(run.run_id, False, True, mine.created_at, _CANCELLED))
+        elif first is None or first.run_id.bytes == run.run_id:
             answers.append(mine)
         else:
             same = bytes(first.request_hash) == run.request_hash

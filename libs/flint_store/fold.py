@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flint_store.arrays import bools, byteas, integers, texts, uuids
+from flint_store.await_changes import AWAIT_PARTS, AwaitChanges, await_parameters
 from flint_store.fence import FENCE, Fenced, OwnerSession
 
 __all__ = ["ROW_DIFFERS", "EntryRow", "RunFold", "fold_runs"]
@@ -52,7 +53,7 @@ class RunFold:
     error: bytes | None = None
     wake_at_ms: int | None = None
     ended: bool = False
-    clear_inbox: bool = False
+    awaits: AwaitChanges | None = None  # what changes beside the row, for the few runs that have any of it
 
 
 # Nested loops over primary keys (the lane's connection forbids other plans); watched by a test. Entries are inserted
@@ -92,15 +93,10 @@ SELECT (SELECT count(*) FROM fence) AS held, clock_timestamp() AS at, (SELECT co
             THEN 1 / (SELECT count(*) * 0 FROM folded) ELSE 0 END AS unchanged
 """)
 
-# The same, also emptying the inboxes whose rows the fold consumed.
-FOLD_AND_CLEAR = text(
+# The same, also changing awaits and inboxes.
+FOLD_AND_AWAITS = text(
     FOLD.text.replace(
-        "\nSELECT (SELECT count(*) FROM fence) AS held",
-        """,
-cleared AS (
-    DELETE FROM inbox i USING fence, unnest(CAST(:inbox_run_ids AS uuid[])) AS c(run_id)
-    WHERE i.run_id = c.run_id RETURNING 1)
-SELECT (SELECT count(*) FROM fence) AS held""",
+        "\nSELECT (SELECT count(*) FROM fence) AS held", f"{AWAIT_PARTS}\nSELECT (SELECT count(*) FROM fence) AS held"
     )
 )
 
@@ -113,7 +109,7 @@ async def fold_runs(
     Raises `Fenced` when the session has ended (nothing was written), and a DataError of SQLAlchemy (nothing was
     written) when a row had changed or a value cannot be stored: the caller bisects.
     """
-    cleared = [f.run_id for f in folds if f.clear_inbox]
+    changes = [f.awaits for f in folds if f.awaits is not None]
     parameters: dict[str, object] = {
         "run_ids": uuids([f.run_id for f in folds]),
         "changes": integers([f.change for f in folds]),
@@ -137,9 +133,9 @@ async def fold_runs(
         "entry_events": byteas([e.events for e in entries]),
         "entry_ends": integers([e.end_kind for e in entries]),
     }
-    if cleared:
-        parameters["inbox_run_ids"] = uuids(cleared)
-    statement = FOLD_AND_CLEAR if cleared else FOLD
+    if changes:
+        parameters |= await_parameters(changes)
+    statement = FOLD_AND_AWAITS if changes else FOLD
     row = (await connection.execute(statement, parameters | session.parameters())).one()
     if row.held == 0:
         raise Fenced(session)

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flint_store.arrays import integers, texts, uuids
 from flint_store.fence import FENCE, Fenced, OwnerSession
+from flint_store.mail import Mail, load_mail
 
 __all__ = ["LegOpening", "LegStart", "RunRow", "load_leg_starts", "load_runs", "load_unfinished", "open_legs"]
 
@@ -38,6 +39,8 @@ class LegStart:
     input: bytes
     snapshot: bytes
     events: list[bytes] = field(default_factory=list)
+    awaits: list[str] = field(default_factory=list)  # keys of those recorded as open
+    mail: Mail = field(default_factory=Mail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,9 @@ class RunRow:
     created_at: datetime
     started_at: datetime | None
     wake_at: datetime | None
+    parent_run_id: bytes | None = None
+    parent_key: str | None = None  # the parent's await that this run's end answers
+    has_awaits: bool = False
 
 
 # Nested loop over the primary key of run: one index probe per leg. The CASE makes the statement fail as a whole when
@@ -86,21 +92,31 @@ SELECT (SELECT count(*) FROM fence) AS held, clock_timestamp() AS at,
 """)
 
 LOAD_STARTS = text("""
-SELECT run_id, input, snapshot, snapshot_position FROM run WHERE run_id = ANY(CAST(:run_ids AS uuid[]))
+SELECT r.run_id, r.input, r.snapshot, r.snapshot_position,
+       EXISTS (SELECT 1 FROM run_await a WHERE a.run_id = r.run_id AND NOT a.closed) AS awaits,
+       EXISTS (SELECT 1 FROM inbox i WHERE i.run_id = r.run_id AND i.await_key IS NOT NULL) AS mail
+FROM run r WHERE r.run_id = ANY(CAST(:run_ids AS uuid[]))
 """)
 
-# Primary key (run_id, index): a range scan per run.
+# Primary key (run_id, index): a range scan per run. A leg that was given back before anything was fed (end_kind 5)
+# told nothing: what the next one finds there is new.
 LOAD_EVENTS = text("""
 SELECT e.run_id, e.events
 FROM unnest(CAST(:run_ids AS uuid[]), CAST(:positions AS bigint[])) AS u(run_id, position)
-JOIN run_entry e ON e.run_id = u.run_id AND e.index > u.position
+JOIN run_entry e ON e.run_id = u.run_id AND e.index > u.position AND NOT (e.end_kind = 5 AND e.events = '')
 ORDER BY e.run_id, e.index
+""")
+
+# Primary key.
+LOAD_AWAITS = text("""
+SELECT a.run_id, a.key FROM run_await a WHERE a.run_id = ANY(CAST(:run_ids AS uuid[])) AND NOT a.closed
 """)
 
 _ROW = """
 SELECT r.run_id, r.namespace_id, d.workflow_id, d.version, d.definition_hash, r.group_id, r.state, r.level, r.change,
        r.position, r.leg, r.leg_nonce, r.claimant, r.leg_generation, r.losses, r.cancel_requested, r.trace_id,
-       r.request_id, r.created_at, r.started_at, r.wake_at
+       r.request_id, r.created_at, r.started_at, r.wake_at, r.parent_run_id, r.parent_key,
+       EXISTS (SELECT 1 FROM run_await a WHERE a.run_id = r.run_id) AS has_awaits
 FROM run r JOIN workflow_version d USING (definition_id)
 """
 
@@ -145,6 +161,14 @@ async def load_leg_starts(connection: AsyncConnection, run_ids: Sequence[bytes])
     )
     for event in events:
         starts[event.run_id.bytes].events.append(bytes(event.events or b""))
+    awaiting = [r.run_id for r in rows if r.awaits]
+    if awaiting:
+        for row in await connection.execute(LOAD_AWAITS, {"run_ids": awaiting}):
+            starts[row.run_id.bytes].awaits.append(row.key)
+    addressed = [r.run_id.bytes for r in rows if r.mail]
+    if addressed:
+        for run_id, mail in (await load_mail(connection, addressed)).items():
+            starts[run_id].mail = mail
     return starts
 
 
@@ -171,6 +195,9 @@ def _row(r: Row[tuple[object, ...]]) -> RunRow:
         created_at=r.created_at,
         started_at=r.started_at,
         wake_at=r.wake_at,
+        parent_run_id=r.parent_run_id.bytes if r.parent_run_id else None,
+        parent_key=r.parent_key,
+        has_awaits=r.has_awaits,
     )
 
 

@@ -27,20 +27,24 @@ class Sweep:
     accepted: list[bytes]
     inbox: list[bytes]
     due: list[tuple[bytes, int]]  # run, due time in milliseconds since the Unix epoch
+    awaits: list[bytes]  # runs with awaits that are not served
 
 
-# Partial indexes run(group_id) WHERE adopt, run(group_id, wake_at) WHERE wake_at IS NOT NULL, and inbox(group_id).
+# Partial indexes run(group_id) WHERE adopt, run(group_id, wake_at) WHERE wake_at IS NOT NULL, run_await(group_id,
+# run_id) WHERE NOT served, and inbox(group_id, run_id).
 SWEEP = text(f"""
 WITH fence AS MATERIALIZED ({FENCE})
 SELECT 0 AS kind, NULL::uuid AS run_id, clock_timestamp() AS at FROM fence
 UNION ALL (SELECT 1, r.run_id, NULL FROM fence, run r
            WHERE r.group_id = ANY(CAST(:groups AS int[])) AND r.adopt LIMIT :limit)
-UNION ALL (SELECT 2, i.run_id, NULL FROM fence, inbox i
+UNION ALL (SELECT DISTINCT 2, i.run_id, NULL::timestamptz FROM fence, inbox i
            WHERE i.group_id = ANY(CAST(:groups AS int[])) LIMIT :limit)
 UNION ALL (SELECT 3, r.run_id, r.wake_at FROM fence, run r
            WHERE r.group_id = ANY(CAST(:groups AS int[])) AND r.wake_at IS NOT NULL
              AND r.wake_at <= clock_timestamp() + make_interval(secs => :horizon_s)
            ORDER BY r.wake_at LIMIT :limit)
+UNION ALL (SELECT DISTINCT 4, a.run_id, NULL::timestamptz FROM fence, run_await a
+           WHERE a.group_id = ANY(CAST(:groups AS int[])) AND NOT a.served LIMIT :limit)
 """)
 
 # The unique key makes a repeated request one row. Runs that have ended get none. Row order: as asked.
@@ -55,7 +59,14 @@ put AS (
 SELECT t.run_id, t.group_id, t.state FROM target t
 """)
 
-READ_INBOX = text("SELECT run_id, key, kind, payload FROM inbox WHERE run_id = ANY(CAST(:run_ids AS uuid[]))")
+# What is asked of a run, and whether messages wait for it; those are read by `mail`, as far as a leg takes them.
+READ_INBOX = text("""
+SELECT i.run_id, i.kind, i.payload FROM inbox i
+WHERE i.run_id = ANY(CAST(:run_ids AS uuid[])) AND i.await_key IS NULL
+UNION ALL
+SELECT u.run_id, 'message', ''::bytea FROM unnest(CAST(:run_ids AS uuid[])) AS u(run_id)
+WHERE EXISTS (SELECT 1 FROM inbox i WHERE i.run_id = u.run_id AND i.await_key IS NOT NULL)
+""")
 
 DELETE_INBOX = text("DELETE FROM inbox WHERE run_id = ANY(CAST(:run_ids AS uuid[]))")
 
@@ -74,6 +85,7 @@ async def sweep(
     accepted: list[bytes] = []
     inbox: list[bytes] = []
     due: list[tuple[bytes, int]] = []
+    awaits: list[bytes] = []
     at: datetime | None = None
     for row in rows:
         match row.kind:
@@ -83,11 +95,13 @@ async def sweep(
                 accepted.append(row.run_id.bytes)
             case 2:
                 inbox.append(row.run_id.bytes)
-            case _:
+            case 3:
                 due.append((row.run_id.bytes, int(row.at.timestamp() * 1000)))
+            case _:
+                awaits.append(row.run_id.bytes)
     if at is None:
         raise Fenced(session)
-    return Sweep(at, accepted, inbox, due)
+    return Sweep(at, accepted, inbox, due, awaits)
 
 
 async def put_inbox(
@@ -108,7 +122,7 @@ async def put_inbox(
 
 
 async def read_inbox(connection: AsyncConnection, run_ids: Sequence[bytes]) -> dict[bytes, list[tuple[str, bytes]]]:
-    """(kind, payload) of the rows in these runs' inboxes."""
+    """(kind, payload) of what is asked of these runs, and ("message", empty) for those that have messages."""
     rows = await connection.execute(READ_INBOX, {"run_ids": [UUID(bytes=r) for r in run_ids]})
     found: dict[bytes, list[tuple[str, bytes]]] = {}
     for row in rows:

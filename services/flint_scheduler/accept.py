@@ -28,7 +28,7 @@ from flint_scheduler.lane import Lane, LaneClosed
 from flint_scheduler.metrics import ACCEPTED, COMMIT_ROWS
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
-from flint_store.accept import Accepted, NewRun, accept_runs
+from flint_store.accept import Accepted, NewRun, Parent, accept_runs
 from flint_store.legs import LegStart
 
 __all__ = ["Acceptor", "NewStart"]
@@ -52,6 +52,7 @@ class NewStart:
     request_hash: bytes
     trace_id: bytes
     input: bytes
+    parent: Parent | None = None
 
 
 @dataclass(slots=True)
@@ -173,6 +174,7 @@ class Acceptor(Lane[_Unit]):
                         request_hash=start.request_hash,
                         trace_id=start.trace_id,
                         input=start.input,
+                        parent=start.parent,
                     )
                 )
                 at += 9
@@ -249,6 +251,9 @@ class Acceptor(Lane[_Unit]):
                     start=LegStart(start.input, b""),
                     watcher=unit.watcher,
                 )
+                if start.parent is not None:
+                    card.parent_run_id = start.parent.run_id
+                    card.parent_key = start.parent.await_key if start.parent.waits else None
                 self._book.add(card)
                 if run.leg_nonce is not None:
                     card.phase = Phase.OPEN

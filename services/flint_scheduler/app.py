@@ -13,8 +13,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from flint_bus import Bus, Message
 from flint_bus.subjects import FLEET_BEATS, WORKFLOWS
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
-from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2, scheduling_pb2_grpc
+from flint_contracts.gen.flint.scheduling.v1 import (
+    functions_pb2,
+    functions_pb2_grpc,
+    scheduling_pb2,
+    scheduling_pb2_grpc,
+)
 from flint_coord import Coord
 from flint_core.problems import ProblemType
 from flint_ops.config import ConfigError, ConfigProblem, Settings
@@ -24,14 +30,21 @@ from flint_rpc.server import Service, TokenInterceptor, create_server
 from flint_scheduler.accept import Acceptor
 from flint_scheduler.announce import Announcer
 from flint_scheduler.attention import Attention
+from flint_scheduler.awaits import Agent
 from flint_scheduler.cards import RunBook, RunCard
+from flint_scheduler.children import ChildRuns
 from flint_scheduler.clock import RecordClock
 from flint_scheduler.definitions import DefinitionDesk
+from flint_scheduler.delivery import Delivery
 from flint_scheduler.dispatch import Dispatcher
+from flint_scheduler.drafts import Command, CommandKind
 from flint_scheduler.fleet import FleetView
-from flint_scheduler.fold import Command, CommandKind, Folder
+from flint_scheduler.fold import Folder
+from flint_scheduler.functions import FunctionRegistryServicer
 from flint_scheduler.holdings import Holdings
 from flint_scheduler.metrics import QUEUE_DEPTH
+from flint_scheduler.nudges import nudge_inboxes
+from flint_scheduler.payloads import PayloadDesk
 from flint_scheduler.principals import PrincipalServicer
 from flint_scheduler.readers import Readers
 from flint_scheduler.ready import ReadyQueue
@@ -80,6 +93,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     timers = Timers(book, queue, dispatcher, clock, 2 * mine.sweep_interval_s)
     readers = Readers(bus, record, holdings, folder, settings.journal)
     recovery = Recovery(bus, holdings, book, fleet, readers, mine.begin_deadline_s)
+    agent = Agent(record, holdings)
     attention = Attention(
         record,
         bus,
@@ -93,10 +107,14 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         announcer,
         readers,
         clock,
+        Delivery(record, bus),
+        agent,
         mine.sweep_interval_s,
         settings.journal.keep_folded_s,
     )
     definitions = DefinitionCache(engine)
+    children = ChildRuns(record, bus, definitions, acceptor, queue, settings.limits, mine.queue_limit)
+    agent.serve(journal_pb2.AwaitOpened.KIND_RUN, children)
     servicer = SchedulingServicer(settings, engine, record, definitions, acceptor, holdings, book, queue, bus)
     server = create_server(
         mine.listen,
@@ -110,6 +128,11 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
                 scheduling_pb2.DESCRIPTOR.services_by_name["PrincipalService"],
                 scheduling_pb2_grpc.add_PrincipalServiceServicer_to_server,
                 PrincipalServicer(engine),
+            ),
+            Service(
+                functions_pb2.DESCRIPTOR.services_by_name["FunctionRegistryService"],
+                functions_pb2_grpc.add_FunctionRegistryServiceServicer_to_server,
+                FunctionRegistryServicer(engine),
             ),
         ],
         interceptors=[TokenInterceptor(settings.cluster.internal_token.get_secret_value())],
@@ -139,6 +162,9 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     fleet.on_room = dispatcher.wake
     folder.on_ready = dispatcher.wake
     folder.on_waiting = timers.add
+    folder.on_mail = attention.look_at
+    folder.on_awaits = agent.tell
+    folder.on_answered = partial(nudge_inboxes, bus)
     folder.on_cancel = recovery.cancel_leg
     folder.reload = steward.reload
     folder.on_cancel_nonce = recovery.cancel_nonce
@@ -181,6 +207,8 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     await bus.subscribe(FLEET_BEATS, on_beats(fleet))
     await bus.subscribe(WORKFLOWS, workflows_changed)
     await DefinitionDesk(bus, engine).open()
+    payload_desk = PayloadDesk(bus, engine, settings.payloads)
+    await payload_desk.open()
     for level in range(10):
         QUEUE_DEPTH.labels("default", str(level)).set_function(partial(queue.by_level.__getitem__, level))
 
@@ -200,9 +228,11 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     spawn("timers", timers.run())
     spawn("recovery", recovery.run())
     spawn("attention", attention.run())
+    spawn("awaits", agent.run())
     spawn("generation", readers.keep())
     spawn("roster", follow_workers(coord, fleet, claimants))
     spawn("steward", steward.run())
+    spawn("payloads", payload_desk.sweep())
 
     lifecycle.readiness.require("nats", lambda: None if bus.connected.is_set() else "not connected to NATS")
     lifecycle.readiness.require("session", lambda: None if steward.owning.is_set() else "no owner session yet")

@@ -1,15 +1,18 @@
 """Attention: what others want from this owner, by nudge or by sweep (R0, R7).
 
 A nudge is a hint over core NATS that may be lost; the sweep is a fenced query every few seconds that finds the same
-things in PostgreSQL: runs that another replica accepted, rows in inboxes, waits that will be due. It also tells an
-idle owner that it was fenced. When the loop dies the service stops.
+things in PostgreSQL: runs that another replica accepted, rows in inboxes, waits that will be due, awaits that nobody
+has served. It also tells an idle owner that it was fenced. When the loop dies the service stops.
+
+A message in a run's inbox: no leg, the run becomes ready and its next leg takes the message · leg open, it is delivered
+to the worker, again with every sweep until it is consumed · leg about to open, looked at again in a moment.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 from google.protobuf.message import DecodeError
@@ -20,11 +23,14 @@ from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_ops.logging import get_logger
 from flint_scheduler.accept import ENDED
 from flint_scheduler.announce import Announcer
+from flint_scheduler.awaits import Agent
 from flint_scheduler.cards import Phase, RunBook, RunCard, card_of_row
 from flint_scheduler.clock import RecordClock
+from flint_scheduler.delivery import Delivery
 from flint_scheduler.dispatch import Dispatcher
+from flint_scheduler.drafts import Command, CommandKind
 from flint_scheduler.fleet import FleetView
-from flint_scheduler.fold import Command, CommandKind, Folder
+from flint_scheduler.fold import Folder
 from flint_scheduler.holdings import Holdings
 from flint_scheduler.lane import LaneClosed
 from flint_scheduler.readers import Readers
@@ -42,6 +48,7 @@ log = get_logger(__name__)
 
 _LIMIT = 1000  # rows read at a time
 _SWEEP_LIMIT = 20_000  # ids found by one sweep, of each kind
+_OPENING_S = 0.05  # about how long the opening of a leg takes
 _SAVE_EVERY_S = 10.0
 _PURGE_EVERY_S = 60.0
 
@@ -63,6 +70,8 @@ class Attention:
         announcer: Announcer,
         readers: Readers,
         clock: RecordClock,
+        delivery: Delivery,
+        agent: Agent,
         interval_s: float,
         keep_folded_s: float,
     ) -> None:
@@ -78,6 +87,8 @@ class Attention:
         self._announcer = announcer
         self._readers = readers
         self._clock = clock
+        self._delivery = delivery
+        self._agent = agent
         self._interval_s = interval_s
         self._keep_folded_s = keep_folded_s
         self._subscriptions: dict[int, Subscription] = {}
@@ -120,6 +131,11 @@ class Attention:
                 self._accepted.update(nudge.accepted)
                 self._inbox.update(nudge.inbox)
             self._wake.set()
+
+    def look_at(self, run_ids: Iterable[bytes]) -> None:
+        """These runs have something in their inbox."""
+        self._inbox.update(run_ids)
+        self._wake.set()
 
     def sweep_soon(self) -> None:
         """Groups were taken: look at once."""
@@ -171,7 +187,8 @@ class Attention:
         await self._take_in(fresh)
         await self._take_in([run_id for run_id, _ in found.due])
         await self._serve_inbox(found.inbox)
-        return len(fresh) == _SWEEP_LIMIT or len(found.inbox) == _SWEEP_LIMIT
+        self._agent.tell(found.awaits)
+        return len(fresh) == _SWEEP_LIMIT
 
     async def _take_in(self, run_ids: Sequence[bytes] | set[bytes]) -> list[RunCard]:
         """Make cards of runs that are in the record and not in memory."""
@@ -214,14 +231,35 @@ class Attention:
                         self._queue.push(card, now)
                     elif card.phase is Phase.OPEN:
                         card.held = self._fleet.hold(card.claimant)
+        opened: list[RunCard] = []
         for run_id, items in rows.items():
             found = self._book.get(run_id)
+            if found is None:
+                continue
             reasons = [payload.decode(errors="replace") for kind, payload in items if kind == "cancel"]
-            if found is not None and reasons:
+            if reasons:
                 with contextlib.suppress(LaneClosed):
                     self._folder.command(Command(found, CommandKind.CANCEL, reason=reasons[0]))
+            if any(kind == "message" for kind, _ in items) and self._has_mail(found):
+                opened.append(found)
+        if opened:
+            await self._delivery.deliver(opened)
         if ended:
             await self._record.read(lambda c: delete_inbox(c, ended))
+
+    def _has_mail(self, card: RunCard) -> bool:
+        """See to a run with messages; True when they are to be delivered to its open leg."""
+        loop = asyncio.get_running_loop()
+        if card.phase is Phase.WAITING:
+            self._queue.push(card, loop.time())
+            self._dispatcher.wake()
+        elif card.phase is Phase.OPENING:  # what it opens with may have been read before they came
+            card.more_mail = True
+            loop.call_later(_OPENING_S, self.look_at, (card.run_id,))
+        elif card.phase is Phase.OPEN:
+            card.more_mail = True  # until the delivery knows better: the leg may be ending
+            return True
+        return False
 
     # -- upkeep --------------------------------------------------------------------------------------------------------
 

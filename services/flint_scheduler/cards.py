@@ -6,8 +6,9 @@ A card is in exactly one phase, and each phase has one room that may change it:
       ▲                                          │  └─ fold ──▶ WAITING ── timers ──▶ READY
       └──────────────── fold ── SEALING ◀── recovery
 
-So no two commits of one owner ever touch the same run at the same time. Cards of runs whose wait is far off are
-dropped; the sweep brings them back. Losing all cards costs a read of the database.
+So no two commits of one owner ever touch the same run at the same time. Cards of runs whose wait is far off, or that
+wait for something other than time, are dropped; the sweep or a message brings them back. Losing all cards costs a read
+of the database.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 
 if TYPE_CHECKING:
     from flint_store.legs import LegStart, RunRow
 
-__all__ = ["Phase", "RunBook", "RunCard", "card_of_row"]
+__all__ = ["NO_MAIL", "Phase", "RunBook", "RunCard", "card_of_row"]
+
+
+NO_MAIL: Final[frozenset[str]] = frozenset()
 
 
 class Phase(IntEnum):
@@ -32,7 +36,7 @@ class Phase(IntEnum):
     OPENING = 1  # a leg's opening is being committed
     OPEN = 2  # a leg is open; the fold changes it
     SEALING = 3  # a SEAL is on its way; the fold closes the leg when it arrives
-    WAITING = 4  # its timer is due soon
+    WAITING = 4  # its timer is due soon; a message makes it ready too
     CLOSING = 5  # being ended without a leg (a cancel)
 
 
@@ -73,6 +77,16 @@ class RunCard:
     cancel_sent_at: float = -1e9  # loop time; a cancel is sent again until the leg ends
     job_sequence: int = 0  # of the open leg's job, dense per session and worker
     watcher: str = ""  # where the end goes: the gateway that started it
+    parent_run_id: bytes | None = None
+    parent_key: str | None = None  # the parent's await that this run's end answers
+    has_awaits: bool = False  # whether it ever opened an await
+    mail: frozenset[str] = NO_MAIL  # keys of messages that were handed to the open leg and are not consumed yet
+    more_mail: bool = False  # its inbox holds, or may hold, messages beyond these
+
+    @property
+    def has_mail(self) -> bool:
+        """Whether something waits in its inbox, as far as is known here. If it is wrong one leg opens for nothing."""
+        return bool(self.mail) or self.more_mail
 
     @property
     def state(self) -> runs_pb2.Run.State.ValueType:
@@ -117,6 +131,9 @@ def card_of_row(row: RunRow, now: float) -> RunCard:
         started_ms=int(row.started_at.timestamp() * 1000) if row.started_at else 0,
         wake_at_ms=int(row.wake_at.timestamp() * 1000) if row.wake_at else 0,
         progress_at=now,
+        parent_run_id=row.parent_run_id,
+        parent_key=row.parent_key,
+        has_awaits=row.has_awaits,
     )
 
 

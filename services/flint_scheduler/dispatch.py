@@ -19,8 +19,9 @@ from flint_bus.subjects import JOBS_STREAM, job_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_ops.logging import get_logger
 from flint_scheduler.announce import Announcer
-from flint_scheduler.cards import Phase, RunBook, RunCard
+from flint_scheduler.cards import NO_MAIL, Phase, RunBook, RunCard
 from flint_scheduler.clock import RecordClock
+from flint_scheduler.delivery import inbox_messages
 from flint_scheduler.fleet import FleetView
 from flint_scheduler.holdings import Holdings
 from flint_scheduler.metrics import COMMIT_ROWS, LEGS_OPENED, QUEUE_WAIT
@@ -168,8 +169,15 @@ class Dispatcher:
         return [c for c in batch if c.expected_sequence is not None]
 
     async def _starts(self, cards: Sequence[RunCard]) -> dict[bytes, LegStart]:
-        stored = [c.run_id for c in cards if c.start is None]
-        return await self._record.read(lambda c: load_leg_starts(c, stored)) if stored else {}
+        stored = [c for c in cards if c.start is None]
+        if not stored:
+            return {}
+        starts = await self._record.read(lambda c: load_leg_starts(c, [card.run_id for card in stored]))
+        for card in stored:
+            mail = starts[card.run_id].mail
+            card.mail = frozenset(letter.key for letter in mail.letters) if mail.letters else NO_MAIL
+            card.more_mail = mail.more
+        return starts
 
     async def _commit(
         self, cards: list[RunCard], starts: dict[bytes, LegStart], session: OwnerSession, generation: int
@@ -270,6 +278,8 @@ class Dispatcher:
             open_time_ms=self._clock.now_ms(),
             seed=int.from_bytes(card.run_id[8:], "big"),
             cancel_requested=card.cancel_requested,
+            awaits=start.awaits,
+            inbox=inbox_messages(start.mail),
         )
         card.expected_sequence = None
         if self._holdings.session is not None:

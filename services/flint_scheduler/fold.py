@@ -23,11 +23,11 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from flint_bus import StoredMessage
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
-from flint_core.problems import ProblemType
 from flint_ops.logging import get_logger
 from flint_scheduler.announce import Announcer, Ending
 from flint_scheduler.cards import Phase, RunBook, RunCard
 from flint_scheduler.clock import RecordClock
+from flint_scheduler.drafts import Command, CommandKind, Draft, accept, draft_of, fold_of, obey, seal, unstorable
 from flint_scheduler.fleet import FleetView
 from flint_scheduler.holdings import GroupHolding, Holdings
 from flint_scheduler.judgement import Verdict, judge
@@ -35,8 +35,10 @@ from flint_scheduler.lane import Lane, LaneClosed
 from flint_scheduler.metrics import COMMIT_ROWS, ENTRIES, FOLD_LAG, RUNS_ENDED
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
+from flint_store.await_changes import AwaitChanges
+from flint_store.awaits import Target
 from flint_store.fence import Fenced, OwnerSession
-from flint_store.fold import ROW_DIFFERS, EntryRow, RunFold, fold_runs
+from flint_store.fold import ROW_DIFFERS, fold_runs
 
 __all__ = ["Command", "CommandKind", "Folder", "Reading"]
 
@@ -45,13 +47,10 @@ log = get_logger(__name__)
 _BATCH = 1000
 _RETRY_S = 0.5
 _DIFFERENCES = 20
-_RELEASES = 10
 _OPENING_S = 0.02
 _COMPANY_S = 0.005
 _MOST_PENDING_BYTES = 32 * 2**20
 _RUN = runs_pb2.Run
-_END_KINDS = {"succeeded": 1, "failed": 2, "cancelled": 3, "blocked": 4, "yielded": 5}
-_RECORD_STATES = {Phase.READY: _RUN.STATE_QUEUED, Phase.OPENING: _RUN.STATE_QUEUED, Phase.CLOSING: _RUN.STATE_QUEUED}
 
 
 @dataclass(slots=True)
@@ -76,44 +75,6 @@ class Reading:
 
 class _Differs(Exception):
     """A run's row is not as its card says: somebody else's commit, or one of mine whose answer was lost."""
-
-
-class CommandKind:
-    """What the owner itself wants of a run."""
-
-    CANCEL = "cancel"  # note the cancel; end the run when it has no leg
-    FAIL = "fail"  # its leg cannot be delivered: close it and fail the run
-
-
-@dataclass(slots=True)
-class Command:
-    """One change that does not come from the journal."""
-
-    card: RunCard
-    kind: str
-    problem: runs_pb2.Problem | None = None
-    reason: str = ""
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A run as it will be after the commit under way."""
-
-    card: RunCard
-    position: int
-    losses: int
-    generation: int  # of the journal when it was judged
-    entries: list[EntryRow] = field(default_factory=list)
-    told: list[journal_pb2.JournalEntry] = field(default_factory=list)  # their steps are announced after the commit
-    snapshot: bytes | None = None
-    snapshot_position: int = 0
-    closed: bool = False
-    expected_sequence: int | None = None
-    wake_at_ms: int | None = None
-    ending: Ending | None = None
-    cancel: bool = False
-    error: runs_pb2.Problem | None = None  # noted before the end: that a cancel was asked for, and why
-    clear_inbox: bool = False
 
 
 class Folder(Lane[Reading | Command]):
@@ -148,6 +109,9 @@ class Folder(Lane[Reading | Command]):
         self.on_cancel_nonce: Callable[[bytes, str, bytes], None] = lambda run_id, claimant, nonce: None
         self.on_ready: Callable[[], None] = lambda: None
         self.on_waiting: Callable[[RunCard], None] = lambda card: None
+        self.on_mail: Callable[[list[bytes]], None] = lambda run_ids: None
+        self.on_awaits: Callable[[list[bytes]], None] = lambda run_ids: None
+        self.on_answered: Callable[[list[Target]], None] = lambda targets: None
         self.on_cancel: Callable[[RunCard], None] = lambda card: None
         self.reload: Callable[[set[int]], Awaitable[None]] | None = None
 
@@ -219,7 +183,7 @@ class Folder(Lane[Reading | Command]):
                 return
         self._advance()
 
-    async def _read_again(self, drafts: dict[bytes, _Draft]) -> None:
+    async def _read_again(self, drafts: dict[bytes, Draft]) -> None:
         """After a commit whose answer was lost: nothing is judged before the cards are what the record says."""
         groups = {d.card.group for d in drafts.values()}
         while True:
@@ -232,8 +196,8 @@ class Folder(Lane[Reading | Command]):
             except RecordUnavailable as error:
                 log.warning("record_still_unavailable", error=str(error))
 
-    def _judge(self, batch: list[Reading | Command], session: OwnerSession | None) -> dict[bytes, _Draft]:
-        drafts: dict[bytes, _Draft] = {}
+    def _judge(self, batch: list[Reading | Command], session: OwnerSession | None) -> dict[bytes, Draft]:
+        drafts: dict[bytes, Draft] = {}
         self._judged = []
         if session is None:
             return drafts
@@ -260,7 +224,7 @@ class Folder(Lane[Reading | Command]):
         return drafts
 
     def _judge_entry(
-        self, entry: journal_pb2.JournalEntry, sequence: int, session_id: bytes, drafts: dict[bytes, _Draft]
+        self, entry: journal_pb2.JournalEntry, sequence: int, session_id: bytes, drafts: dict[bytes, Draft]
     ) -> None:
         draft = drafts.get(entry.run_id)
         card = draft.card if draft is not None else self._book.get(entry.run_id)
@@ -283,89 +247,15 @@ class Folder(Lane[Reading | Command]):
         if verdict not in (Verdict.ACCEPT, Verdict.SEAL):
             return
         if draft is None:
-            draft = drafts[card.run_id] = self._draft(card)
+            draft = drafts[card.run_id] = draft_of(card, self._holdings.generation)
         if verdict is Verdict.SEAL:
-            self._sealed(draft, sequence)
-        else:
-            self._accepted(draft, entry)
+            seal(draft, sequence, self._leg_losses)
+        elif accept(draft, entry) == "yielded" and card.claimant is not None:
+            self._fleet.drains(card.claimant)
         if draft.closed and draft.ending is None and (card.cancel_requested or draft.cancel):
             draft.ending = Ending(_RUN.STATE_CANCELLED, 0)
 
-    def _draft(self, card: RunCard) -> _Draft:
-        return _Draft(card, card.position, card.losses, self._holdings.generation)
-
-    def _accepted(self, draft: _Draft, entry: journal_pb2.JournalEntry) -> None:
-        draft.position = entry.index
-        draft.losses = draft.card.releases = 0
-        draft.told.append(entry)
-        if entry.snapshot:
-            draft.snapshot = entry.snapshot
-            draft.snapshot_position = entry.index
-        end = entry.end.WhichOneof("end")
-        events = entry.events
-        if end == "succeeded":
-            draft.ending = Ending(_RUN.STATE_SUCCEEDED, 0, output=entry.end.succeeded.output)
-        elif end == "failed":
-            draft.ending = Ending(_RUN.STATE_FAILED, 0, error=entry.end.failed.error)
-        elif end == "cancelled":
-            draft.ending = Ending(_RUN.STATE_CANCELLED, 0)
-        elif end == "yielded" and draft.card.claimant is not None:
-            self._fleet.drains(draft.card.claimant)
-        elif end == "blocked":
-            draft.wake_at_ms = entry.end.blocked.wake_at_ms
-        draft.closed = end is not None
-        if end == "succeeded":
-            entry.end.succeeded.ClearField("output")  # it stands in the run's row
-            entry.end.succeeded.SetInParent()
-        for name in ("events", "snapshot", "run_id", "leg_nonce", "claimant"):
-            entry.ClearField(name)
-        draft.entries.append(
-            EntryRow(
-                run_id=draft.card.run_id,
-                index=entry.index,
-                leg=entry.leg,
-                claimant=draft.card.claimant or "",
-                steps=entry.SerializeToString(),
-                events=events,
-                end_kind=_END_KINDS.get(end or "", 0),
-            )
-        )
-
-    def _sealed(self, draft: _Draft, sequence: int) -> None:
-        """The leg is over: everything its worker had appended is folded before this."""
-        draft.closed = True
-        # Behind the first of two SEALs stands the second: dispatch appends a fresh one then.
-        draft.expected_sequence = None if draft.card.seal_doubt else sequence
-        if draft.card.releases >= _RELEASES:
-            draft.ending = Ending(
-                _RUN.STATE_FAILED,
-                0,
-                error=runs_pb2.Problem(
-                    type=ProblemType.POISON,
-                    status=500,
-                    title="The run makes no progress",
-                    detail=f"workers let {draft.card.releases} legs in a row go without an entry while the run stood "
-                    f"at entry {draft.position}; the workers' logs say why",
-                ),
-            )
-            return
-        if not draft.card.loss:
-            return
-        draft.losses += 1
-        if draft.losses >= self._leg_losses:
-            draft.ending = Ending(
-                _RUN.STATE_FAILED,
-                0,
-                error=runs_pb2.Problem(
-                    type=ProblemType.POISON,
-                    status=500,
-                    title="The run lost its worker too often",
-                    detail=f"{draft.losses} workers in a row were lost while the run stood at entry {draft.position}; "
-                    "it was stopped so that it harms no more workers",
-                ),
-            )
-
-    def _obey(self, command: Command, drafts: dict[bytes, _Draft]) -> None:
+    def _obey(self, command: Command, drafts: dict[bytes, Draft]) -> None:
         card = command.card
         if self._book.get(card.run_id) is not card:
             return
@@ -374,24 +264,8 @@ class Folder(Lane[Reading | Command]):
             return
         draft = drafts.get(card.run_id)
         if draft is None:
-            draft = self._draft(card)
-        if draft.ending is not None:
-            draft.clear_inbox = True
-            return
-        drafts[card.run_id] = draft
-        if command.kind == CommandKind.FAIL:
-            draft.closed = True
-            draft.ending = Ending(_RUN.STATE_FAILED, 0, error=command.problem)
-            return
-        draft.cancel = True
-        draft.clear_inbox = True
-        draft.error = runs_pb2.Problem(
-            type=ProblemType.CANCELLED, status=499, title="The run was cancelled", detail=command.reason
-        )
-        if draft.closed or card.phase in (Phase.READY, Phase.WAITING, Phase.CLOSING):
-            if card.phase is Phase.READY:
-                card.phase = Phase.CLOSING  # the queue skips it
-            draft.ending = Ending(_RUN.STATE_CANCELLED, 0, error=draft.error)
+            draft = drafts[card.run_id] = draft_of(card, self._holdings.generation)
+        obey(draft, command)
 
     def _again(self, command: Command) -> None:
         with contextlib.suppress(LaneClosed):
@@ -399,9 +273,9 @@ class Folder(Lane[Reading | Command]):
 
     # -- committing ----------------------------------------------------------------------------------------------------
 
-    async def _store(self, drafts: list[_Draft], session: OwnerSession) -> None:
+    async def _store(self, drafts: list[Draft], session: OwnerSession) -> None:
         """Commit; on a value that PostgreSQL refuses, halve until the one run is found and fail that one only."""
-        folds = [self._fold(d) for d in drafts]
+        folds = [fold_of(d, self._holdings.group_count) for d in drafts]
         entries = [e for d in drafts for e in d.entries]
         try:
             at = await self._record.lane("fold", lambda c: fold_runs(c, session, folds, entries))
@@ -419,8 +293,11 @@ class Folder(Lane[Reading | Command]):
         for draft in drafts:
             self._committed(draft, at_ms)
         self._announcer.flush()
+        changes = [f.awaits for f in folds if f.awaits is not None]
+        if changes:
+            self._awaits_changed(changes)
 
-    async def _store_refused(self, draft: _Draft, refusal: DBAPIError, session: OwnerSession) -> None:
+    async def _store_refused(self, draft: Draft, refusal: DBAPIError, session: OwnerSession) -> None:
         card, why = draft.card, str(refusal.orig)
         # An entry that is there already means the same as a row that differs: memory is behind the record.
         if getattr(refusal.orig, "sqlstate", "") == ROW_DIFFERS or isinstance(refusal, IntegrityError):
@@ -428,54 +305,15 @@ class Folder(Lane[Reading | Command]):
         if not draft.entries and draft.snapshot is None:
             raise refusal  # what is left holds no value of the run's: a defect
         log.error("entry_refused_by_record", run=card.run_id.hex(), position=card.position, error=why)
-        problem = runs_pb2.Problem(
-            type=ProblemType.UNSTORABLE,
-            status=500,
-            title="The run's progress cannot be recorded",
-            detail=f"PostgreSQL refused the entry after position {card.position}: {why}"[:1000],
-        )
-        failed = self._draft(card)
-        failed.closed = True
-        failed.ending = Ending(_RUN.STATE_FAILED, 0, error=problem)
+        failed = unstorable(card, self._holdings.generation, why)
         claimant, nonce = card.claimant, card.nonce
         await self._store([failed], session)
         if claimant is not None and nonce is not None:
             self.on_cancel_nonce(card.run_id, claimant, nonce)  # its worker need not go on
 
-    def _fold(self, draft: _Draft) -> RunFold:
-        card, ending = draft.card, draft.ending
-        if ending is not None:
-            state = ending.state
-        elif draft.closed:
-            state = _RUN.STATE_WAITING if draft.wake_at_ms is not None else _RUN.STATE_QUEUED
-        elif card.phase in (Phase.OPEN, Phase.SEALING):
-            state = _RUN.STATE_RUNNING
-        else:
-            state = _RUN.STATE_WAITING if card.phase is Phase.WAITING else _RECORD_STATES[card.phase]
-        error = (ending.error if ending is not None else None) or draft.error
-        wake = draft.wake_at_ms
-        if wake is None and not draft.closed and card.phase is Phase.WAITING:
-            wake = card.wake_at_ms
-        return RunFold(
-            run_id=card.run_id,
-            change=card.change + 1,
-            position=draft.position,
-            state=state,
-            leg_closed=draft.closed or ending is not None,
-            losses=draft.losses,
-            cancel_requested=draft.cancel,
-            snapshot=None if ending is not None else draft.snapshot,
-            snapshot_position=draft.snapshot_position,
-            output=ending.output if ending is not None and state == _RUN.STATE_SUCCEEDED else None,
-            error=error.SerializeToString() if error is not None else None,
-            wake_at_ms=None if ending is not None else wake,
-            ended=ending is not None,
-            clear_inbox=draft.clear_inbox,
-        )
-
     # -- after the commit ----------------------------------------------------------------------------------------------
 
-    def _committed(self, draft: _Draft, at_ms: int) -> None:
+    def _committed(self, draft: Draft, at_ms: int) -> None:
         card = draft.card
         if self._book.get(card.run_id) is not card:
             return  # stepped down while the commit was under way; whoever owns the run reads it from PostgreSQL
@@ -485,6 +323,8 @@ class Folder(Lane[Reading | Command]):
         card.losses = draft.losses
         card.progress_at = loop_time
         card.cancel_requested = card.cancel_requested or draft.cancel
+        if draft.awaits is not None:
+            self._note_awaits(card, draft.awaits)
         # Asked now, not when it was judged: who began to watch meanwhile must not get the change without its steps.
         steps = [s for e in draft.told for s in e.steps] if self._announcer.wants_steps(card.run_id) else []
         had_leg = card.nonce is not None
@@ -507,7 +347,7 @@ class Folder(Lane[Reading | Command]):
             if draft.generation == self._holdings.generation:
                 card.expected_sequence = draft.expected_sequence
             card.start = None
-            if draft.wake_at_ms is not None:
+            if draft.blocked and not card.has_mail:  # else it came while the leg was ending
                 card.phase = Phase.WAITING
                 card.wake_at_ms = draft.wake_at_ms
                 self._announcer.changed(card, steps)
@@ -518,6 +358,23 @@ class Folder(Lane[Reading | Command]):
         elif draft.cancel:
             self.on_cancel(card)
         self._announcer.changed(card, steps)
+
+    def _note_awaits(self, card: RunCard, changes: AwaitChanges) -> None:
+        if changes.opened:
+            card.has_awaits = True
+        if changes.consumed and card.mail:
+            card.mail = card.mail.difference(changes.consumed)
+            if card.more_mail and not card.mail:
+                self.on_mail([card.run_id])  # what did not fit the last time
+
+    def _awaits_changed(self, changes: list[AwaitChanges]) -> None:
+        """Tell those who serve awaits, and the owners of parents."""
+        changed = [c.run_id for c in changes if c.opened or c.closed or c.ended]
+        if changed:
+            self.on_awaits(changed)
+        parents = [Target(c.parent.run_id, c.parent.group) for c in changes if c.parent is not None]
+        if parents:
+            self.on_answered(parents)
 
     def _advance(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -10,11 +10,13 @@ __all__ = [
     "COMMITS_REFUSED",
     "COMMIT_ROWS",
     "ENTRIES",
+    "EVENTS",
     "FOLD_LAG",
     "GENERATIONS",
     "GROUPS",
     "LEGS",
     "LEGS_OPENED",
+    "MESSAGES_DELIVERED",
     "QUEUE_DEPTH",
     "QUEUE_WAIT",
     "RUNS_ENDED",
@@ -28,11 +30,13 @@ AWAITS = counter("scheduler_awaits", "Awaits handed to their agent", ("what", "o
 COMMITS_REFUSED = counter("scheduler_commits_refused", "Commits refused because another owner took over")
 COMMIT_ROWS = histogram("scheduler_commit_rows", "Rows in one commit", ("lane",), COUNT_BUCKETS)
 ENTRIES = counter("scheduler_journal_entries", "Journal entries judged", ("verdict",))
+EVENTS = counter("scheduler_events", "Events stored, repeated, delivered to runs, left to the sweep", ("what",))
 FOLD_LAG = histogram("scheduler_fold_lag_seconds", "From an entry's arrival to its commit")
 GENERATIONS = counter("scheduler_journal_generations", "Journal generations opened because a store was lost")
 GROUPS = gauge("scheduler_groups_owned", "Shard groups owned")
 LEGS = gauge("scheduler_legs_open", "Legs open")
 LEGS_OPENED = counter("scheduler_legs_opened", "Legs opened", ("pool",))
+MESSAGES_DELIVERED = counter("scheduler_messages_delivered", "Messages sent to open legs, repeats included")
 QUEUE_DEPTH = gauge("scheduler_queue_depth", "Runs that wait for a slot", ("pool", "level"))
 QUEUE_WAIT = histogram("scheduler_queue_wait_seconds", "From ready to the leg's opening", ("pool", "level"))
 RUNS_ENDED = counter("scheduler_runs_ended", "Runs that reached a terminal state", ("state",))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from hashlib import blake2b
 from typing import Any
 from uuid import UUID
 
@@ -27,6 +26,7 @@ from flint_scheduler.reading import Reading
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.refusals import store_refusals
+from flint_scheduler.starts import resolve_start
 from flint_store import runs_read
 from flint_store.accept import Accepted
 from flint_store.definitions import DefinitionCache
@@ -100,25 +100,8 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
         return pb.AcceptRunsResponse(results=results)
 
     async def _resolve(self, start: pb.Start) -> NewStart:
-        known = self._cache.cached(start.namespace, start.workflow_id, start.version)
-        if known is None:
-            with store_refusals():
-                known = await self._cache.resolve(start.namespace, start.workflow_id, start.version)
-        # What makes two starts the same request: everything the client sent, the version as it asked for it.
-        digest = blake2b(start.input, digest_size=16)
-        digest.update(f"\0{start.workflow_id}\0{start.version}\0{start.level}".encode())
-        return NewStart(
-            namespace=start.namespace,
-            workflow_id=start.workflow_id,
-            version=known.version,
-            definition_id=known.definition_id,
-            definition_hash=known.definition_hash,
-            level=min(max(start.level, 0), 9),
-            request_id=start.request_id,
-            request_hash=digest.digest(),
-            trace_id=start.trace_id or os.urandom(16),
-            input=start.input or b"{}",
-        )
+        with store_refusals():
+            return await resolve_start(self._cache, start)
 
     async def CancelRuns(self, request: pb.CancelRunsRequest, context: Context) -> pb.CancelRunsResponse:
         """Store a cancel in each run's inbox, then nudge the owners."""

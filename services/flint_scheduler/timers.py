@@ -29,15 +29,17 @@ class Timers:
         self._dispatcher = dispatcher
         self._clock = clock
         self._horizon_ms = int(horizon_s * 1000)
-        self._heap: list[tuple[int, bytes, RunCard]] = []
+        self._heap: list[tuple[int, int, RunCard]] = []
+        self._added = 0
         self._wake = asyncio.Event()
 
     def add(self, card: RunCard) -> None:
-        """A run waits; it is kept in memory only if it is due within the horizon."""
-        if card.wake_at_ms - self._clock.now_ms() > self._horizon_ms:
+        """A run waits; it is kept in memory only if it is due within the horizon. One without a timer is not."""
+        if not card.wake_at_ms or card.wake_at_ms - self._clock.now_ms() > self._horizon_ms:
             self._book.drop(card)
             return
-        heapq.heappush(self._heap, (card.wake_at_ms, card.run_id, card))
+        self._added += 1
+        heapq.heappush(self._heap, (card.wake_at_ms, self._added, card))
         self._wake.set()
 
     def clear(self) -> None:
@@ -60,8 +62,10 @@ class Timers:
         now_ms = self._clock.now_ms()
         fired = False
         while self._heap and self._heap[0][0] <= now_ms:
-            _, _, card = heapq.heappop(self._heap)
-            if self._book.get(card.run_id) is card and card.phase is Phase.WAITING:
+            wake_at_ms, _, card = heapq.heappop(self._heap)
+            # One that a message woke meanwhile may wait again, for another moment.
+            waits = card.phase is Phase.WAITING and card.wake_at_ms == wake_at_ms
+            if waits and self._book.get(card.run_id) is card:
                 self._queue.push(card, asyncio.get_running_loop().time())
                 fired = True
         if fired:

@@ -1,4 +1,7 @@
-"""What owners ask of this incarnation: release legs, cancel legs. Answered at once, within the reader."""
+"""What owners ask of this incarnation: release legs, cancel legs, deliver messages.
+
+Answered at once, within the reader.
+"""
 
 from __future__ import annotations
 
@@ -36,4 +39,7 @@ class Control:
         elif kind == "cancel":
             for leg in request.cancel.legs:
                 self._table.cancel(leg.leg_nonce)
+        elif kind == "deliver":
+            for delivery in request.deliver.deliveries:
+                self._table.deliver(delivery.leg.leg_nonce, delivery.messages)
         message.respond(response.SerializeToString())

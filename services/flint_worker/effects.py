@@ -1,8 +1,11 @@
-"""A leg's effects: calls and timers that the machine asked for, and what came of them.
+"""A leg's effects: calls, timers and awaits that the machine asked for, and what came of them.
 
-Outcomes gather in `inbox`, whoever brings them: calls that ended, timers that are due, a cancel from outside. The leg
-takes them from there one turn at a time and waits in `wait` while there is nothing to do. A call that is alone runs in
-the leg's own task; several run in tasks of their own, which end with the leg (`stop`).
+Outcomes gather in `inbox`, whoever brings them: calls that ended, timers that are due, messages for awaits, a cancel
+from outside. The leg takes them from there one turn at a time and waits in `wait` while there is nothing to do. A call
+that is alone runs in the leg's own task; several run in tasks of their own, which end with the leg (`stop`).
+
+Awaits outlive legs. What the record says of them comes with the job (`recorded`); `opened` and `closed` are the
+difference to it that the leg has yet to tell, whatever an earlier leg got to say.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any, Final
 
-from flint_core.effects import Call, CancelEffect, Effect, Evaluate, Timer
+import orjson
+
+from flint_core.effects import Await, Call, CancelEffect, Effect, Evaluate, Timer
 from flint_core.events import CallFailed, CallSucceeded, Event, TimerFired
 from flint_ops.clock import now_ms
 from flint_ops.logging import get_logger
@@ -31,23 +36,42 @@ Perform = Callable[[Call], Coroutine[Any, Any, CallSucceeded | CallFailed]]
 class Progress:
     """A call in progress, for hints."""
 
-    __slots__ = ("call", "hinted", "started_ms")
+    __slots__ = ("call", "hinted", "message", "percent", "started_ms")
 
     def __init__(self, call: Call) -> None:
         self.call = call
         self.started_ms = now_ms()
+        self.hinted = False
+        self.percent: float | None = None
+        self.message = ""
+
+    def report(self, percent: float | None, message: str) -> None:
+        """What the function says of itself; told with the next hints."""
+        if percent is not None:
+            self.percent = percent
+        if message:
+            self.message = message
         self.hinted = False
 
 
 class Effects:
     """Belongs to one leg and its event loop. Does not know the leg: the two would be a cycle for the collector."""
 
-    def __init__(self) -> None:
+    def __init__(self, recorded: Iterable[str] = ()) -> None:
+        """`recorded`: keys of the run's awaits that are recorded as open."""
         self.inbox: deque[Event] = deque()
         self.calls: dict[int, Call] = {}
         """Asked for, not begun."""
         self.running: dict[int, asyncio.Task[CallSucceeded | CallFailed]] = {}
         self.timers: dict[int, Timer] = {}
+        self.awaits: dict[int, Await] = {}
+        """Open now."""
+        self.opened: dict[int, tuple[Await, bytes]] = {}
+        """Those of them that the record does not know yet, as they were opened, each with its request as JSON."""
+        self.opened_bytes = 0
+        self.closed: list[str] = []
+        """Keys of awaits that the record has as open and that are not."""
+        self._recorded = {int(key) for key in recorded}
         self.progress: dict[int, Progress] = {}
         self.question: Evaluate | None = None
         """The expression that stops everything until it is answered."""
@@ -67,8 +91,17 @@ class Effects:
                 self.calls[effect.effect_id] = effect
             elif isinstance(effect, Timer):
                 self.timers[effect.effect_id] = effect
+            elif isinstance(effect, Await):
+                self.awaits[effect.effect_id] = effect
+                if effect.effect_id not in self._recorded:
+                    request = orjson.dumps(effect.request)
+                    self.opened[effect.effect_id] = effect, request
+                    self.opened_bytes += len(request)
             elif isinstance(effect, CancelEffect):
                 effect_id = effect.effect_id
+                if self.awaits.pop(effect_id, None) is not None:
+                    self._close(effect_id)
+                    continue
                 self.timers.pop(effect_id, None)
                 self.calls.pop(effect_id, None)
                 running = self.running.get(effect_id)
@@ -77,12 +110,42 @@ class Effects:
             elif isinstance(effect, Evaluate) and effect.effect_id not in answered:
                 self.question = effect
 
+    # -- awaits -------------------------------------------------------------------------------------------------------
+
+    def _close(self, effect_id: int) -> None:
+        untold = self.opened.pop(effect_id, None)
+        if untold is not None:
+            self.opened_bytes -= len(untold[1])
+        elif effect_id in self._recorded:
+            self._recorded.remove(effect_id)
+            self.closed.append(str(effect_id))
+
+    def compare(self) -> None:
+        """The machine has caught up with the record: awaits recorded as open that it does not have are closed."""
+        for effect_id in sorted(self._recorded - self.awaits.keys()):
+            self._close(effect_id)
+
+    def take_opened(self, most: int, most_bytes: int) -> list[tuple[Await, bytes]]:
+        """The next awaits to be told of; at least one if there is any."""
+        taken: list[tuple[Await, bytes]] = []
+        size = 0
+        for effect, request in self.opened.values():
+            size += len(request)
+            if taken and (size > most_bytes or len(taken) >= most):
+                break
+            taken.append((effect, request))
+        for effect, request in taken:
+            del self.opened[effect.effect_id]
+            self.opened_bytes -= len(request)
+            self._recorded.add(effect.effect_id)
+        return taken
+
     # -- calls --------------------------------------------------------------------------------------------------------
 
     @property
     def single(self) -> bool:
         """Whether exactly one call is to begin and nothing else can happen meanwhile but a command from outside."""
-        return len(self.calls) == 1 and not self.running and not self.timers
+        return len(self.calls) == 1 and not self.running and not self.timers and not self.awaits
 
     async def run_alone(self, perform: Perform) -> None:
         """The usual case, without a task of its own. Cancelling the leg's task cancels the call."""

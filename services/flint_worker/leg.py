@@ -12,7 +12,7 @@ are cancelled and nothing more is appended.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from flint_core.events import (
     Evaluated,
     EvaluateFailed,
     Event,
+    Received,
     decode_events,
     encode_events,
 )
@@ -46,13 +47,16 @@ from flint_worker.definitions import Definitions, DefinitionUnknown
 from flint_worker.effects import Effects, Progress
 from flint_worker.journal import JournalWriter, LegStopped
 from flint_worker.lease import Lease
-from flint_worker.records import add_steps, set_end
+from flint_worker.records import add_awaits, add_steps, set_end
 
 __all__ = ["Leg", "LegServices"]
 
 _ENTRY_BYTES: Final = 150_000
 """Outcomes beyond this size go into the next entry: an entry must fit into one message."""
 _ENTRY_RECORDS: Final = 500
+_ENTRY_AWAITS: Final = 500
+_ENTRY_AWAIT_BYTES: Final = 512 * 1024
+"""Requests of awaits in one entry; further ones go into entries of their own."""
 _SNAPSHOT_ENTRIES: Final = 64
 _SNAPSHOT_BYTES: Final = 200_000
 """A snapshot every so often bounds what the next leg must be sent and must replay."""
@@ -89,7 +93,7 @@ class Leg:
         self._lease = lease
         self._services = services
         self._journal = JournalWriter(services.bus, lease, job)
-        self._effects = Effects()
+        self._effects = Effects(job.awaits)
         self._machine: Machine
         self._replaying = False
         self._answered: set[int] = set()
@@ -98,11 +102,14 @@ class Leg:
         self._records: list[StepTrace] = []
         self._entries_since_snapshot = len(job.events)
         self._bytes_since_snapshot = sum(map(len, job.events))
+        self._letters: set[str] = set()
+        self._consumed: list[str] = []
         self._fed = False
         self._draining = False
         self._giving_up = False
         self._dropped = False
         self._cancel_requested = False
+        self.deliver(job.inbox)
 
     # -- from outside -------------------------------------------------------------------------------------------------
 
@@ -129,6 +136,22 @@ class Leg:
         self._effects.inbox.append(CancelRequested(now_ms()))
         if self._effects.alone and self.task is not None:
             self.task.cancel()
+        self._effects.wake()
+
+    def deliver(self, messages: Iterable[dispatch_pb2.InboxMessage]) -> None:
+        """Something came for awaits of the run. What was delivered before is ignored."""
+        at_ms = now_ms()
+        for message in messages:
+            if message.key in self._letters:
+                continue
+            self._letters.add(message.key)
+            try:
+                event = Received(int(message.await_key), message.key, orjson.loads(message.content), at_ms)
+            except ValueError:
+                _log.error("message_unreadable", run=self.run_id, key=message.key, await_key=message.await_key)
+                self._consumed.append(message.key)
+            else:
+                self._effects.inbox.append(event)
         self._effects.wake()
 
     def drain(self) -> None:
@@ -222,9 +245,10 @@ class Leg:
     async def _turns(self) -> str:
         machine, effects = self._machine, self._effects
         inbox = effects.inbox
-        if self._replaying:
+        if self._replaying or self.job.awaits or self.job.inbox:
             await self._drive()
             self._replaying = False  # what was recorded is told already: its traces were dropped
+            effects.compare()  # and before anything new is fed, so that it is known which awaits are open
         while True:
             if inbox and self._unrecorded_bytes < _ENTRY_BYTES:
                 self._feed()
@@ -244,12 +268,12 @@ class Leg:
                 if self._draining:
                     return await self._yield()
                 if not effects.calls:
-                    if not effects.timers:
+                    if not effects.timers and not effects.awaits:
                         raise RuntimeError("the machine waits for nothing")
-                    wake_at_ms = effects.next_timer_ms
-                    if not inbox and wake_at_ms - now_ms() > self._services.inline_wait_ms:
+                    wake_at_ms = effects.next_timer_ms if effects.timers else 0
+                    if not inbox and (not wake_at_ms or wake_at_ms - now_ms() > self._services.inline_wait_ms):
                         return await self._block(wake_at_ms)
-            if self._unrecorded:
+            if self._unrecorded or effects.opened or effects.closed or self._consumed:
                 await self._append()
             elif effects.calls and not self._draining and not self._giving_up:
                 await self._begin_calls()
@@ -263,6 +287,11 @@ class Leg:
         self._fed = True
         while inbox and self._unrecorded_bytes < _ENTRY_BYTES:
             event = inbox.popleft()
+            if isinstance(event, Received):
+                self._consumed.append(event.key)
+                if event.effect_id not in self._effects.awaits:
+                    continue  # too late: nobody waits for it any more
+                self._unrecorded_bytes += _size(event.content)
             self._machine.apply(event)
             self._unrecorded.append(event)
             if isinstance(event, CallSucceeded):
@@ -335,7 +364,9 @@ class Leg:
             self.task.uncancel()
 
     def _perform(self, call: Call) -> Coroutine[Any, Any, CallSucceeded | CallFailed]:
-        return self._services.caller.perform(call, self._lease, self.run_id, self._trace_id)
+        report = self._effects.progress[call.effect_id].report
+        namespace = self.job.namespace
+        return self._services.caller.perform(call, self._lease, self.run_id, self._trace_id, namespace, report)
 
     # -- the journal --------------------------------------------------------------------------------------------------
 
@@ -358,6 +389,14 @@ class Leg:
         add_steps(entry, self._records)
         if run_end is not None:
             set_end(entry, run_end)
+        else:
+            if self._effects.opened:
+                opened = self._effects.take_opened(_ENTRY_AWAITS, _ENTRY_AWAIT_BYTES)
+                add_awaits(entry, opened, self._machine.now_ms)
+            entry.awaits_closed.extend(self._effects.closed)
+            self._effects.closed = []
+        entry.consumed.extend(self._consumed)
+        self._consumed = []
         try:
             await self._journal.append(entry)
         except MessageTooLarge as error:
@@ -388,6 +427,11 @@ class Leg:
         return "failed" if isinstance(end, Failed) else "cancelled"
 
     async def _block(self, wake_at_ms: int) -> str:
+        effects = self._effects
+        while len(effects.opened) > _ENTRY_AWAITS or effects.opened_bytes > _ENTRY_AWAIT_BYTES:
+            if len(effects.opened) == 1:
+                break
+            await self._append()  # whoever serves an await must know of it before the run sleeps
         await self._append(
             with_snapshot=True, leg_end=journal_pb2.LegEnd(blocked=journal_pb2.Blocked(wake_at_ms=wake_at_ms))
         )

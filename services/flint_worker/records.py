@@ -10,10 +10,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_core.effects import Await, AwaitKind
 from flint_core.machine import End, Failed, StepTrace, Succeeded
 from flint_core.problems import Problem
 
-__all__ = ["add_steps", "problem_proto", "set_end", "timestamp"]
+__all__ = ["add_awaits", "add_steps", "problem_proto", "set_end", "timestamp"]
 
 _STATES: Final = {
     "running": runs_pb2.StepRecord.STATE_RUNNING,
@@ -22,6 +23,11 @@ _STATES: Final = {
     "skipped": runs_pb2.StepRecord.STATE_SKIPPED,
     "cancelled": runs_pb2.StepRecord.STATE_CANCELLED,
     "waiting": runs_pb2.StepRecord.STATE_WAITING,
+}
+_AWAIT_KINDS: Final = {
+    AwaitKind.EVENTS: journal_pb2.AwaitOpened.KIND_EVENTS,
+    AwaitKind.APPROVAL: journal_pb2.AwaitOpened.KIND_APPROVAL,
+    AwaitKind.RUN: journal_pb2.AwaitOpened.KIND_RUN,
 }
 _DETAIL_LIMIT: Final = 4_096
 _STEP_DETAIL_LIMIT: Final = 512
@@ -56,6 +62,19 @@ def add_steps(entry: journal_pb2.JournalEntry, traces: Iterable[StepTrace]) -> N
             _set_time(record.end_time, trace.ended_ms)
         if trace.problem is not None:
             record.error.CopyFrom(problem_proto(trace.problem, _STEP_DETAIL_LIMIT))
+
+
+def add_awaits(entry: journal_pb2.JournalEntry, opened: Iterable[tuple[Await, bytes]], at_ms: int) -> None:
+    """Awaits that were opened, each with its request as JSON."""
+    for effect, request in opened:
+        entry.awaits_opened.add(
+            key=str(effect.effect_id),
+            kind=_AWAIT_KINDS[effect.kind],
+            step=effect.step,
+            iteration=effect.iteration,
+            request=request,
+            open_time_ms=at_ms,
+        )
 
 
 def _set_time(field: Timestamp, ms: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
@@ -21,6 +21,9 @@ __all__ = ["LegTable"]
 
 _REVOKED_LIMIT: Final = 200_000
 _CANCELS_LIMIT: Final = 10_000
+_EARLY_LIMIT: Final = 1_000
+_EARLY_BYTES: Final = 65_536
+"""Legs whose messages are kept until their job comes, and how large; beyond these the owner delivers again."""
 _SESSION_LIMIT: Final = 10_000
 
 _log = get_logger("flint_worker.table")
@@ -48,6 +51,7 @@ class LegTable:
         self._taken: set[bytes] = set()
         self._revoked: OrderedDict[bytes, None] = OrderedDict()
         self._cancels: OrderedDict[bytes, None] = OrderedDict()
+        self._early: OrderedDict[bytes, list[dispatch_pb2.InboxMessage]] = OrderedDict()
         self._waiting: OrderedDict[bytes, dispatch_pb2.Job] = OrderedDict()
         self._running: dict[bytes, Leg] = {}
         self._draining = False
@@ -81,6 +85,8 @@ class LegTable:
         if self._cancels and nonce in self._cancels:
             del self._cancels[nonce]
             job.cancel_requested = True
+        if self._early:
+            job.inbox.extend(self._early.pop(nonce, ()))
         if len(self._running) < self._slots or self._draining:
             self._start(nonce, job)
         else:
@@ -193,6 +199,25 @@ class LegTable:
             self._cancels[nonce] = None
             if len(self._cancels) > _CANCELS_LIMIT:
                 self._cancels.popitem(last=False)
+
+    def deliver(self, nonce: bytes, messages: Sequence[dispatch_pb2.InboxMessage]) -> None:
+        """Messages for a leg's awaits, in order of arrival; the leg ignores those that it has seen.
+
+        They may overtake the leg's job, and are kept for it then. A leg that is over gets none: they stay in the run's
+        inbox for the next one.
+        """
+        job = self._waiting.get(nonce)
+        leg = self._running.get(nonce)
+        if job is not None:
+            job.inbox.extend(messages)
+        elif leg is not None:
+            leg.deliver(messages)
+        elif nonce not in self._taken and nonce not in self._revoked:
+            if sum(len(message.content) for message in messages) > _EARLY_BYTES:
+                return
+            self._early[nonce] = list(messages)  # delivered anew from the first that is not consumed
+            if len(self._early) > _EARLY_LIMIT:
+                self._early.popitem(last=False)
 
     def drain(self) -> None:
         """Every leg gives its run back at its next boundary; those that wait do so at once."""

@@ -20,6 +20,7 @@ from flint_store import fold as fold_module
 from flint_store.accept import NewRun, accept_runs
 from flint_store.engine import create_engine
 from flint_store.fence import Fenced, OwnerSession
+from flint_store.await_changes import AwaitChanges
 from flint_store.fold import EntryRow, RunFold, fold_runs
 from flint_store.legs import LegOpening, load_leg_starts, load_runs, load_unfinished, open_legs
 from flint_store.ownership import begin_session, end_session, give_groups, next_generation, take_groups
@@ -235,7 +236,8 @@ async def test_inbox_rows_are_cleared_with_the_fold(engine: AsyncEngine, lane: A
         assert known == {run.run_id: (run.group, 2)}
         assert await read_inbox(connection, [run.run_id]) == {run.run_id: [("cancel", b"why")]}
         assert await put_inbox(connection, "other", [run.run_id], "cancel", "cancel", b"") == {}
-        fold = RunFold(run.run_id, 2, 0, 6, True, 0, cancel_requested=True, ended=True, clear_inbox=True)
+        served = AwaitChanges(run.run_id, run.group, "default", cancel_served=True)
+        fold = RunFold(run.run_id, 2, 0, 6, True, 0, cancel_requested=True, ended=True, awaits=served)
         await fold_runs(connection, session, [fold], [])
         assert await read_inbox(connection, [run.run_id]) == {}
         await put_inbox(connection, "default", [run.run_id], "cancel", "cancel", b"")

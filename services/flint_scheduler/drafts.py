@@ -1,0 +1,262 @@
+"""Drafts: a run as it will be after the fold's commit. Pure: what entries, SEALs and commands make of a card.
+
+A draft begins as its card is; every accepted entry moves it; `fold_of` says what to commit. The card itself changes
+only after the commit (fold.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from flint_contracts.gen.flint.journal.v1 import journal_pb2
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_core.ids import group_of_run
+from flint_core.problems import ProblemType
+from flint_scheduler.announce import Ending
+from flint_scheduler.answers import child_ended
+from flint_scheduler.cards import Phase, RunCard
+from flint_store.await_changes import AwaitChanges, AwaitOpening, ParentMessage
+from flint_store.fold import EntryRow, RunFold
+
+__all__ = ["Command", "CommandKind", "Draft", "accept", "draft_of", "fold_of", "obey", "seal", "unstorable"]
+
+_RELEASES = 10
+_RUN = runs_pb2.Run
+_END_KINDS = {"succeeded": 1, "failed": 2, "cancelled": 3, "blocked": 4, "yielded": 5}
+_RECORD_STATES = {Phase.READY: _RUN.STATE_QUEUED, Phase.OPENING: _RUN.STATE_QUEUED, Phase.CLOSING: _RUN.STATE_QUEUED}
+
+
+class CommandKind:
+    """What the owner itself wants of a run."""
+
+    CANCEL = "cancel"  # note the cancel; end the run when it has no leg
+    FAIL = "fail"  # its leg cannot be delivered: close it and fail the run
+
+
+@dataclass(slots=True)
+class Command:
+    """One change that does not come from the journal."""
+
+    card: RunCard
+    kind: str
+    problem: runs_pb2.Problem | None = None
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Draft:
+    """A run as it will be after the commit under way."""
+
+    card: RunCard
+    position: int
+    losses: int
+    generation: int  # of the journal when it was judged
+    entries: list[EntryRow] = field(default_factory=list)
+    told: list[journal_pb2.JournalEntry] = field(default_factory=list)  # their steps are announced after the commit
+    snapshot: bytes | None = None
+    snapshot_position: int = 0
+    closed: bool = False
+    expected_sequence: int | None = None
+    blocked: bool = False  # the run waits: for `wake_at_ms`, unless that is 0, and for its awaits
+    wake_at_ms: int = 0
+    ending: Ending | None = None
+    cancel: bool = False
+    error: runs_pb2.Problem | None = None  # noted before the end: that a cancel was asked for, and why
+    awaits: AwaitChanges | None = None
+
+    def changes(self) -> AwaitChanges:
+        """What is to change of awaits and inboxes, to add to."""
+        if self.awaits is None:
+            self.awaits = AwaitChanges(self.card.run_id, self.card.group, self.card.namespace)
+        return self.awaits
+
+
+def draft_of(card: RunCard, generation: int) -> Draft:
+    """The run as it is."""
+    return Draft(card, card.position, card.losses, generation)
+
+
+def accept(draft: Draft, entry: journal_pb2.JournalEntry) -> str:
+    """Take up the next entry of the open leg; answers how the leg ends with it, or nothing. Takes the entry apart."""
+    draft.position = entry.index
+    draft.losses = draft.card.releases = 0
+    draft.told.append(entry)
+    if entry.snapshot:
+        draft.snapshot = entry.snapshot
+        draft.snapshot_position = entry.index
+    if entry.awaits_opened or entry.awaits_closed or entry.consumed:
+        _note_awaits(draft.changes(), entry)
+    end = entry.end.WhichOneof("end")
+    events = entry.events
+    if end == "succeeded":
+        draft.ending = Ending(_RUN.STATE_SUCCEEDED, 0, output=entry.end.succeeded.output)
+        entry.end.succeeded.ClearField("output")  # it stands in the run's row
+        entry.end.succeeded.SetInParent()
+    elif end == "failed":
+        draft.ending = Ending(_RUN.STATE_FAILED, 0, error=entry.end.failed.error)
+    elif end == "cancelled":
+        draft.ending = Ending(_RUN.STATE_CANCELLED, 0)
+    elif end == "blocked":
+        draft.blocked = True
+        draft.wake_at_ms = entry.end.blocked.wake_at_ms
+    draft.closed = end is not None
+    for name in ("events", "snapshot", "run_id", "leg_nonce", "claimant", "awaits_opened", "awaits_closed", "consumed"):
+        entry.ClearField(name)
+    draft.entries.append(
+        EntryRow(
+            run_id=draft.card.run_id,
+            index=entry.index,
+            leg=entry.leg,
+            claimant=draft.card.claimant or "",
+            steps=entry.SerializeToString(),
+            events=events,
+            end_kind=_END_KINDS.get(end or "", 0),
+        )
+    )
+    return end or ""
+
+
+def _note_awaits(changes: AwaitChanges, entry: journal_pb2.JournalEntry) -> None:
+    """What was opened and closed before the commit was never there: the statement could not close what it opens."""
+    gone = set(entry.awaits_closed)
+    if gone:
+        changes.opened = [o for o in changes.opened if o.key not in gone]
+        changes.closed += entry.awaits_closed
+    for opened in entry.awaits_opened:
+        changes.opened.append(
+            AwaitOpening(
+                key=opened.key,
+                kind=opened.kind,
+                step=opened.step,
+                iteration=opened.iteration,
+                request=opened.request,
+                opened_ms=opened.open_time_ms,
+            )
+        )
+    changes.consumed += entry.consumed
+
+
+def seal(draft: Draft, sequence: int, most_losses: int) -> None:
+    """The leg is over: everything its worker had appended is folded before this."""
+    card = draft.card
+    draft.closed = True
+    # Behind the first of two SEALs stands the second: dispatch appends a fresh one then.
+    draft.expected_sequence = None if card.seal_doubt else sequence
+    if card.releases >= _RELEASES:
+        draft.ending = _poisoned(
+            "The run makes no progress",
+            f"workers let {card.releases} legs in a row go without an entry while the run stood at entry "
+            f"{draft.position}; the workers' logs say why",
+        )
+        return
+    if not card.loss:
+        return
+    draft.losses += 1
+    if draft.losses >= most_losses:
+        draft.ending = _poisoned(
+            "The run lost its worker too often",
+            f"{draft.losses} workers in a row were lost while the run stood at entry {draft.position}; it was stopped "
+            "so that it harms no more workers",
+        )
+
+
+def _poisoned(title: str, detail: str) -> Ending:
+    problem = runs_pb2.Problem(type=ProblemType.POISON, status=500, title=title, detail=detail)
+    return Ending(_RUN.STATE_FAILED, 0, error=problem)
+
+
+def obey(draft: Draft, command: Command) -> None:
+    """Take up what the owner wants of a run whose opening is not under way."""
+    card = draft.card
+    if command.kind == CommandKind.FAIL:
+        if draft.ending is None:
+            draft.closed = True
+            draft.ending = Ending(_RUN.STATE_FAILED, 0, error=command.problem)
+        return
+    draft.changes().cancel_served = True
+    if draft.ending is not None:
+        return
+    draft.cancel = True
+    draft.error = runs_pb2.Problem(
+        type=ProblemType.CANCELLED, status=499, title="The run was cancelled", detail=command.reason
+    )
+    if draft.closed or card.phase in (Phase.READY, Phase.WAITING, Phase.CLOSING):
+        if card.phase is Phase.READY:
+            card.phase = Phase.CLOSING  # the queue skips it
+        draft.ending = Ending(_RUN.STATE_CANCELLED, 0, error=draft.error)
+
+
+def unstorable(card: RunCard, generation: int, why: str) -> Draft:
+    """The run with the failure that takes the place of an entry which PostgreSQL refuses."""
+    draft = draft_of(card, generation)
+    draft.closed = True
+    problem = runs_pb2.Problem(
+        type=ProblemType.UNSTORABLE,
+        status=500,
+        title="The run's progress cannot be recorded",
+        detail=f"PostgreSQL refused the entry after position {card.position}: {why}"[:1000],
+    )
+    draft.ending = Ending(_RUN.STATE_FAILED, 0, error=problem)
+    return draft
+
+
+def fold_of(draft: Draft, groups: int) -> RunFold:
+    """What the commit changes. `groups`: number of shard groups. May be asked again after a commit that failed."""
+    card, ending = draft.card, draft.ending
+    wake_at_ms = 0
+    if ending is not None:
+        state = ending.state
+        _close_all(draft, ending, groups)
+    elif draft.closed:
+        if draft.blocked and not _has_mail(draft):
+            state = _RUN.STATE_WAITING
+            wake_at_ms = draft.wake_at_ms
+        else:
+            state = _RUN.STATE_QUEUED
+    elif card.phase in (Phase.OPEN, Phase.SEALING):
+        state = _RUN.STATE_RUNNING
+    elif card.phase is Phase.WAITING:
+        state = _RUN.STATE_WAITING
+        wake_at_ms = card.wake_at_ms
+    else:
+        state = _RECORD_STATES[card.phase]
+    error = (ending.error if ending is not None else None) or draft.error
+    return RunFold(
+        run_id=card.run_id,
+        change=card.change + 1,
+        position=draft.position,
+        state=state,
+        leg_closed=draft.closed or ending is not None,
+        losses=draft.losses,
+        cancel_requested=draft.cancel,
+        snapshot=None if ending is not None else draft.snapshot,
+        snapshot_position=draft.snapshot_position,
+        output=ending.output if ending is not None and state == _RUN.STATE_SUCCEEDED else None,
+        error=error.SerializeToString() if error is not None else None,
+        wake_at_ms=wake_at_ms or None,
+        ended=ending is not None,
+        awaits=draft.awaits,
+    )
+
+
+def _has_mail(draft: Draft) -> bool:
+    """Whether messages came for the run while its leg was ending."""
+    card = draft.card
+    consumed = draft.awaits.consumed if draft.awaits is not None else ()
+    return card.more_mail or bool(card.mail.difference(consumed))
+
+
+def _close_all(draft: Draft, ending: Ending, groups: int) -> None:
+    """The run's end closes its awaits, and answers its parent's."""
+    card = draft.card
+    if card.has_awaits or draft.awaits is not None:
+        changes = draft.changes()
+        changes.ended = True
+        changes.opened, changes.closed, changes.consumed = [], [], []
+    if card.parent_key is not None and card.parent_run_id is not None:
+        draft.changes().parent = ParentMessage(
+            run_id=card.parent_run_id,
+            await_key=card.parent_key,
+            group=group_of_run(card.parent_run_id, groups),
+            payload=child_ended(card.run_id, ending.state, ending.output, ending.error or draft.error),
+        )
