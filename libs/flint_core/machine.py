@@ -28,6 +28,8 @@ from flint_core.engine.catching import PAUSED, attempt_expired, catch_variables,
 from flint_core.engine.dataflow import MachineLimits, RunFacts, located
 from flint_core.engine.frames import Frame, Phase, Strand, decode_strand, encode_strand
 from flint_core.engine.kernel import TRYING, Cancelled, End, Failed, Kernel, Succeeded
+from flint_core.engine.listening import is_iterating, listen_variables
+from flint_core.engine.parallel import iteration_variables
 from flint_core.engine.room import FLOWING_PAYLOADS
 from flint_core.events import (
     CallFailed,
@@ -384,10 +386,20 @@ def _derive_variables(kernel: Kernel, strand: Strand) -> None:
     """Set the variables of each frame from the frames around it. A branch's strand follows its parent's."""
     variables: dict[str, Any] = {}
     if strand.parent >= 0:
-        variables = kernel.strands[strand.parent].stack[-1].child_variables
+        around = kernel.strands[strand.parent].stack[-1]
+        variables = around.child_variables
+        if around.plan.parallel:
+            variables = iteration_variables(around, strand.branch)
     for frame in strand.stack:
         frame.variables = frame.child_variables = variables
-        if frame.plan.kind == "for" and frame.items is not None and frame.phase == Phase.BODY:
+        if is_iterating(frame) and frame.phase == Phase.BODY:
+            frame.child_variables = listen_variables(frame)
+        elif (
+            frame.plan.kind == "for"
+            and not frame.plan.parallel
+            and frame.items is not None
+            and frame.phase == Phase.BODY
+        ):
             frame.child_variables = loop_variables(frame)
         elif frame.plan.catch is not None and frame.problem is not None:
             frame.child_variables = catch_variables(frame)

@@ -1,7 +1,7 @@
 """Patterns that events are compared with: values, and regular expressions that take linear time on any text.
 
-Text is a regular expression when it holds one of `\\ ^ $ * + ? ( ) [ ] { } |`, and has to match a value as a whole; other
-text is equal or not. The dot alone makes no regular expression, since names of event types are full of them.
+Text is a regular expression when it holds one of `\\ ^ $ * + ? ( ) [ ] { } |`, and has to match a value as a whole;
+other text is equal or not. The dot alone makes no regular expression: names of event types are full of them.
 """
 
 from __future__ import annotations

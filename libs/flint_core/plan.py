@@ -19,9 +19,12 @@ from flint_core.engine.bodies import BODIES
 from flint_core.engine.catching import try_body
 from flint_core.engine.composing import before, extended, invoke
 from flint_core.engine.frames import Phase
+from flint_core.engine.listening import listen
+from flint_core.engine.parallel import iteration, parallel_for
 from flint_core.engine.waiting import approval, child_run
+from flint_core.filters import FilterPlan
 from flint_core.functions import FUNCTIONS
-from flint_core.program import Catch, Flow, Program, Retry, Task
+from flint_core.program import Catch, Flow, Listen, Program, Retry, Task
 from flint_core.zones import zone_named
 
 if TYPE_CHECKING:
@@ -43,7 +46,14 @@ __all__ = [
 
 Body = Callable[["Kernel", "Strand", "Frame"], None]
 
-_BODIES: Final[dict[str, Body]] = {**BODIES, "try": try_body, "extended": extended, "before": before}
+_BODIES: Final[dict[str, Body]] = {
+    **BODIES,
+    "try": try_body,
+    "listen": listen,
+    "iteration": iteration,
+    "extended": extended,
+    "before": before,
+}
 _WAITING: Final[dict[str, Body]] = {AwaitKind.RUN: child_run, AwaitKind.APPROVAL: approval}
 
 
@@ -162,6 +172,57 @@ class CatchPlan:
         self.scope: tuple[TaskPlan, ...] | None = None
 
 
+class ListenPlan:
+    """A `listen`, compiled. `filters` holds those of `until` behind the first `count`."""
+
+    __slots__ = (
+        "count",
+        "expect",
+        "export_as",
+        "export_schema",
+        "filters",
+        "iterates",
+        "mode",
+        "output_as",
+        "output_schema",
+        "read",
+        "until",
+        "until_mode",
+    )
+
+    def __init__(self, listen: Listen, places: Places, each: str, at: str) -> None:
+        self.mode = listen.mode
+        self.read = listen.read
+        self.until_mode = listen.until_mode
+        self.iterates = listen.iterates
+        documents = [*(listen.filters or ()), *(listen.until_filters or ())]
+        self.count = len(listen.filters or ())
+        self.filters = tuple(FilterPlan(document, places.body) for document in documents)
+        expect = {str(place): found.expect for place, found in enumerate(self.filters) if found.expect}
+        self.expect = Binding(expect, places.body)
+        inner = frozenset({each, at}) if listen.iterates else frozenset[str]()
+        self.until = _binding(listen.until, places.body | inner)
+        self.output_as = _binding(listen.output_as, places.output | inner)
+        self.output_schema = _schema(listen.output_schema)
+        self.export_as = _binding(listen.export_as, places.export | inner)
+        self.export_schema = _schema(listen.export_schema)
+
+    def may_fit(self, content: Any) -> bool:
+        """Whether an event may match, as far as it can be told without an expression."""
+        if not isinstance(content, dict):
+            return False
+        return (self.mode == "any" and not self.count) or any(found.fits(content) for found in self.filters)
+
+    def bindings(self, places: Places, each: str, at: str) -> Iterator[tuple[Binding, frozenset[str]]]:
+        """Every binding with the variables of its place."""
+        inner = frozenset({each, at}) if self.iterates else frozenset[str]()
+        yield self.expect, places.body
+        for found in self.filters:
+            yield from ((binding, places.body) for binding in found.bindings())
+        yield from _present((self.until, places.body | inner))
+        yield from _present((self.output_as, places.output | inner), (self.export_as, places.export | inner))
+
+
 class TaskPlan:
     """One task, compiled. Never changed after `build_plan`."""
 
@@ -192,13 +253,16 @@ class TaskPlan:
         "index",
         "input_from",
         "input_schema",
+        "iteration",
         "keep",
         "kind",
+        "listen",
         "loop_while",
         "moment",
         "name",
         "output_as",
         "output_schema",
+        "parallel",
         "parameters",
         "places",
         "pointer",
@@ -223,6 +287,8 @@ class TaskPlan:
         self.keep = task.keep
         self.awaits = _awaits(task)
         self.body = _WAITING[self.awaits] if self.awaits in _WAITING else _BODIES[task.kind]
+        if task.parallel:
+            self.body = parallel_for
         if task.kind == "call" and task.scope:
             self.body = invoke
         self.scope: tuple[TaskPlan, ...] = ()
@@ -246,6 +312,9 @@ class TaskPlan:
         self.at = task.at
         self.collection = _binding(task.items, places.body)
         self.loop_while = _binding(task.condition_while, places.body | {task.each, task.at})
+        self.parallel = task.parallel
+        self.iteration: TaskPlan | None = None  # of a parallel for: what each of its strands begins with
+        self.listen = None if task.listen is None else ListenPlan(task.listen, places, task.each, task.at)
         self.compete = task.compete
         self.catch = None if task.catch is None else CatchPlan(task.catch, places.body)
         self.function = task.function
@@ -274,6 +343,8 @@ class TaskPlan:
         yield from _present((self.value, places.body), (self.collection, places.body), (self.loop_while, inner))
         yield from _present((self.arguments, places.arguments), (self.parameters, places.body))
         yield from _present(*((when, places.body) for when, _ in self.cases))
+        if self.listen is not None:
+            yield from self.listen.bindings(places, self.each, self.at)
         for moment in (self.timeout, self.moment):
             yield from _present((moment.binding if moment else None, places.body))
         if self.catch is not None:
@@ -318,12 +389,19 @@ class Plan:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.zone: tzinfo = zone_named(program.timezone) if program.timezone else UTC
-        self.tasks: tuple[TaskPlan, ...] = tuple(
-            TaskPlan(task, index, _definition_at(program.document, task))
-            for index, task in enumerate(program.tasks)
-        )
-        for task, plan in zip(program.tasks, self.tasks, strict=True):
+        tasks = [
+            TaskPlan(task, index, _definition_at(program.document, task)) for index, task in enumerate(program.tasks)
+        ]
+        for task in program.tasks:
+            if task.parallel:
+                tasks.append(_iteration(task, len(tasks)))
+        self.tasks: tuple[TaskPlan, ...] = tuple(tasks)
+        rounds = iter(self.tasks[len(program.tasks) :])
+        for task, plan in zip(program.tasks, self.tasks, strict=False):
             plan.scope = tuple(self.tasks[child] for child in task.scope)
+            if task.parallel:
+                plan.iteration = next(rounds)
+                plan.iteration.scope = plan.scope
             plan.compensation = self.tasks[task.compensate] if task.compensate else None
             plan.subject = self.tasks[task.subject] if task.subject else None
             if task.catch is not None and plan.catch is not None and task.catch.scope is not None:
@@ -345,6 +423,11 @@ class Plan:
             for binding, variables in plan.bindings()
             for source in binding.guarded
         ]
+
+
+def _iteration(task: Task, index: int) -> TaskPlan:
+    """What each strand of a parallel `for` begins with. It is no task of the program's, and is not shown."""
+    return TaskPlan(Task(f"{task.pointer}/do", task.name, "iteration", locals=task.locals), index, None)
 
 
 def build_plan(program: Program) -> Plan:

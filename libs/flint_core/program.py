@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from flint_core.schedule import Schedule
+
 if TYPE_CHECKING:
     from flint_core.plan import Plan
 
@@ -24,6 +26,7 @@ __all__ = [
     "Catch",
     "Flow",
     "FlowKind",
+    "Listen",
     "Program",
     "ProgramError",
     "Retry",
@@ -95,6 +98,23 @@ class Catch:
 
 
 @dataclass(frozen=True, slots=True)
+class Listen:
+    """What a `listen` waits for. A filter is `{"with": {…}, "correlate": {name: {"from", "expect"}}}`, as written."""
+
+    mode: str = "one"  # one, any, all
+    filters: list[dict[str, Any]] | None = None
+    read: str = "data"  # data, envelope, raw
+    until: Any = None  # expression over what was gathered
+    until_mode: str = ""  # one, any, all; empty: no strategy
+    until_filters: list[dict[str, Any]] | None = None
+    iterates: bool = False  # the rest is of `foreach`; its tasks are the task's scope
+    output_as: Any = None
+    output_schema: Any = None
+    export_as: Any = None
+    export_schema: Any = None
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One task. The members up to `flow` are common to all kinds; the others belong to the kind named by `kind`."""
 
@@ -123,6 +143,9 @@ class Task:
     at: str = "index"
     items: Any = None
     condition_while: Any = None
+    parallel: int = 0  # how many iterations at once, each from the for's input; 0: one after the other
+    # listen
+    listen: Listen | None = None
     # fork
     compete: bool = False
     # try
@@ -131,6 +154,16 @@ class Task:
     function: str = ""
     arguments: dict[str, Any] | None = None
     parameters: dict[str, Any] | None = None  # what a call of a function of `use` passes to it
+    idempotency_key: Any = None  # expression that replaces the key made of run, step and iteration
+    cache_key: Any = None
+    cache_ttl: Any = None
+    # any: undone by this task when the run fails; 0: by none
+    compensate: int = 0
+    # around an extended task: its place among the tasks of the extension in `scope`; -1: no extension
+    core: int = -1
+    guard: Any = None  # whether the extension applies
+    subject: int = 0  # the extended task, which $task describes in the tasks of an extension; 0: this one
+    source: str | None = None  # pointer of its text, when that is not the task's own; "": not in the definition
     # run
     detached: bool = False  # nobody waits for its end; the task's input is its output
 
@@ -147,6 +180,8 @@ class Program:
     secrets: tuple[str, ...]
     tasks: tuple[Task, ...]
     document: Any = None  # the definition itself, kept only when an expression reads it
+    timezone: str = ""  # IANA name that calendar units and the schedule follow; empty: UTC
+    schedule: Schedule | None = None
 
     def encode(self) -> bytes:
         """Canonical JSON: the same program gives the same bytes, on every machine."""
@@ -164,6 +199,10 @@ class Program:
             "tasks": [_plain(task) for task in self.tasks],
             **{name: getattr(self, name) for name in _PROGRAM_FIELDS},
         }
+        if self.timezone:
+            document["timezone"] = self.timezone
+        if self.schedule is not None:
+            document["schedule"] = self.schedule.to_json()
         return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
 
     @cached_property
@@ -186,6 +225,8 @@ class Program:
                 raise ProgramError("the program has a format that this version of Flint does not execute")
             tasks = tuple(_task(entry) for entry in document.pop("tasks"))
             document["secrets"] = tuple(document["secrets"])
+            if "schedule" in document:
+                document["schedule"] = Schedule.from_json(document["schedule"])
             program = cls(tasks=tasks, **document)
         except (KeyError, TypeError, AttributeError, orjson.JSONDecodeError) as error:
             raise ProgramError(f"not a program: {error}") from None
@@ -198,7 +239,7 @@ class Program:
 
 
 _PROGRAM_FIELDS: Final = ("namespace", "workflow_id", "version", "title", "summary", "secrets", "document")
-_NESTED: Final = {"flow": Flow, "catch": Catch, "retry": Retry}
+_NESTED: Final = {"flow": Flow, "catch": Catch, "retry": Retry, "listen": Listen}
 
 
 def _plain(node: Any) -> dict[str, Any]:
@@ -208,7 +249,7 @@ def _plain(node: Any) -> dict[str, Any]:
         value = getattr(node, field.name)
         if field.default is not MISSING and value == field.default and type(value) is type(field.default):
             continue
-        if isinstance(value, Flow | Catch | Retry):
+        if isinstance(value, Flow | Catch | Retry | Listen):
             value = _plain(value)
         elif field.name == "cases":
             value = [_plain(case) for case in value]

@@ -10,8 +10,17 @@ from typing import Any
 import jq
 
 from flint_core.definition import compile_definition
-from flint_core.effects import Call, CancelEffect, Effect, Evaluate, Timer
-from flint_core.events import CallFailed, CallSucceeded, CancelRequested, Evaluated, EvaluateFailed, Event, TimerFired
+from flint_core.effects import Await, Call, CancelEffect, Effect, Evaluate, Timer
+from flint_core.events import (
+    CallFailed,
+    CallSucceeded,
+    CancelRequested,
+    Evaluated,
+    EvaluateFailed,
+    Event,
+    Received,
+    TimerFired,
+)
 from flint_core.machine import Machine, MachineLimits, RunFacts, StepTrace
 from flint_core.problems import Problem, ProblemType
 from flint_core.program import Program
@@ -20,6 +29,7 @@ HEAD = "document: {dsl: 1.0.3, namespace: default, name: demo, version: 1.0.0}\n
 FACTS = RunFacts("run-1", "default", "demo", "1.0.0", 1_000, 5, 0, 7)
 
 Outcome = Callable[[Call], Any]
+Mail = Callable[[Await], list[Any]]
 
 
 def down(detail: str = "down", status: int = 503) -> Problem:
@@ -45,9 +55,16 @@ def echo(call: Call) -> Any:
     return call.arguments.get("output")
 
 
+def no_mail(effect: Await) -> list[Any]:
+    return []
+
+
 @dataclass
 class Driver:
-    """Runs a machine to its end. A call's outcome is a value, or a Problem, or (Problem, retry-after ms)."""
+    """Runs a machine to its end. A call's outcome is a value, or a Problem, or (Problem, retry-after ms).
+
+    What comes for an await is a list of contents, one after the other.
+    """
 
     machine: Machine
     outcome: Outcome = echo
@@ -57,8 +74,10 @@ class Driver:
     effects: list[Effect] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     records: list[StepTrace] = field(default_factory=list)
-    due: list[tuple[int, int, Effect]] = field(default_factory=list)
+    due: list[tuple[int, int, Effect | Received]] = field(default_factory=list)
     gone: set[int] = field(default_factory=set)
+    mail: Mail = no_mail
+    awaits: list[Await] = field(default_factory=list)
 
     def settle(self) -> None:
         """Pure work, and guarded expressions, until the machine waits for the world."""
@@ -73,6 +92,12 @@ class Driver:
                     questions.append(effect)
                 elif isinstance(effect, CancelEffect):
                     self.gone.add(effect.effect_id)
+                elif isinstance(effect, Await):
+                    self.awaits.append(effect)
+                    for number, content in enumerate(self.mail(effect), 1):
+                        at = self.now + self.took_ms * number
+                        received = Received(effect.effect_id, f"{effect.effect_id}-{number}", content, at)
+                        heapq.heappush(self.due, (at, effect.effect_id, received))
                 else:
                     at = effect.until_ms if isinstance(effect, Timer) else self.now + self.took_ms
                     heapq.heappush(self.due, (at, effect.effect_id, effect))
@@ -95,6 +120,9 @@ class Driver:
             if effect_id in self.gone:
                 continue
             started, self.now = self.now, max(self.now, at)
+            if isinstance(effect, Received):
+                self.feed(effect)
+                return True
             if isinstance(effect, Timer):
                 self.feed(TimerFired(effect_id, self.now))
                 return True

@@ -57,9 +57,12 @@ class DefinitionLimits:
     depth: int = 64
     nodes: int = 100_000  # after aliases are expanded
     tasks: int = 10_000
+    filters: int = 100  # of one listen
+    parallel: int = 1_000  # iterations of one loop at once
     version: int = 64  # characters
     title: int = 256
     summary: int = 4_096
+    resources: int = 32  # texts from elsewhere: functions of catalogs, schemas
 
 
 def suggestion(word: str, known: Collection[str]) -> str:

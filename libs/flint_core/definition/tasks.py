@@ -9,9 +9,14 @@ import jsonschema_rs
 
 from flint_core.definition import unsupported
 from flint_core.definition.approvals import check_approval
+from flint_core.definition.arguments import expand_arguments
 from flint_core.definition.context import Context, kind_of
 from flint_core.definition.emitting import compile_emit
+from flint_core.definition.extensions import Extension, compile_extended, matching
 from flint_core.definition.findings import Rule, suggestion
+from flint_core.definition.hints import task_hints
+from flint_core.definition.library import Library
+from flint_core.definition.listening import compile_listen
 from flint_core.definition.policies import Reusable
 from flint_core.definition.reader import join_pointer
 from flint_core.definition.running import compile_run
@@ -29,6 +34,7 @@ _MEMBERS: Final = {
     "emit": frozenset({"emit"}),
     "for": frozenset({"for", "while", "do"}),
     "fork": frozenset({"fork"}),
+    "listen": frozenset({"listen", "foreach"}),
     "raise": frozenset({"raise"}),
     "run": frozenset({"run"}),
     "set": frozenset({"set"}),
@@ -59,11 +65,77 @@ class Scope:
 class TaskCompiler:
     """Turns lists of tasks into the program's flat list."""
 
-    def __init__(self, context: Context, reusable: Reusable) -> None:
+    def __init__(self, context: Context, reusable: Reusable, library: Library) -> None:
         self.context = context
         self.reusable = reusable
+        self.library = library
         self.tasks: list[Task | None] = [None]  # 0 is the workflow's
         self.scopes: dict[int, Scope] = {}
+        self.hidden: set[int] = set()  # tasks that $steps does not name: made by the compiler around or beside others
+        self.originals: dict[int, Task] = {}  # what an extension was put around
+        # Steps of a function, and of an extension, have names of their own: `rooms` holds each one's room, and
+        # `doors` the room around a room, whose names are seen from within (None: none).
+        self.rooms: dict[int, int] = {}
+        self.doors: dict[int, int | None] = {0: None}
+        self.room = 0
+        self.extensions: tuple[Extension, ...] = ()
+        self.compensating = False
+        self._within: tuple[Extension, ...] = ()
+        self._subject = 0
+        context.task_kinds = frozenset(_MEMBERS) | frozenset(unsupported.TASKS)
+
+    # --- places of steps
+
+    def allocate(self, scope: Scope, pointer: str) -> int | None:
+        """A place for one more task; None beyond the limit."""
+        index = len(self.tasks)
+        if index > self.context.limits.tasks:
+            self.context.error(Rule.LIMIT, f"more than {self.context.limits.tasks} tasks", pointer)
+            return None
+        self.tasks.append(None)
+        self.scopes[index] = scope
+        self.rooms[index] = self.room
+        return index
+
+    @staticmethod
+    def closed_scope(pointer: str) -> Scope:
+        """A scope of one task, out of which `then` cannot jump."""
+        return Scope(None, pointer)
+
+    def enter_room(self, around: int | None) -> int:
+        """From now on tasks belong to a room of their own. What to give back to `leave_room`."""
+        outer = self.room
+        self.room = len(self.doors)
+        self.doors[self.room] = around
+        return outer
+
+    def leave_room(self, outer: int) -> None:
+        """The room is complete."""
+        self.room = outer
+
+    def enter_extension(self, extension: Extension, subject: int) -> Any:
+        """From now on tasks belong to an extension of the task `subject`. What to give back to `leave_extension`."""
+        outer = (self.enter_room(self.room), self._within, self._subject)
+        self._within, self._subject = (*self._within, extension), subject
+        return outer
+
+    def leave_extension(self, outer: Any) -> None:
+        """The extension's tasks are complete."""
+        room, self._within, self._subject = outer
+        self.leave_room(room)
+
+    def extended(
+        self, index: int, name: str, body: Any, pointer: str, scope: Scope, local: tuple[str, ...], timed: bool
+    ) -> Task | None:
+        """Compile one task, with the extensions that apply to it."""
+        chain = matching(self.extensions, self._within, self._kind_in(body)) if self.extensions else ()
+        if not chain:
+            return self.task(index, name, body, pointer, scope, local, timed)
+        return compile_extended(self, chain, index, name, body, pointer, scope, local, timed)
+
+    @staticmethod
+    def _kind_in(body: Any) -> str | None:
+        return next((kind for kind in _KINDS if kind in body), None) if isinstance(body, dict) else None
 
     def scope(
         self,
@@ -97,16 +169,13 @@ class TaskCompiler:
             entries.append((name, body, join_pointer(place, name)))
         indexes: list[int] = []
         for name, body, place in entries:
-            index = len(self.tasks)
-            if index > context.limits.tasks:
-                context.error(Rule.LIMIT, f"more than {context.limits.tasks} tasks", place)
+            index = self.allocate(scope, place)
+            if index is None:
                 break
-            self.tasks.append(None)
-            self.scopes[index] = scope
             scope.tasks.setdefault(name, index)
             indexes.append(index)
-            self.tasks[index] = self.task(index, name, body, place, scope, local, timed)
-        self._reachability(scope, [self.tasks[index] for index in indexes])
+            self.tasks[index] = self.extended(index, name, body, place, scope, local, timed)
+        self._reachability(scope, [self.originals.get(index, self.tasks[index]) for index in indexes])
         return tuple(indexes)
 
     def task(
@@ -120,7 +189,9 @@ class TaskCompiler:
         members = context.mapping(body, pointer, f"a {kind} task", _MEMBERS[kind] | _COMMON)
         places = Places(kind, local)
         context.task = index
-        task = Task(pointer=pointer, name=name, kind=kind, locals=local)
+        origin = context.origins.of(pointer)
+        source = None if origin.pointer == pointer and not origin.label else "" if origin.label else origin.pointer
+        task = Task(pointer=pointer, name=name, kind=kind, locals=local, subject=self._subject, source=source)
         common: dict[str, Any] = {"flow": self._flow(members.get("then", FlowKind.CONTINUE), pointer, scope)}
         if "if" in members:
             place = join_pointer(pointer, "if")
@@ -133,11 +204,16 @@ class TaskCompiler:
             common["timeout"] = self.reusable.timeout(members["timeout"], place, places.body)
             timed = True
         if "metadata" in members:
-            self._metadata(members["metadata"], join_pointer(pointer, "metadata"))
+            common |= task_hints(self, members["metadata"], join_pointer(pointer, "metadata"), kind, places, timed)
         common |= self.data_flow(members, pointer, places)
         compile_kind = getattr(self, f"_{kind}")
         specific: dict[str, Any] = compile_kind(members, pointer, scope, local, places, timed)
         context.task = index
+        if ("idempotency_key" in common or "cache_key" in common) and (
+            "scope" in specific or specific.get("function") in ("approval", "workflow")
+        ):
+            message = "keys are for calls that a worker executes; put the hint on such a call"
+            context.error(Rule.INVALID_VALUE, message, join_pointer(pointer, "metadata", "flint"), key=True)
         return replace(task, **common, **specific)
 
     def _kind(self, name: str, body: Any, pointer: str) -> str | None:
@@ -187,22 +263,6 @@ class TaskCompiler:
                 spot = join_pointer(place, "schema")
                 result[f"{name}_schema"] = context.schema(parts["schema"], spot, f"the schema of '{name}'")
         return result
-
-    def _metadata(self, value: Any, pointer: str) -> None:
-        metadata = self.context.mapping(value, pointer, "'metadata'", value if isinstance(value, dict) else {})
-        if "flint" not in metadata:
-            return
-        place = join_pointer(pointer, "flint")
-        if not isinstance(metadata["flint"], dict):
-            self.context.mapping(metadata["flint"], place, "'metadata.flint'", {})
-            return
-        for name in metadata["flint"]:
-            spot = join_pointer(place, name)
-            if name in unsupported.FLINT_HINTS:
-                self.context.unsupported(f"the hint '{name}' here", unsupported.FLINT_HINTS[name], spot)
-            else:
-                message = f"'{name[:80]}' is not a hint that Flint knows{suggestion(name, unsupported.FLINT_HINTS)}"
-                self.context.error(Rule.UNKNOWN_FIELD, message, spot, key=True)
 
     # --- flow
 
@@ -263,13 +323,21 @@ class TaskCompiler:
             return {}
         result: dict[str, Any] = {}
         variables = places.arguments
-        if function in self.reusable.functions:
-            if "with" in members:
-                result["parameters"] = context.template(arguments, argument_place, places.body)
-                variables = places.arguments - set(local)
-            argument_place = join_pointer("/use/functions", function, "with")
-            definition = self.reusable.functions[function]
-            function, arguments = definition["call"], definition.get("with", {})
+        named = self.library.find(function, place)
+        if named is not None:
+            definition = named.definition
+            if definition is not None and not definition.built_in:
+                return self.library.invoke(self, definition, members, pointer, local, places, timed)
+            if definition is not None:
+                if "with" in members:
+                    result["parameters"] = context.template(arguments, argument_place, places.body)
+                    variables = places.arguments - set(local)
+                argument_place = join_pointer("/use/functions", function, "with")
+                function, arguments = definition.body["call"], definition.body.get("with", {})
+            elif named.function:
+                function = named.function
+            else:
+                return {}
         if function in unsupported.CALLS:
             context.unsupported(f"call: {function}", unsupported.CALLS[function], place)
             return {}
@@ -283,6 +351,8 @@ class TaskCompiler:
             context.warn(Rule.NO_TIMEOUT, message, pointer, key=True)
         if function in ("noop", "approval"):
             variables -= {"secrets"}  # it hands its arguments back, or shows them
+        if custom is None and context.authentications is not None:
+            arguments = expand_arguments(context, context.authentications, function, arguments, argument_place)
         context.template(arguments, argument_place, variables)
         if custom is not None:
             arguments = {"name": custom.name, "version": custom.version, "arguments": arguments}
@@ -306,7 +376,7 @@ class TaskCompiler:
             )
             self.context.error(Rule.REFERENCE, message, pointer)
         elif function:
-            known = [*(FUNCTIONS.keys() - NOT_CALLED), *self.reusable.functions]
+            known = [*(FUNCTIONS.keys() - NOT_CALLED), *self.library.names]
             hint = suggestion(function, known) or f"; known are {', '.join(sorted(known))}"
             self.context.error(Rule.REFERENCE, f"there is no function '{function[:80]}'{hint}", pointer)
 
@@ -336,6 +406,11 @@ class TaskCompiler:
         self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool
     ) -> dict[str, Any]:
         return compile_emit(self, members, pointer, places)
+
+    def _listen(
+        self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool
+    ) -> dict[str, Any]:
+        return compile_listen(self, members, pointer, scope, local, places, timed)
 
     def _run(
         self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool
@@ -394,8 +469,8 @@ class TaskCompiler:
         context = self.context
         place = join_pointer(pointer, "for")
         parts = context.mapping(members["for"], place, "'for'", frozenset({"each", "at", "in"}), ("in",))
-        each = self._variable(parts.get("each", "item"), join_pointer(place, "each"), "'each'")
-        at = self._variable(parts.get("at", "index"), join_pointer(place, "at"), "'at'")
+        each = self.variable(parts.get("each", "item"), join_pointer(place, "each"), "'each'")
+        at = self.variable(parts.get("at", "index"), join_pointer(place, "at"), "'at'")
         if each == at:
             context.error(Rule.INVALID_VALUE, f"'each' and 'at' are both '{each}'", place)
         result: dict[str, Any] = {"each": each, "at": at}
@@ -406,6 +481,9 @@ class TaskCompiler:
                 result["items"] = context.template(collection, spot, places.body)
             else:
                 result["items"] = context.expression(collection, spot, places.body, "'in'")
+        parallel = self._parallel(members, pointer)
+        if parallel:
+            result["parallel"] = parallel
         if "while" in members:
             inner = places.body | {each, at}
             spot = join_pointer(pointer, "while")
@@ -416,6 +494,20 @@ class TaskCompiler:
         names = (*local, *(name for name in (each, at) if name not in local))
         spot = join_pointer(pointer, "do")
         return {**result, "scope": self.scope(members["do"], spot, "'do'", scope, names, timed)}
+
+    def _parallel(self, members: dict[str, Any], pointer: str) -> int:
+        """How many iterations of a `for` run at once; 0 when one follows the other."""
+        metadata = members.get("metadata")
+        hints = metadata.get("flint") if isinstance(metadata, dict) else None
+        if not isinstance(hints, dict) or "parallel" not in hints:
+            return 0
+        context = self.context
+        place = join_pointer(pointer, "metadata", "flint", "parallel")
+        count = context.integer(hints["parallel"], place, "'parallel'", 1, context.limits.parallel)
+        if "while" in members:
+            message = "'while' asks before each iteration what the one before gave: it does not go with 'parallel'"
+            context.error(Rule.INVALID_VALUE, message, join_pointer(pointer, "while"), key=True)
+        return count or 0
 
     def _fork(
         self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool
@@ -442,7 +534,7 @@ class TaskCompiler:
         if "catch" not in members:
             context.error(Rule.MISSING_FIELD, "a try task needs 'catch'", pointer)
         parts = context.mapping(members.get("catch", {}), place, "'catch'", allowed)
-        name = self._variable(parts.get("as", "error"), join_pointer(place, "as"), "'as'")
+        name = self.variable(parts.get("as", "error"), join_pointer(place, "as"), "'as'")
         caught: dict[str, Any] = {"matches": {}, "name": name}
         if "errors" in parts:
             caught["matches"] = self.reusable.filter(parts["errors"], join_pointer(place, "errors"))
@@ -462,7 +554,8 @@ class TaskCompiler:
             caught["scope"] = self.scope(parts["do"], join_pointer(place, "do"), "'catch.do'", scope, names, timed)
         return {**result, "catch": Catch(**caught)}
 
-    def _variable(self, value: Any, pointer: str, what: str) -> str:
+    def variable(self, value: Any, pointer: str, what: str) -> str:
+        """The name of a variable that a task brings into sight."""
         name = self.context.text(value, pointer, what)
         if name in _RESERVED:
             self.context.error(Rule.INVALID_VALUE, f"${name} is a variable of Flint's; choose another name", pointer)

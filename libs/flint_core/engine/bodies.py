@@ -24,7 +24,7 @@ from flint_core.problems import Problem, ProblemType
 if TYPE_CHECKING:
     from flint_core.plan import Body
 
-__all__ = ["BODIES", "run_scope"]
+__all__ = ["BODIES", "collection_of", "run_scope"]
 
 
 def run_scope(kernel: Kernel, strand: Strand, frame: Frame, scope: tuple[Any, ...], base: str) -> bool:
@@ -169,19 +169,7 @@ _INSIDE: Final = 2
 def _for(kernel: Kernel, strand: Strand, frame: Frame) -> None:
     plan = frame.plan
     if frame.station == 0:
-        assert plan.collection is not None  # noqa: S101 - a for has a collection
-        items = kernel.value(frame, plan.collection, frame.input)
-        if kernel.large and is_reference(items):
-            detail = (
-                f"The collection of 'for.in' is beyond {kernel.limits.payload_bytes} bytes of JSON and held by "
-                "reference: iterate over a part of it."
-            )
-            raise Fault(Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, "Payload too large", detail, plan.pointer))
-        if not isinstance(items, list):
-            kind = "null" if items is None else type(items).__name__
-            detail = f"'for.in' must give an array; it gave {_JSON_KIND.get(kind, kind)}."
-            raise Fault(Problem(ProblemType.EXPRESSION, 400, "Expression failed", detail, plan.pointer))
-        kernel.take_collection(frame, items)
+        collection_of(kernel, frame)
         frame.index = -1
         _next_iteration(kernel, frame)
     elif frame.station == _ITERATE:
@@ -190,6 +178,25 @@ def _for(kernel: Kernel, strand: Strand, frame: Frame) -> None:
         base = f"{frame.iteration}.{frame.index}" if frame.iteration else str(frame.index)
         if not run_scope(kernel, strand, frame, plan.scope, base):
             _next_iteration(kernel, frame)
+
+
+def collection_of(kernel: Kernel, frame: Frame) -> list[Any]:
+    """The collection of a `for`, which the frame holds from now on. Raises Suspended or Fault."""
+    plan = frame.plan
+    assert plan.collection is not None  # noqa: S101 - a for has a collection
+    items = kernel.value(frame, plan.collection, frame.input)
+    if kernel.large and is_reference(items):
+        detail = (
+            f"The collection of 'for.in' is beyond {kernel.limits.payload_bytes} bytes of JSON and held by "
+            "reference: iterate over a part of it."
+        )
+        raise Fault(Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, "Payload too large", detail, plan.pointer))
+    if not isinstance(items, list):
+        kind = "null" if items is None else type(items).__name__
+        detail = f"'for.in' must give an array; it gave {_JSON_KIND.get(kind, kind)}."
+        raise Fault(Problem(ProblemType.EXPRESSION, 400, "Expression failed", detail, plan.pointer))
+    kernel.take_collection(frame, items)
+    return items
 
 
 def _next_iteration(kernel: Kernel, frame: Frame) -> None:

@@ -19,6 +19,7 @@ from flint_core.problems import Problem, ProblemType
 from flint_core.traces import StepTrace
 
 if TYPE_CHECKING:
+    from flint_core.engine.compensating import Note
     from flint_core.plan import Moment, Plan, Schema
 
 __all__ = ["DataFlow", "Fault", "MachineLimits", "RunFacts", "Suspended", "located"]
@@ -42,7 +43,8 @@ class RunFacts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MachineLimits:
-    """Sizes in bytes of encoded JSON; `steps_per_run` counts tasks begun, also those that need no call.
+    """Sizes in bytes of encoded JSON; `steps_per_run` counts tasks begun, also those that need no call;
+    `parallel` bounds iterations of one loop at once.
 
     A value beyond `payload_bytes` leaves the state for the payload store; beyond `value_bytes` its step fails.
     """
@@ -50,6 +52,7 @@ class MachineLimits:
     payload_bytes: int = 262_144
     state_bytes: int = 262_144
     steps_per_run: int = 100_000
+    parallel: int = 1_000
     value_bytes: int = 64 * 2**20
 
 
@@ -84,6 +87,7 @@ class DataFlow:
         self.outputs: dict[int, Any] = {}
         self.output_sizes: dict[int, int] = {}
         self.context_size = 0
+        self.notes: dict[tuple[int, str], Note] = {}  # what is to be undone if it fails, in order of completion
         self.kept = 0  # size of outputs, context, and what frames hold
         self.strands: dict[int, Strand] = {}
         self.ready: deque[Strand] = deque()

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from flint_core.effects import Await, AwaitKind, Call, CancelEffect, Timer, TimerKind
+from flint_core.engine.compensating import COMPENSATING, note_of, with_failure
 from flint_core.engine.dataflow import Fault, MachineLimits, RunFacts, Suspended
-from flint_core.engine.frames import Frame, Strand
+from flint_core.engine.frames import Frame, Phase, Strand
 from flint_core.engine.room import Room
 from flint_core.engine.stations import STATIONS
+from flint_core.engine.weights import mail_weight
 from flint_core.problems import Problem, ProblemType
 from flint_core.program import Flow, FlowKind
 from flint_core.sizes import weigh
@@ -60,6 +62,7 @@ class Kernel(Room):
     def __init__(self, plan: Plan, facts: RunFacts, limits: MachineLimits) -> None:
         super().__init__(plan, facts, limits)
         self.end: End | None = None
+        self.ending: End | None = None  # how the run is going to end, once its compensations have run
 
     # --- strands and frames
 
@@ -155,10 +158,17 @@ class Kernel(Room):
             self.step_key(frame),
             self._deadline_of(strand),
             plan.arguments is None or plan.arguments.deferred,
+            *((frame.keys[1], frame.keys[2]) if frame.keys else ()),
         )
 
     def step_key(self, frame: Frame) -> str:
-        """The step's idempotency key: of run, reset generation, step and iteration, never of the attempt."""
+        """The step's idempotency key: of run, reset generation, step and iteration, never of the attempt.
+
+        Or the definition's own (`metadata.flint.idempotencyKey`).
+        """
+        if frame.keys and frame.keys[0]:
+            key: str = frame.keys[0]
+            return key
         return f"{self.facts.run_id}/{self.facts.reset}{frame.plan.pointer}/{frame.iteration}"
 
     def emit_await(self, strand: Strand, frame: Frame, request: dict[str, Any]) -> None:
@@ -187,11 +197,20 @@ class Kernel(Room):
 
     def receive(self, strand: Strand, frame: Frame, key: str, content: Any) -> None:
         """Something came for the frame's await: the strand looks at it when it is not inside a task of its own."""
+        if frame.plan.listen is not None and not frame.plan.listen.may_fit(content):
+            return
         if frame.mail is None:
             frame.mail = []
         frame.mail.append([key, content])
         if strand.stack[-1] is frame:
             self.wake(strand)
+        if frame.plan.listen is not None and len(frame.mail) > 1:
+            self.hold(frame, frame.held + mail_weight(key, content))
+            problem = self.overflow(frame, "events that wait to be looked at")
+            if problem is not None:
+                while strand.stack[-1] is not frame:
+                    self.close(strand, StepState.CANCELLED, None)
+                self.fault(strand, problem)
 
     def _deadline_of(self, strand: Strand) -> int | None:
         """When the first timeout around the strand's top task passes: its own, or one of a task or attempt around it.
@@ -226,6 +245,8 @@ class Kernel(Room):
     def leave(self, strand: Strand, frame: Frame) -> None:
         """The top task ended well with `frame.value`; hand it to the scope around it."""
         flow = frame.flow or frame.plan.flow
+        if frame.plan.compensation is not None:
+            self._note(frame)
         self.close(strand, StepState.SUCCEEDED, None)
         if self.end is None:
             self._hand_over(strand, frame, flow)
@@ -235,7 +256,17 @@ class Kernel(Room):
         self.close(strand, StepState.SKIPPED, None)
         self._hand_over(strand, frame, CONTINUE)
 
+    def _note(self, frame: Frame) -> None:
+        """The task is done, and is to be undone if the run fails."""
+        note = note_of(frame.plan.index, frame.iteration, frame.input, frame.value)
+        key = (frame.plan.index, frame.iteration)
+        former = self.notes.pop(key, None)
+        self.kept += note[4] - (former[4] if former else 0)
+        self.notes[key] = note
+
     def _hand_over(self, strand: Strand, frame: Frame, flow: Flow) -> None:
+        if strand.stack and strand.stack[-1].cursor == strand.stack[-1].plan.core:
+            strand.stack[-1].flow, flow = flow, CONTINUE  # what comes after an extended task waits for its extension
         kind = flow.kind
         if kind is FlowKind.END or kind == FlowKind.END:
             self._end_run(strand, frame.value)
@@ -275,10 +306,12 @@ class Kernel(Room):
         if strand.stack and strand.stack[-1].used < frame.used:
             strand.stack[-1].used = frame.used
         plan = frame.plan
-        if plan.index == 0:
+        if plan.index == 0 or plan.kind == "iteration":
             return
         if state is StepState.SUCCEEDED and plan.keep:
             self.keep_output(plan.index, frame.value, frame.size)
+        if plan.core >= 0 and frame.station:
+            return  # the extended task has told of itself
         self.records.append(
             StepTrace(
                 plan.pointer,
@@ -329,12 +362,20 @@ class Kernel(Room):
         del self.strands[strand.id]
         strand.dead = True
         fork.used = max(fork.used, frame.used)
-        branches = [branch for branch in fork.branches or () if branch != strand.id]
         if fork.plan.compete:
+            branches = [branch for branch in fork.branches or () if branch != strand.id]
             fork.branches = None
             self.kill(branches)
             fork.value, fork.size = frame.value, frame.size
+        elif fork.gathered is not None:  # an iteration of a loop
+            fork.gathered[strand.branch] = frame.value
+            self.hold(fork, fork.held + (frame.size if frame.size >= 0 else weigh(frame.value)))
+            if fork.branches is not None:
+                fork.branches.remove(strand.id)
+            self.wake(parent)
+            return
         else:
+            branches = [branch for branch in fork.branches or () if branch != strand.id]
             results = list(fork.items)
             results[strand.branch] = frame.value
             fork.items = results
@@ -355,11 +396,11 @@ class Kernel(Room):
         """The top task of the strand failed: unwind to the next `try` that may catch it, else fail the run."""
         while True:
             frame = strand.stack[-1]
+            if frame.plan.index == 0:
+                self.finish(Failed(problem))
+                return
             self.close(strand, StepState.FAILED, problem)
             if not strand.stack:
-                if strand.parent < 0:
-                    self.finish(Failed(problem))
-                    return
                 parent = self.strands[strand.parent]
                 fork = parent.stack[-1]
                 fork.used = max(fork.used, frame.used)
@@ -372,6 +413,11 @@ class Kernel(Room):
                 strand = parent
                 continue
             above = strand.stack[-1]
+            if above.plan.index == 0 and above.station == COMPENSATING:
+                if isinstance(self.ending, Failed):
+                    self.ending = Failed(with_failure(self.ending.problem, problem))
+                self.wake(strand)
+                return
             if above.plan.catch is not None and above.station == TRYING:
                 if above.effect:
                     self.retract(above.effect)
@@ -396,6 +442,11 @@ class Kernel(Room):
     def _end_run(self, strand: Strand, value: Any) -> None:
         """`then: end`: everything else stops; the value becomes the workflow's output."""
         root = self.strands[0]
+        if self.ending is not None:  # in a compensation it ends that alone
+            while len(root.stack) > 1:
+                self.close(root, StepState.SUCCEEDED, None)
+            self.wake(root)
+            return
         while len(strand.stack) > (1 if strand is root else 0):
             self.close(strand, StepState.SUCCEEDED, None)
         while len(root.stack) > 1:
@@ -407,21 +458,45 @@ class Kernel(Room):
         frame.phase = frame.plan.after_body
         self.wake(root)
 
-    def finish(self, end: End) -> None:
-        """The run is over: nothing waits any more."""
+    def finish(self, end: End, at_once: bool = False) -> None:
+        """The run is over: nothing waits any more. What is to be undone is undone first, unless `at_once`.
+
+        While it is being undone, the run's end is fixed: only `at_once` hastens it.
+        """
+        compensates = bool(self.notes) and not at_once and self.ending is None and not isinstance(end, Succeeded)
         state = StepState.FAILED if isinstance(end, Failed) else StepState.CANCELLED
         problem = end.problem if isinstance(end, Failed) else None
         root = self.strands.get(0)
         if root is not None:
-            while root.stack:
+            while len(root.stack) > compensates:
                 self.close(root, state, problem)
-        self.end = end
-        self.strands = {}
         self.ready.clear()
+        if root is not None and compensates:
+            self._begin_compensation(root, end)
+        else:
+            if isinstance(self.ending, Failed) and isinstance(end, Failed) and end is not self.ending:
+                self.ending = Failed(with_failure(self.ending.problem, end.problem))
+            self.end = end if self.ending is None else self.ending
+            self.strands = {}
+            self.notes = {}
         self.answers = {}
         if self.evaluating:
             self.retract(self.evaluating)
             self.evaluating = 0
+            self.question = None
+
+    def _begin_compensation(self, root: Strand, end: End) -> None:
+        frame = root.stack[0]
+        if frame.deadline:
+            self.retract(frame.deadline)
+            frame.deadline = 0
+        self.ending = end
+        self.steps_begun = 0  # undoing has a limit of its own
+        self.strands = {0: root}
+        frame.results = None
+        frame.phase, frame.station = Phase.BODY, COMPENSATING
+        root.queued = False
+        self.wake(root)
 
 
 TRYING: Final = 1

@@ -19,6 +19,7 @@ import orjson
 
 from flint_core.engine.dataflow import DataFlow, Fault
 from flint_core.engine.frames import Frame, Strand
+from flint_core.engine.weights import held_by_for, held_by_listen
 from flint_core.payloads import spill
 from flint_core.problems import Problem, ProblemType
 from flint_core.sizes import json_size, weigh
@@ -91,6 +92,18 @@ class Room(DataFlow):
         frame.items = items
         self.hold(frame, size)
 
+    def keep_more(self, frame: Frame, more: int) -> None:
+        """The frame holds so much more. Raises Fault when it does not fit."""
+        self._check_kept(frame, more)
+        self.hold(frame, frame.held + more)
+
+    def overflow(self, frame: Frame, what: str) -> Problem | None:
+        """The problem that the frame has when what the run keeps does not fit any more."""
+        if self.kept <= self.limits.state_bytes:
+            return None
+        detail = f"With {what}, the run keeps {self.kept} bytes; the limit is {self.limits.state_bytes}."
+        return self._too_large(frame, detail).problem
+
     # --- results
 
     def take(self, strand: Strand, frame: Frame) -> None:
@@ -140,8 +153,10 @@ class Room(DataFlow):
         self.kept = self.context_size + sum(self.output_sizes.values()) + sum(note[4] for note in self.notes.values())
         for strand in self.strands.values():
             for frame in strand.stack:
-                if frame.items is not None and frame.plan.kind == "for":
-                    self.hold(frame, weigh(frame.items))
+                if frame.plan.kind == "listen":
+                    self.hold(frame, held_by_listen(frame))
+                elif frame.items is not None and frame.plan.kind == "for":
+                    self.hold(frame, held_by_for(frame))
                 elif frame.items is not None and frame.plan.kind == "fork":
                     self.hold(frame, sum(weigh(item) for item in frame.items))
 
