@@ -1,6 +1,7 @@
 """Durations as the definition language writes them: an object, an ISO 8601 string, or the value of an expression.
 
-Years and months are calendar units: they are added on the run's calendar (UTC), the rest is exact milliseconds.
+Years and months are calendar units: they are added on the run's calendar (its time zone, UTC unless told), the rest is
+exact milliseconds.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import calendar
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, Final
 
 __all__ = ["Duration", "DurationError", "parse_duration"]
 
 _UNITS_MS: Final = {"days": 86_400_000, "hours": 3_600_000, "minutes": 60_000, "seconds": 1_000, "milliseconds": 1}
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST_MS: Final = 100 * 366 * 86_400_000
 _LONGEST_MONTHS: Final = 1200
 _ISO: Final = re.compile(
@@ -35,20 +37,24 @@ class Duration:
     months: int
     milliseconds: int
 
-    def after(self, now_ms: int) -> int:
-        """The moment this long after `now_ms` (Unix epoch, ms)."""
+    def after(self, now_ms: int, zone: tzinfo = UTC) -> int:
+        """The moment this long after `now_ms` (Unix epoch, ms). Months keep the time of day that `zone` shows."""
         if not self.months:
             return now_ms + self.milliseconds
-        start = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=now_ms)
+        start = (_EPOCH + timedelta(milliseconds=now_ms)).astimezone(zone)
         index = start.year * 12 + start.month - 1 + self.months
         year, month = divmod(index, 12)
         day = min(start.day, calendar.monthrange(year, month + 1)[1])
-        moved = start.replace(year=year, month=month + 1, day=day)
-        return (moved - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1) + self.milliseconds
+        moved = start.replace(year=year, month=month + 1, day=day, fold=0).astimezone(UTC)
+        return (moved - _EPOCH) // timedelta(milliseconds=1) + self.milliseconds
 
-    def length_ms(self, now_ms: int) -> int:
+    def length_ms(self, now_ms: int, zone: tzinfo = UTC) -> int:
         """Its length when it begins at `now_ms`."""
-        return self.after(now_ms) - now_ms
+        return self.after(now_ms, zone) - now_ms
+
+    def times(self, count: int) -> Duration:
+        """This duration `count` times."""
+        return Duration(self.months * count, self.milliseconds * count)
 
 
 def parse_duration(value: Any) -> Duration:

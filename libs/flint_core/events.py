@@ -88,9 +88,10 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class CancelRequested:
-    """Somebody asked the run to end early."""
+    """Somebody asked the run to end early. `at_once`: without undoing anything, also when it is about that already."""
 
     at_ms: int
+    at_once: bool = False
 
 
 Event = CallSucceeded | CallFailed | Evaluated | EvaluateFailed | TimerFired | Received | CancelRequested
@@ -111,7 +112,7 @@ def encode_event(event: Event) -> list[Any]:
         case EvaluateFailed():
             return ["x", event.effect_id, event.at_ms, event.problem.to_json()]
         case CancelRequested():
-            return ["c", event.at_ms]
+            return ["c", event.at_ms, 1] if event.at_once else ["c", event.at_ms]
         case Evaluated():
             return ["e", event.effect_id, event.value]
 
@@ -129,8 +130,8 @@ def decode_event(fields: list[Any]) -> Event:
             return Received(effect_id, key, content, at_ms)
         case ["x", int(effect_id), int(at_ms), dict(problem)]:
             return EvaluateFailed(effect_id, Problem.from_json(cast("dict[str, Any]", problem)), at_ms)
-        case ["c", int(at_ms)]:
-            return CancelRequested(at_ms)
+        case ["c", int(at_ms), *at_once]:
+            return CancelRequested(at_ms, bool(at_once))
         case ["e", int(effect_id), value]:
             return Evaluated(effect_id, value)
     raise ValueError(f"not an event: {str(fields)[:80]}")

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from flint_core.definition.context import Context
 from flint_core.definition.findings import DefinitionLimits, Finding, Rule, Severity
 from flint_core.definition.reader import ReadError, read
+from flint_core.definition.resources import Resource
 from flint_core.definition.workflow import compile_workflow
 from flint_core.program import Program
 
-__all__ = ["Compiled", "DefinitionLimits", "Finding", "Rule", "Severity", "compile_definition"]
+__all__ = ["Compiled", "DefinitionLimits", "Finding", "Resource", "Rule", "Severity", "compile_definition"]
 
 
 class Compiled(NamedTuple):
-    """What came of a definition. `program` is None exactly when a finding has the severity error."""
+    """What came of a definition. `program` is None exactly when a finding has the severity error or `needs` has entries.
+
+    `needs`: texts that the definition refers to and that were not in `resources`.
+    """
 
     program: Program | None
     findings: list[Finding]
+    needs: tuple[Resource, ...] = ()
 
 
-def compile_definition(source: str | bytes, limits: DefinitionLimits | None = None) -> Compiled:
+def compile_definition(
+    source: str | bytes, limits: DefinitionLimits | None = None, resources: Mapping[str, bytes] | None = None
+) -> Compiled:
     """Compile a definition in YAML 1.2 or JSON. Never raises for what an author wrote; findings come in document order.
+
+    `resources`: the texts that it refers to, by address. Nothing is fetched here: fetch what `needs` names and compile
+    again with all of it, until nothing is needed (a text may refer to further ones).
 
     Expressions outside the fast path are not compiled here: check `program.jq_sources()` with a guarded jq as well.
     """
@@ -31,8 +42,9 @@ def compile_definition(source: str | bytes, limits: DefinitionLimits | None = No
     except ReadError as error:
         finding = Finding(Severity.ERROR, error.rule, error.message, "/", error.line, error.column)
         return Compiled(None, [finding])
-    context = Context(root, bounds)
+    context = Context(root, bounds, resources)
     program = compile_workflow(context, root.plain())
     findings = sorted(context.findings, key=lambda finding: (finding.line, finding.column))
     # Through the encoding and back, so that what is linted here is exactly what a worker will execute.
-    return Compiled(None if program is None else Program.decode(program.encode()), findings)
+    compiled = None if program is None else Program.decode(program.encode())
+    return Compiled(compiled, findings, tuple(context.needs.values()))

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 import jsonschema_rs
 
 from flint_core.bindings import expressions_in, template_strings
 from flint_core.definition.findings import DefinitionLimits, Finding, Rule, Severity, suggestion
-from flint_core.definition.reader import Node, join_pointer
+from flint_core.definition.origins import Origins
+from flint_core.definition.reader import Node, ReadError, join_pointer, read
+from flint_core.definition.resources import Resource, resource_at
 from flint_core.durations import DurationError, parse_duration
 from flint_core.expressions import ExpressionSyntaxError, compile_template
 from flint_core.plan import Schema
 from flint_core.program import READS_DEFINITION
 
+if TYPE_CHECKING:
+    from flint_core.definition.arguments import Authentications
+
 __all__ = ["Context", "kind_of"]
 
 _STEP: Final = re.compile(r"\$steps\s*(?:\.\s*([A-Za-z_][A-Za-z0-9_]*)|\.?\s*\[\s*\"([^\"\\]+)\"\s*\])?")
 _SECRET: Final = re.compile(r"\$secrets\b\s*(?:\.\s*([A-Za-z_][A-Za-z0-9_]*)|\.?\s*\[\s*\"([^\"\\]+)\"\s*\])?")
+
+# In an extension $task has the members of the extended task's definition too.
+_SUBJECT: Final = re.compile(r"\$task\b(?!\s*\.\s*(?:name|reference|input|output|startedAt)\b)")
 
 _KINDS: Final = {
     dict: "an object",
@@ -39,8 +48,13 @@ def kind_of(value: Any) -> str:
 class Context:
     """Collects findings while a definition is compiled."""
 
-    def __init__(self, root: Node, limits: DefinitionLimits) -> None:
+    def __init__(self, root: Node, limits: DefinitionLimits, resources: Mapping[str, bytes] | None = None) -> None:
         self.root = root
+        self.resources = resources or {}
+        self.needs: dict[str, Resource] = {}  # what is to be fetched before this can be compiled
+        self.origins = Origins(root)
+        self.authentications: Authentications | None = None
+        self.task_kinds: frozenset[str] = frozenset()
         self.limits = limits
         self.findings: list[Finding] = []
         self.seen: set[tuple[str, str, str]] = set()
@@ -50,6 +64,7 @@ class Context:
         self.steps_read: dict[int, set[str | None]] = {}  # task → names it reads of $steps; None: any
         self.step_places: dict[tuple[int, str], str] = {}
         self.task = 0  # the task being compiled
+        self._extending = False  # within an extension, where $task describes another task
 
     # --- findings
 
@@ -62,17 +77,64 @@ class Context:
         self._add(Severity.WARNING, rule, message, pointer, key, None)
 
     def _add(self, severity: Severity, rule: str, message: str, pointer: str, key: bool, offset: int | None) -> None:
-        if (rule, message, pointer) in self.seen:
+        origin = self.origins.of(pointer)
+        if (rule, message, origin.pointer) in self.seen:
             return
-        self.seen.add((rule, message, pointer))
-        line, column = self.root.place(pointer, key)
+        self.seen.add((rule, message, origin.pointer))
+        line, column = origin.root.place(origin.pointer, key)
         if offset:
             message = f"{message} (at character {offset + 1})"
+        pointer = origin.pointer
+        if origin.label:
+            message = f"in {origin.label}, line {line}, column {column}: {message}"
+            pointer = origin.at
+            line, column = self.root.place(pointer)
         self.findings.append(Finding(severity, rule, message, pointer or "/", line, column))
 
     def unsupported(self, what: str, hint: str, pointer: str) -> None:
         """Part of the specification that is not built yet."""
         self.error(Rule.UNSUPPORTED, f"{what} is not supported by this version of Flint: {hint}", pointer, key=True)
+
+    def resource(self, uri: str, authentication: dict[str, Any] | None, pointer: str) -> bytes | None:
+        """The text at an address; None when it is not there yet, which is noted in `needs`."""
+        data = self.resources.get(uri)
+        if data is None:
+            if uri not in self.needs and len(self.needs) + len(self.resources) >= self.limits.resources:
+                message = f"the definition reads more than {self.limits.resources} texts from elsewhere"
+                self.error(Rule.LIMIT, message, pointer)
+                return None
+            origin = self.origins.of(pointer)
+            place = origin.at if origin.label else origin.pointer
+            self.needs.setdefault(uri, Resource(uri, authentication, place))
+        return data
+
+    @contextmanager
+    def extending(self) -> Iterator[None]:
+        """Expressions compiled within belong to an extension."""
+        outer, self._extending = self._extending, True
+        try:
+            yield
+        finally:
+            self._extending = outer
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is compiled within is checked, and is no part of the program: it leaves nothing but findings."""
+        kept = (self.steps_read, self.step_places, self.task, self.reads_definition, self.origins)
+        self.steps_read, self.step_places, self.origins = {}, {}, Origins(self.root)
+        try:
+            yield
+        finally:
+            self.steps_read, self.step_places, self.task, self.reads_definition, self.origins = kept
+
+    def share_steps(self, source: int, target: int) -> None:
+        """The task `target` evaluates expressions of `source`, and reads the same of $steps."""
+        names = self.steps_read.get(source)
+        if names:
+            self.steps_read.setdefault(target, set()).update(names)
+            for name in names:
+                if name and (source, name) in self.step_places:
+                    self.step_places.setdefault((target, name), self.step_places[source, name])
 
     @property
     def failed(self) -> bool:
@@ -181,15 +243,17 @@ class Context:
         kind = members.get("format", "json")
         if kind != "json" and not str(kind).startswith("json:"):
             self.unsupported(f"the schema format '{kind}'", "use JSON Schema", join_pointer(pointer, "format"))
-        if "resource" in members:
-            hint = "schemas from elsewhere are not built yet; put it inline as `document`"
-            self.unsupported("'resource' of a schema", hint, join_pointer(pointer, "resource"))
+        if "document" in members:
+            place = join_pointer(pointer, "document")
+            document = members["document"]
+        elif "resource" in members:
+            place = join_pointer(pointer, "resource")
+            document = self._schema_from(members["resource"], place)
+            if document is None:
+                return None
+        else:
+            self.error(Rule.MISSING_FIELD, f"{what} needs 'document' or 'resource'", pointer)
             return None
-        if "document" not in members:
-            self.error(Rule.MISSING_FIELD, f"{what} needs 'document'", pointer)
-            return None
-        place = join_pointer(pointer, "document")
-        document = members["document"]
         if not isinstance(document, dict | bool):
             self.error(Rule.WRONG_TYPE, f"a JSON schema is an object, not {kind_of(document)}", place)
             return None
@@ -201,8 +265,24 @@ class Context:
             return None
         return document
 
+    def _schema_from(self, value: Any, pointer: str) -> Any:
+        """The schema at the endpoint of an external resource; None while it is needed, or when it is none."""
+        members = self.mapping(value, pointer, "a resource", frozenset({"name", "endpoint"}), ("endpoint",))
+        if "endpoint" not in members:
+            return None
+        resource = resource_at(self, members["endpoint"], join_pointer(pointer, "endpoint"))
+        data = None if resource is None else self.resource(resource.uri, resource.authentication, pointer)
+        if resource is None or data is None:
+            return None
+        try:
+            return read(data, self.limits).plain()
+        except ReadError as error:
+            message = f"in {resource.uri}, line {error.line}, column {error.column}: {error.message}"
+            self.error(error.rule, message, pointer)
+            return None
+
     def _note(self, source: str, pointer: str) -> None:
-        if READS_DEFINITION.search(source):
+        if READS_DEFINITION.search(source) or (self._extending and _SUBJECT.search(source)):
             self.reads_definition = True
         for match in _STEP.finditer(source):
             name = match.group(1) or match.group(2)

@@ -29,7 +29,6 @@ class Reusable:
         self.retries: dict[str, Any] = {}
         self.errors: dict[str, Any] = {}
         self.timeouts: dict[str, Any] = {}
-        self.functions: dict[str, Any] = {}
 
     def _named(self, kind: str, known: dict[str, Any], value: Any, pointer: str) -> tuple[Any, str] | None:
         """The definition behind a name of `use`, or the value itself when it stands inline."""

@@ -9,7 +9,6 @@ __all__ = ["CALLS", "FLINT_HINTS", "TASKS", "TOP_LEVEL"]
 TASKS: Final[dict[str, str]] = {}
 
 CALLS: Final = {
-    "openapi": "calling by OpenAPI document is not built yet; use `call: http` with the operation's method and address",
 }
 
 TOP_LEVEL: Final = {

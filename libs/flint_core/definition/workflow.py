@@ -7,13 +7,16 @@ from dataclasses import replace
 from typing import Any, Final
 
 from flint_core.definition import unsupported
+from flint_core.definition.arguments import Authentications
 from flint_core.definition.context import Context, kind_of
+from flint_core.definition.extensions import Extension, parse_extensions
 from flint_core.definition.findings import Rule, suggestion
+from flint_core.definition.hints import document_hints
+from flint_core.definition.library import Library
 from flint_core.definition.policies import Reusable
-from flint_core.definition.reader import join_pointer
+from flint_core.definition.schedules import compile_schedule
 from flint_core.definition.tasks import Scope, TaskCompiler
 from flint_core.definition.versions import VERSION
-from flint_core.functions import FUNCTIONS
 from flint_core.plan import Places
 from flint_core.program import Program, Task
 
@@ -38,11 +41,12 @@ def compile_workflow(context: Context, source: Any) -> Program | None:
     context.namespace = head["namespace"]
     if "evaluate" in document:
         _evaluate(context, document["evaluate"])
-    reusable = Reusable(context)
-    if "use" in document:
-        _use(context, reusable, document["use"])
+    reusable, library = Reusable(context), Library(context)
+    authentications = context.authentications = Authentications(context)
     places = Places("workflow", ())
-    compiler = TaskCompiler(context, reusable)
+    compiler = TaskCompiler(context, reusable, library)
+    if "use" in document:
+        compiler.extensions = _use(context, reusable, library, authentications, document["use"])
     members: dict[str, Any] = {}
     if "timeout" in document:
         members["timeout"] = reusable.timeout(document["timeout"], "/timeout", places.body)
@@ -50,15 +54,20 @@ def compile_workflow(context: Context, source: Any) -> Program | None:
     scope: tuple[int, ...] = ()
     if "do" in document:
         scope = compiler.scope(document["do"], "/do", "'do'", None, (), "timeout" in document)
+    schedule = compile_schedule(context, document["schedule"]) if "schedule" in document else None
     reusable.check_unused()
+    authentications.check(Places("call", ()).arguments)
+    with context.aside():
+        library.check_unused(TaskCompiler(context, reusable, library))
     compiler.tasks[0] = Task(pointer="", name="", kind="workflow", scope=scope, **members)
     tasks = _with_steps(context, compiler)
-    if context.failed:
+    if context.failed or context.needs:
         return None
     return Program(
         tasks=tasks,
         secrets=tuple(sorted(context.secrets)),
         document=source if context.reads_definition else None,
+        schedule=schedule,
         **head,
     )
 
@@ -90,31 +99,15 @@ def _head(context: Context, value: Any) -> dict[str, Any]:
         context.error(Rule.INVALID_VALUE, message, "/document/version")
     if "tags" in head and not isinstance(head["tags"], dict):
         context.error(Rule.WRONG_TYPE, f"'tags' must be an object, not {kind_of(head['tags'])}", "/document/tags")
-    _metadata(context, head.get("metadata", {}))
+    hints = document_hints(context, head.get("metadata", {}))
     return {
+        **hints,
         "namespace": texts.get("namespace", ""),
         "workflow_id": texts.get("name", ""),
         "version": version or "",
         "title": texts.get("title", ""),
         "summary": texts.get("summary", ""),
     }
-
-
-def _metadata(context: Context, metadata: Any) -> None:
-    members = context.mapping(
-        metadata, "/document/metadata", "'metadata'", metadata if isinstance(metadata, dict) else {}
-    )
-    place = "/document/metadata/flint"
-    hints = members.get("flint", {})
-    if not isinstance(hints, dict):
-        context.mapping(hints, place, "'metadata.flint'", {})
-        return
-    for name in hints:
-        if name in unsupported.FLINT_HINTS:
-            context.unsupported(f"the hint '{name}'", unsupported.FLINT_HINTS[name], join_pointer(place, name))
-        else:
-            message = f"'{name[:80]}' is not a hint that Flint knows{suggestion(name, unsupported.FLINT_HINTS)}"
-            context.error(Rule.UNKNOWN_FIELD, message, join_pointer(place, name), key=True)
 
 
 def _evaluate(context: Context, value: Any) -> None:
@@ -125,11 +118,10 @@ def _evaluate(context: Context, value: Any) -> None:
         context.unsupported("this evaluation mode", "Flint evaluates strictly", "/evaluate/mode")
 
 
-def _use(context: Context, reusable: Reusable, value: Any) -> None:
+def _use(
+    context: Context, reusable: Reusable, library: Library, authentications: Authentications, value: Any
+) -> tuple[Extension, ...]:
     use = context.mapping(value, "/use", "'use'", _USE)
-    for name, hint in unsupported.USE.items():
-        if name in use:
-            context.unsupported(f"'use.{name}'", hint, f"/use/{name}")
     for name, target in (
         ("retries", reusable.retries),
         ("errors", reusable.errors),
@@ -146,41 +138,11 @@ def _use(context: Context, reusable: Reusable, value: Any) -> None:
             context.secrets = frozenset(secrets)
         else:
             context.error(Rule.WRONG_TYPE, "'use.secrets' must be a list of names", "/use/secrets")
-    if "functions" in use:
-        _functions(context, reusable, use["functions"])
-
-
-def _functions(context: Context, reusable: Reusable, value: Any) -> None:
-    known = value if isinstance(value, dict) else {}
-    for name, body in context.mapping(value, "/use/functions", "'use.functions'", known).items():
-        place = join_pointer("/use/functions", name)
-        if not isinstance(body, dict):
-            context.error(Rule.WRONG_TYPE, f"a function is an object with 'call', not {kind_of(body)}", place)
-            continue
-        if name in FUNCTIONS or name in unsupported.CALLS:
-            context.error(
-                Rule.INVALID_VALUE, f"'{name}' is a function of Flint's own; choose another name", place, key=True
-            )
-            continue
-        if "call" not in body:
-            hint = "a reusable function is a call for now; put other tasks where they are needed"
-            context.unsupported(f"the function '{name[:80]}', which calls nothing,", hint, place)
-            continue
-        for extra in sorted(body.keys() & {"if", "input", "output", "export", "timeout", "then"}):
-            hint = "set it on the tasks that call the function"
-            context.unsupported(f"'{extra}' of a reusable function", hint, join_pointer(place, extra))
-        kept = frozenset({"call", "with", "metadata", "if", "input", "output", "export", "timeout", "then"})
-        members = context.mapping(body, place, f"the function '{name[:80]}'", kept)
-        function = context.text(members["call"], f"{place}/call", "'call'")
-        if function in unsupported.CALLS:
-            context.unsupported(f"call: {function}", unsupported.CALLS[function], f"{place}/call")
-        elif function and function not in FUNCTIONS:
-            hint = suggestion(function, FUNCTIONS) or f"; known are {', '.join(sorted(FUNCTIONS))}"
-            context.error(Rule.REFERENCE, f"there is no function '{function[:80]}'{hint}", f"{place}/call")
-        elif not isinstance(members.get("with", {}), dict):
-            context.error(Rule.WRONG_TYPE, "'with' must be an object", f"{place}/with")
-        else:
-            reusable.functions[name] = members
+    library.declare(use.get("functions", {}), use.get("catalogs", {}))
+    policies = use.get("authentications", {})
+    known = policies if isinstance(policies, dict) else {}
+    authentications.declare(context.mapping(policies, "/use/authentications", "'use.authentications'", known))
+    return parse_extensions(context, use["extensions"]) if "extensions" in use else ()
 
 
 # --- $steps
@@ -188,13 +150,14 @@ def _functions(context: Context, reusable: Reusable, value: Any) -> None:
 
 def _with_steps(context: Context, compiler: TaskCompiler) -> tuple[Task, ...]:
     """Resolve what `$steps` offers in each task: a name that is unique in the document, or the nearest one around."""
-    everywhere: dict[str, list[int]] = {}
+    rooms: dict[int, dict[str, list[int]]] = {room: {} for room in compiler.doors}
     for index, task in enumerate(compiler.tasks):
-        if task is not None and index:
-            everywhere.setdefault(task.name, []).append(index)
+        if task is not None and index and index not in compiler.hidden:
+            rooms[compiler.rooms[index]].setdefault(task.name, []).append(index)
     views: dict[int, dict[str, int]] = {}
     for index, names in context.steps_read.items():
         scope = compiler.scopes.get(index)
+        everywhere = _seen_from(compiler.rooms.get(index, 0), rooms, compiler.doors)
         view: dict[str, int] = {}
         for name in everywhere if None in names else sorted(name for name in names if name):
             found = _resolve(everywhere.get(name, []), name, scope)
@@ -209,6 +172,15 @@ def _with_steps(context: Context, compiler: TaskCompiler) -> tuple[Task, ...]:
         for index, task in enumerate(compiler.tasks)
         if task is not None
     )
+
+
+def _seen_from(room: int, rooms: dict[int, dict[str, list[int]]], doors: dict[int, int | None]) -> dict[str, list[int]]:
+    """The tasks that a room sees by name: its own, and those of the rooms around it whose names it does not use."""
+    seen = rooms[room]
+    while (around := doors[room]) is not None:
+        room = around
+        seen = {**rooms[room], **seen}
+    return seen
 
 
 def _resolve(candidates: list[int], name: str, scope: Scope | None) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import tzinfo
 from typing import TYPE_CHECKING, Any, Final
 
 from flint_core.durations import Duration, DurationError, parse_duration
@@ -171,12 +172,13 @@ def _delay_ms(kernel: Kernel, frame: Frame, retry: RetryPlan, policy: dict[str, 
     if count is not None and frame.tries >= count:
         return None
     try:
-        longest = _length(policy, "limitDuration", now, None if limited else _MAX_DURATION_MS)
-        base = _length(policy, "delay", now, _DELAY_MS) or 0
-        cap = _length(policy, "maxDelay", now, _MAX_DELAY_MS) or 0
-        increment = _length(policy, "increment", now, base) or 0
-        low = _length(policy, "jitterFrom", now, 0) or 0
-        high = _length(policy, "jitterTo", now, low) or 0
+        zone = kernel.plan.zone
+        longest = _length(policy, "limitDuration", now, zone, None if limited else _MAX_DURATION_MS)
+        base = _length(policy, "delay", now, zone, _DELAY_MS) or 0
+        cap = _length(policy, "maxDelay", now, zone, _MAX_DELAY_MS) or 0
+        increment = _length(policy, "increment", now, zone, base) or 0
+        low = _length(policy, "jitterFrom", now, zone, 0) or 0
+        high = _length(policy, "jitterTo", now, zone, low) or 0
     except DurationError as error:
         kernel.expression_fault(frame, str(error))
     repeats = frame.tries - 1
@@ -195,12 +197,12 @@ def _delay_ms(kernel: Kernel, frame: Frame, retry: RetryPlan, policy: dict[str, 
     return delay
 
 
-def _length(policy: dict[str, Any], name: str, now_ms: int, default: int | None) -> int | None:
+def _length(policy: dict[str, Any], name: str, now_ms: int, zone: tzinfo, default: int | None) -> int | None:
     value = policy.get(name)
     if value is None:
         return default
     duration = value if isinstance(value, Duration) else parse_duration(value)
-    return duration.length_ms(now_ms)
+    return duration.length_ms(now_ms, zone)
 
 
 def _fraction(kernel: Kernel, frame: Frame) -> float:

@@ -54,6 +54,7 @@ class Frame:
         "input_size",
         "items",
         "iteration",
+        "keys",
         "mail",
         "notes",
         "phase",
@@ -112,6 +113,7 @@ class Frame:
         self.tries = 0  # try: attempts begun
         self.since = 0  # try: when the first attempt began
         self.flow: Any = None  # switch: where to go
+        self.keys: list[Any] | None = None  # call: idempotency key, cache key and its time to live, where it has them
         # The next three are the frame's own and changed in place, until they are handed on.
         self.mail: list[Any] | None = None  # await: what has come and is not looked at yet, as [key, content]
         self.gathered: list[Any] | None = None  # listen: what was consumed; parallel for: outputs by position
@@ -152,6 +154,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "mail": None,
     "gathered": None,
     "notes": None,
+    "keys": None,
 }
 
 

@@ -1,0 +1,100 @@
+"""Compiles `schedule`: when a workflow starts by itself."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from flint_core.bindings import template_strings
+from flint_core.definition.context import Context, kind_of
+from flint_core.definition.findings import Rule
+from flint_core.definition.reader import join_pointer
+from flint_core.durations import DurationError, parse_duration
+from flint_core.schedule import CronInvalid, Schedule, check_cron
+
+__all__ = ["SHORTEST_MS", "compile_schedule"]
+
+_WAYS: Final = ("every", "cron", "after", "on")
+_STRATEGIES: Final = ("all", "any", "one")
+SHORTEST_MS: Final = 1_000
+"""The shortest interval of `every`."""
+
+
+def compile_schedule(context: Context, value: Any) -> Schedule | None:
+    """The schedule of a document; None when it is refused."""
+    members = context.mapping(value, "/schedule", "'schedule'", frozenset(_WAYS))
+    if len(members) != 1:
+        if isinstance(value, dict) and len(members) == len(value):
+            context.error(Rule.INVALID_VALUE, "'schedule' is one of every, cron, after and on", "/schedule")
+        return None
+    way, content = next(iter(members.items()))
+    place = join_pointer("/schedule", way)
+    if way == "cron":
+        text = context.text(content, place, "'cron'")
+        if not text:
+            return None
+        try:
+            check_cron(text)
+        except CronInvalid as error:
+            context.error(Rule.INVALID_VALUE, f"'cron': {error}", place)
+            return None
+        return Schedule(cron=text)
+    if way == "on":
+        return Schedule(on=content) if _strategy(context, content, place) else None
+    return _duration(context, way, content, place)
+
+
+def _duration(context: Context, way: str, content: Any, place: str) -> Schedule | None:
+    if any(True for _ in template_strings(content)):
+        message = f"'{way}' holds before there is a run: it cannot have expressions"
+        context.error(Rule.INVALID_VALUE, message, place)
+        return None
+    try:
+        length = parse_duration(content).length_ms(0)
+    except DurationError as error:
+        context.error(Rule.INVALID_VALUE, f"'{way}': {error}", place)
+        return None
+    if way == "every" and length < SHORTEST_MS:
+        context.error(Rule.INVALID_VALUE, "'every' must be at least one second", place)
+        return None
+    return Schedule(**{way: content})
+
+
+def _strategy(context: Context, value: Any, pointer: str) -> bool:
+    """Whether this is an event consumption strategy; what is wrong becomes findings."""
+    members = context.mapping(value, pointer, "'on'", frozenset({*_STRATEGIES, "until"}))
+    ways = [way for way in _STRATEGIES if way in members]
+    if len(ways) != 1:
+        if isinstance(value, dict):
+            context.error(Rule.INVALID_VALUE, "'on' needs exactly one of all, any and one", pointer)
+        return False
+    if "until" in members:
+        message = "a start by events ends with the events that start it: 'until' is for listen"
+        context.error(Rule.INVALID_VALUE, message, join_pointer(pointer, "until"), key=True)
+        return False
+    content, place = members[ways[0]], join_pointer(pointer, ways[0])
+    if ways[0] == "one":
+        return _filter(context, content, place)
+    if not isinstance(content, list):
+        context.error(Rule.WRONG_TYPE, f"'{ways[0]}' must be a list of filters, not {kind_of(content)}", place)
+        return False
+    if ways[0] == "all" and not content:
+        context.error(Rule.INVALID_VALUE, "'all' needs at least one filter", place)
+        return False
+    return all([_filter(context, each, join_pointer(place, position)) for position, each in enumerate(content)])
+
+
+def _filter(context: Context, value: Any, pointer: str) -> bool:
+    before = len(context.findings)
+    members = context.mapping(value, pointer, "an event filter", frozenset({"with", "correlate"}), ("with",))
+    if "with" in members:
+        attributes = members["with"]
+        if not isinstance(attributes, dict) or not attributes:
+            message = "'with' of an event filter is an object with at least one attribute"
+            context.error(Rule.WRONG_TYPE, message, join_pointer(pointer, "with"))
+    place = join_pointer(pointer, "correlate")
+    correlate = members.get("correlate", {})
+    known = correlate if isinstance(correlate, dict) else {}
+    for name, correlation in context.mapping(correlate, place, "'correlate'", known).items():
+        spot = join_pointer(place, name)
+        context.mapping(correlation, spot, "a correlation", frozenset({"from", "expect"}), ("from",))
+    return len(context.findings) == before
