@@ -20,6 +20,7 @@ from flint_core.functions import (
     http,
     mcp,
     noop,
+    openapi,
     script,
     shell,
     sql,
@@ -32,6 +33,7 @@ FUNCTIONS: Final[dict[str, FunctionSpec]] = {
     spec.name: spec
     for spec in (
         http.SPEC,
+        openapi.SPEC,
         sql.SPEC,
         email.SPEC,
         noop.SPEC,

@@ -83,6 +83,7 @@ def _factories(outbound: Outbound) -> Mapping[str, ExecutorFactory]:
     from flint_worker.executors.grpc import GrpcExecutor  # noqa: PLC0415
     from flint_worker.executors.http import HttpExecutor  # noqa: PLC0415
     from flint_worker.executors.noop import NoopExecutor  # noqa: PLC0415
+    from flint_worker.executors.openapi import OpenApiExecutor  # noqa: PLC0415
     from flint_worker.executors.sql import SqlExecutor  # noqa: PLC0415
 
     return {
@@ -90,6 +91,7 @@ def _factories(outbound: Outbound) -> Mapping[str, ExecutorFactory]:
         "grpc": GrpcExecutor,
         "http": lambda settings: HttpExecutor(settings, outbound),
         "noop": lambda settings: NoopExecutor(),
+        "openapi": lambda settings: OpenApiExecutor(settings, outbound),
         "sql": SqlExecutor,
     }
 
@@ -100,6 +102,8 @@ def build_executors(settings: Settings) -> dict[str, Executor]:
     The executors of HTTP share one client and one memory of tokens, which the executor `http` closes.
     """
     from flint_worker.executors.outbound import Outbound  # noqa: PLC0415  (it imports this module)
+    from flint_worker.executors.running import program_executors  # noqa: PLC0415
 
     outbound = Outbound(settings)
-    return {name: factory(settings) for name, factory in _factories(outbound).items()}
+    executors = {name: factory(settings) for name, factory in _factories(outbound).items()}
+    return {**executors, **program_executors(settings, executors["http"])}
