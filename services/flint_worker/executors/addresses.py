@@ -117,6 +117,10 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
 
 async def _resolve(host: str, port: int) -> list[str]:
     try:
+        return [str(ipaddress.ip_address(host))]  # an address needs no resolver, which is a thread
+    except ValueError:
+        pass
+    try:
         async with asyncio.timeout(_RESOLVE_S):
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except TimeoutError:

@@ -16,14 +16,14 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
-from support.eventually import eventually
-from support.web import Trust, http2_server, proxy_server, raw_server, trust, web_server
 
 from flint_core.problems import ProblemType
 from flint_ops.config import CertificateSettings, LimitSettings, Settings, WorkerSettings
 from flint_worker.executors import ExecutionFailed, ResolvedCall
 from flint_worker.executors.http import HttpExecutor
 from flint_worker.executors.routes import Host, names_host
+from support.eventually import eventually
+from support.web import Trust, http2_server, proxy_server, raw_server, trust, web_server
 
 LIMIT = 100_000
 
