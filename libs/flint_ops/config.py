@@ -161,7 +161,7 @@ class EventSettings(_Section):
     )
     event_bytes: int = Field(262_144, ge=1024, le=2 * 2**20, description="one event, JSON")
     clock_slack_s: float = Field(
-        0.25, ge=0, le=60, description="how much a worker's clock may run ahead; a listen sees events from this much before"
+        0.25, ge=0, le=60, description="how far a worker's clock may be ahead; a listen sees events from this much before"
     )
     lifecycle: Literal["off", "runs", "tasks"] = Field(
         "runs", description="which lifecycle events are published for those who follow them"
@@ -185,6 +185,9 @@ class GatewaySettings(_Section):
     schedulers: list[str] = Field(["127.0.0.1:7471", "127.0.0.1:7472"], min_length=1)
     registries: list[str] = Field(["127.0.0.1:7473", "127.0.0.1:7474"], min_length=1)
     result_cache_bytes: int = Field(64 * 2**20, ge=0)
+    resource_bytes: int = Field(2**20, ge=1024, description="one text that a definition refers to: function, schema")
+    resource_s: float = Field(10.0, gt=0, le=30, description="time to read such a text at apply")
+    allow_private_addresses: bool = Field(False, description="read such texts from private networks too")
 
 
 class SchedulerSettings(_Section):
@@ -218,7 +221,10 @@ class ScriptSettings(_Section):
     )
     path: str = Field("/usr/local/bin:/usr/bin:/bin", description="PATH of the programs; nothing else is inherited")
     folder: str = Field("", description="where their work folders are made; empty: the system's folder for such files")
-    user: str = Field("", description="user they run as, when the worker runs as root; empty: the worker's own")
+    user: str = Field(
+        "nobody",
+        description="user they run as, when the worker runs as root; empty: root, which needs namespaces of their own",
+    )
     isolation: Literal["auto", "namespaces", "none"] = Field(
         "auto",
         description="user and PID namespaces of their own: where the kernel allows it, always (else refused), never",

@@ -134,8 +134,9 @@ def _generated(ports: Ports, secrets: StackSecrets) -> dict[str, Any]:
             "ops_listen": f"127.0.0.1:{ports.gateway_ops}",
             "schedulers": schedulers,
             "registries": registries,
+            "allow_private_addresses": True,
         },
-        # One machine: what a workflow calls is often on it too.
+        # One machine: what a workflow calls, or refers to, is often on it too.
         "worker": {"registries": registries, "allow_private_addresses": True},
     }
 

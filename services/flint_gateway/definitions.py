@@ -1,6 +1,7 @@
 """Checks definitions at apply: compiles them, then has every expression compiled by guarded jq.
 
-Compiling runs in a thread, one at a time, so that a large definition delays other definitions and not the starts. The
+Compiling runs in a thread, one at a time, so that a large definition delays other definitions and not the starts. What
+a definition refers to (functions of catalogs, schemas) is read between two compilations, while others compile. The
 jq processes are started by the first definition that needs them. A refusal names line, column, pointer and message of
 each finding as a BadRequest field violation with the field `source:<line>:<column>`.
 """
@@ -9,18 +10,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
-from flint_core.definition import compile_definition
+from flint_core.definition import Compiled
 from flint_core.definition.findings import DefinitionLimits, Finding, Rule, Severity
 from flint_core.definition.reader import read
 from flint_core.program import Program
 from flint_jq.errors import EvaluatorsBusy
 from flint_jq.pool import EvaluatorPool
-from flint_ops.config import LimitSettings
+from flint_ops.config import GatewaySettings, LimitSettings
+from flint_ops.resources import ResourceLimits, ResourceReader, compile_with_resources
 from flint_rpc.errors import ErrorReason, FieldViolation, Refused, component_unavailable
 
 __all__ = ["Checked", "DefinitionChecker", "finding_message"]
@@ -40,9 +42,12 @@ class Checked:
 
 
 class DefinitionChecker:
-    """See the module. `close` ends the jq processes."""
+    """See the module. `close` ends the jq processes and the connections."""
 
-    def __init__(self, limits: LimitSettings) -> None:
+    def __init__(self, limits: LimitSettings, settings: GatewaySettings) -> None:
+        self._reader = ResourceReader(
+            ResourceLimits(settings.resource_bytes, settings.resource_s, settings.allow_private_addresses)
+        )
         self._limits = DefinitionLimits(definition_bytes=limits.definition_bytes)
         self._pool = EvaluatorPool(1, limits.evaluate_ms, limits.evaluate_bytes, limits.payload_bytes)
         self._pool_started = False
@@ -50,7 +55,8 @@ class DefinitionChecker:
         self._waiting = 0
 
     async def close(self) -> None:
-        """Ends the jq processes."""
+        """Ends the jq processes and the connections."""
+        await self._reader.close()
         if self._pool_started:
             await self._pool.close()
 
@@ -65,15 +71,21 @@ class DefinitionChecker:
             )
         self._waiting += 1
         try:
-            async with asyncio.timeout(_TIMEOUT_S), self._turn:
-                return await self._check(source, namespace)
+            async with asyncio.timeout(_TIMEOUT_S):
+                compiled = await compile_with_resources(source, self._limits, self._reader, self._turn)
+                async with self._turn:
+                    return await self._check(compiled, source, namespace)
         except TimeoutError:
             raise component_unavailable("definition checker", f"no result within {_TIMEOUT_S:g} s") from None
         finally:
             self._waiting -= 1
 
-    async def _check(self, source: str, namespace: str) -> Checked:
-        compiled = await asyncio.to_thread(compile_definition, source, self._limits)
+    async def warnings(self, source: str, faults: list[tuple[str, str, str]]) -> list[Finding]:
+        """Warnings for (rule, message, pointer), with line and column."""
+        placed = await asyncio.to_thread(self._place, source, faults) if faults else []
+        return [replace(finding, severity=Severity.WARNING) for finding in placed]
+
+    async def _check(self, compiled: Compiled, source: str, namespace: str) -> Checked:
         program = compiled.program
         errors = [finding for finding in compiled.findings if finding.severity == Severity.ERROR]
         warnings = [finding for finding in compiled.findings if finding.severity == Severity.WARNING]

@@ -42,14 +42,19 @@ async def check(source: str) -> list[Finding]:
     Raises CommandFailed when the guarded evaluator cannot be started here.
     """
     # Here and not above: the compiler takes longer to load than most other commands need in all.
-    from flint_core.definition import DefinitionLimits, Finding, Rule, Severity, compile_definition  # noqa: PLC0415
+    from flint_core.definition import DefinitionLimits, Finding, Rule, Severity  # noqa: PLC0415
     from flint_core.definition.reader import read  # noqa: PLC0415
     from flint_jq import EvaluatorPool, EvaluatorsBusy  # noqa: PLC0415
     from flint_ops.config import LimitSettings  # noqa: PLC0415
+    from flint_ops.resources import ResourceLimits, ResourceReader, compile_with_resources  # noqa: PLC0415
 
     settings = LimitSettings()
     limits = DefinitionLimits(definition_bytes=settings.definition_bytes)
-    compiled = compile_definition(source, limits)
+    reader = ResourceReader(ResourceLimits(allow_private=True, files=True))
+    try:
+        compiled = await compile_with_resources(source, limits, reader)
+    finally:
+        await reader.close()
     expressions = compiled.program.jq_sources() if compiled.program is not None else []
     if not expressions:
         return compiled.findings

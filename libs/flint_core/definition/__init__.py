@@ -16,7 +16,7 @@ __all__ = ["Compiled", "DefinitionLimits", "Finding", "Resource", "Rule", "Sever
 
 
 class Compiled(NamedTuple):
-    """What came of a definition. `program` is None exactly when a finding has the severity error or `needs` has entries.
+    """What came of a definition. `program` is None exactly when a finding is an error, or `needs` has entries.
 
     `needs`: texts that the definition refers to and that were not in `resources`.
     """

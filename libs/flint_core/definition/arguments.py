@@ -144,7 +144,7 @@ def uri_template(context: Context, text: Any, pointer: str) -> Any:
     def expression(match: re.Match[str]) -> str:
         name = match.group(1)
         if not name or name[0] in _OPERATORS or "," in name or "*" in name or ":" in name:
-            message = f"'{match.group(0)[:80]}': of URI templates only {{name}} is supported, the name of a member of the input"
+            message = f"'{match.group(0)[:80]}': here only {{name}} is supported, the name of a member of the input"
             context.error(Rule.INVALID_VALUE, message, pointer)
             return ""
         member = orjson.dumps(name).decode()

@@ -31,10 +31,12 @@ class Rule:
     EXPRESSION = "expression"
     SECRET = "secret"  # noqa: S105 - the name of a rule
     REFERENCE = "reference"  # a name that nothing defines
+    RESOURCE = "resource"  # a text from elsewhere that cannot be read
     SCHEMA = "schema"
     ARGUMENTS = "arguments"
     NO_TIMEOUT = "no-timeout"
     UNREACHABLE = "unreachable"
+    UNKNOWN_FUNCTION = "unknown-function"  # no function worker ever registered it
 
 
 @dataclass(frozen=True, slots=True)

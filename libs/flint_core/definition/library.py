@@ -1,7 +1,7 @@
 """Functions that are tasks: those of `use.functions`, of catalogs, and of files named by their address.
 
 A call of one compiles to a task with the function's task inside, compiled anew for each call, so that every use has
-steps of its own: `…/functions/NAME` below the call. What the text of a catalog says is part of the program from then on.
+steps of its own: `…/functions/NAME` below the call. What the text of a catalog says is part of the program.
 """
 
 from __future__ import annotations

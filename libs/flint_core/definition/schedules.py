@@ -80,7 +80,8 @@ def _strategy(context: Context, value: Any, pointer: str) -> bool:
     if ways[0] == "all" and not content:
         context.error(Rule.INVALID_VALUE, "'all' needs at least one filter", place)
         return False
-    return all([_filter(context, each, join_pointer(place, position)) for position, each in enumerate(content)])
+    checked = [_filter(context, each, join_pointer(place, position)) for position, each in enumerate(content)]
+    return all(checked)  # all of them are looked at, so that all mistakes are told
 
 
 def _filter(context: Context, value: Any, pointer: str) -> bool:

@@ -32,7 +32,7 @@ def invoke(kernel: Kernel, strand: Strand, frame: Frame) -> None:
 
 
 def extended(kernel: Kernel, strand: Strand, frame: Frame) -> None:
-    """A task with an extension: `scope` is the tasks before it, the task, the tasks after it; any of the outer may miss.
+    """A task with an extension: `scope` is the tasks before it, the task, the tasks after it; the outer ones may miss.
 
     The tasks of the extension see the task's input or output, and what they give is dropped; but when those before it
     leave by `exit`, the task is not run and what they gave is its output.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from support.machines import HEAD, Driver, down, start
 
 from flint_core.definition import Severity, compile_definition
 from flint_core.machine import Failed, Machine
+from support.machines import HEAD, Driver, down, start
 
 
 def errors(body):
@@ -117,7 +117,8 @@ def test_extensions_nest_in_declared_order():
     each = "{call: noop, with: {output: %s}}"
     body = "use: {extensions: ["
     body += ", ".join(
-        f"{{{name}: {{extend: set, before: [{{n: {each % (name + '-before')}}}], after: [{{n: {each % (name + '-after')}}}]}}}}"
+        f"{{{name}: {{extend: set, before: [{{n: {each % (name + '-before')}}}],"
+        f" after: [{{n: {each % (name + '-after')}}}]}}}}"
         for name in ("outer", "inner")
     )
     run = start(body + "]}\ndo: [{s: {set: {x: 1}}}]\n").run()
@@ -138,7 +139,8 @@ def test_extensions_nest_in_declared_order():
 )
 def test_what_is_extended(extend, extended):
     run = start(
-        f"use: {{extensions: [{{e: {{extend: {extend}, before: [{{b: {{call: noop, with: {{output: '${{ $task.name }}'}}}}}}]}}}}]}}\n"
+        f"use: {{extensions: [{{e: {{extend: {extend},"
+        " before: [{b: {call: noop, with: {output: '${ $task.name }'}}}]}}]}\n"
         "do:\n"
         "  - d: {do: [{s: {set: {x: 1}}}]}\n"
         "  - f: {fork: {branches: [{i: {set: {x: 1}}}]}}\n"

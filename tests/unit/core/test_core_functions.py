@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from support.machines import HEAD, Driver, start
 
 from flint_core.definition import DefinitionLimits, Severity, compile_definition
 from flint_core.machine import Failed, Machine
+from support.machines import HEAD, Driver, start
 
 
 def errors(body, limits=None):
@@ -105,7 +105,8 @@ def test_a_run_inside_a_function_resumes_from_its_snapshot():
 def test_circles_are_refused_with_their_path(used):
     call = "a" if used else "noop"
     found = errors(
-        "use:\n  functions:\n    a: {do: [{x: {call: b}}]}\n    b: {try: [{y: {call: c}}], catch: {}}\n    c: {call: a}\n"
+        "use:\n  functions:\n    a: {do: [{x: {call: b}}]}\n    b: {try: [{y: {call: c}}], catch: {}}\n"
+        "    c: {call: a}\n"
         f"do: [{{t: {{call: {call}}}}}]\n"
     )
     assert "functions may not call each other in a circle: a → b → c → a" in [finding.message for finding in found]
