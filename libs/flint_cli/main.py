@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from flint_cli.commands import apply, doctor, down, keys, lint, migrate, run, runs, up, version, workers, workflows
+from flint_cli.commands import (
+    apply,
+    doctor,
+    down,
+    functions,
+    keys,
+    lint,
+    migrate,
+    run,
+    runs,
+    up,
+    version,
+    workers,
+    workflows,
+)
 from flint_cli.exits import guarded
 from flint_cli.session import Session
 
@@ -46,6 +60,7 @@ app.command("run")(run.run)
 app.add_typer(runs.app)
 app.add_typer(workflows.app)
 app.add_typer(workers.app)
+app.add_typer(functions.app)
 app.add_typer(keys.app)
 app.command("lint")(lint.lint)
 app.command("migrate")(migrate.migrate)

@@ -153,6 +153,8 @@ class RunProgress:
             node.attempts[step.attempt] = step
             if said.get((step.step, step.iteration, step.attempt)) is not step.state:
                 lines.append(self._step_line(node, step))
+            elif known is not None and _progress(known) != _progress(step) and _progress(step):
+                lines.append(f"{node.name} {_progress(step)}")
         return lines
 
     @staticmethod
@@ -174,6 +176,14 @@ class RunProgress:
     def _note(self, text: str) -> list[str]:
         self.notes = [*self.notes[-(_MAX_NOTES - 1) :], text]
         return [text]
+
+
+def _progress(step: Step) -> str:
+    """What a running function last said of itself, in steps of 10 %: a line for each is enough."""
+    if step.state is not StepState.RUNNING:
+        return ""
+    percent = "" if step.progress_percent is None else f"{step.progress_percent // 10 * 10:.0f} %"
+    return " ".join(part for part in (percent, step.progress_message) if part)
 
 
 def brief(step: Step) -> str:

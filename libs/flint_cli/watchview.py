@@ -121,6 +121,11 @@ class _View:
             text.append(f"  {seconds(max(0.0, (datetime.now(UTC) - step.start_time).total_seconds()))}", style="dim")
         elif step.duration_s is not None:
             text.append(f"  {seconds(step.duration_s)}")
+        if step.state is StepState.RUNNING:
+            if step.progress_percent is not None:
+                text.append(f"  {step.progress_percent:.0f} %", style="cyan")
+            if step.progress_message:
+                text.append(f"  {step.progress_message}", style="dim")
         if len(node.attempts) > 1 or step.attempt > 1:
             text.append(f"  attempt {step.attempt}", style="yellow")
         failed = next(

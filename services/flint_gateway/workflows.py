@@ -10,6 +10,7 @@ from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
 from flint_contracts.gen.flint.workflows.v1.workflows_pb2_grpc import WorkflowServiceServicer
 from flint_gateway.definitions import DefinitionChecker, finding_message
+from flint_gateway.functions_advice import FunctionAdvice
 from flint_gateway.validation import namespace_of_parent
 from flint_ops.config import LimitSettings
 from flint_rpc.errors import ErrorReason, FieldViolation, Refused, field_invalid
@@ -32,9 +33,14 @@ class WorkflowServicer(WorkflowServiceServicer):
     """See the module. Callers are authenticated and authorised by the interceptor."""
 
     def __init__(
-        self, client: Client[SchedulingServiceAsyncStub], checker: DefinitionChecker, limits: LimitSettings
+        self,
+        client: Client[SchedulingServiceAsyncStub],
+        checker: DefinitionChecker,
+        limits: LimitSettings,
+        functions: FunctionAdvice | None = None,
     ) -> None:
         self._client = client
+        self._functions = functions
         self._checker = checker
         self._limits = limits
 
@@ -55,7 +61,11 @@ class WorkflowServicer(WorkflowServiceServicer):
             )
         checked = await self._checker.check(request.source, namespace)
         program = checked.program
-        response = workflows_pb2.ApplyWorkflowResponse(findings=map(finding_message, checked.warnings))
+        warnings = checked.warnings
+        if self._functions is not None:
+            faults = await self._functions.warnings(program, namespace)
+            warnings = [*warnings, *await self._checker.warnings(request.source, faults)]
+        response = workflows_pb2.ApplyWorkflowResponse(findings=map(finding_message, warnings))
         if request.validate_only:
             response.workflow.CopyFrom(
                 workflows_pb2.Workflow(

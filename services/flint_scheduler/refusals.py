@@ -13,6 +13,7 @@ from flint_store import errors
 __all__ = ["store_refusals"]
 
 _REFUSALS: dict[type[errors.StoreError], tuple[grpc.StatusCode, ErrorReason.ValueType]] = {
+    errors.FunctionsFull: (grpc.StatusCode.RESOURCE_EXHAUSTED, ErrorReason.ERROR_REASON_QUEUE_FULL),
     errors.NamespaceNotFound: (grpc.StatusCode.NOT_FOUND, ErrorReason.ERROR_REASON_NAMESPACE_NOT_FOUND),
     errors.WorkflowNotFound: (grpc.StatusCode.NOT_FOUND, ErrorReason.ERROR_REASON_WORKFLOW_NOT_FOUND),
     errors.VersionExists: (grpc.StatusCode.ALREADY_EXISTS, ErrorReason.ERROR_REASON_VERSION_EXISTS),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import orjson
@@ -48,8 +48,20 @@ class Caller:
         """Calls that have not ended, and side effects that go on although theirs has."""
         return self._performing + sum(executor.unfinished for executor in self._executors.values())
 
-    async def perform(self, call: Call, lease: Lease, run_id: str, trace_id: str) -> CallSucceeded | CallFailed:
-        """The outcome of one call, executed now. Raises LegStopped when the lease does not allow it to begin (R6)."""
+    async def perform(
+        self,
+        call: Call,
+        lease: Lease,
+        run_id: str,
+        trace_id: str,
+        namespace: str = "",
+        report: Callable[[float | None, str], None] | None = None,
+        workflow: str = "",
+    ) -> CallSucceeded | CallFailed:
+        """The outcome of one call, executed now. Raises LegStopped when the lease does not allow it to begin (R6).
+
+        `report` hears of its progress, without the secrets that it was given.
+        """
         self._performing += 1
         started_ms = now_ms()
         redaction: Redaction | None = None
@@ -72,17 +84,21 @@ class Caller:
             if not lease.valid():
                 raise LegStopped("lease")
             deadline_ms = call.deadline_ms
-            output = await executor.execute(
-                ResolvedCall(
-                    call.function,
-                    arguments,
-                    call.idempotency_key,
-                    call.step,
-                    run_id,
-                    trace_id,
-                    None if deadline_ms is None else max(0.0, (deadline_ms - started_ms) / 1000 + _GRACE_S),
-                )
+            resolved = ResolvedCall(
+                call.function,
+                arguments,
+                call.idempotency_key,
+                call.step,
+                run_id,
+                trace_id,
+                None if deadline_ms is None else max(0.0, (deadline_ms - started_ms) / 1000 + _GRACE_S),
+                namespace,
+                call.attempt,
+                workflow=workflow,
             )
+            if report is not None:
+                resolved = resolved._replace(report=report if redaction is None else _redacted(report, redaction))
+            output = await executor.execute(resolved)
             output = self._checked(output, call.step, redaction)
         except ExecutionFailed as failure:
             problem = failure.problem if redaction is None else redaction.problem(failure.problem)
@@ -151,6 +167,12 @@ class Caller:
                 problem.type, problem.status, problem.title, problem.detail[:_DETAIL_LIMIT], problem.instance
             )
         return CallFailed(call.effect_id, problem, started_ms, at_ms, retry_after_ms)
+
+
+def _redacted(
+    report: Callable[[float | None, str], None], redaction: Redaction
+) -> Callable[[float | None, str], None]:
+    return lambda percent, message: report(percent, redaction.text(message))
 
 
 def _where(defect: BaseException) -> list[str]:

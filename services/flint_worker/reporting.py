@@ -1,7 +1,7 @@
 """Hints: which steps have begun and run for a while, for those who watch. Provisional, fire and forget.
 
-One ticker for all legs; a step is told once, when it has run for 50 ms. When the ticker dies the service ends (it is
-watched); nothing else depends on it.
+One ticker for all legs; a step is told when it has run for 50 ms, and again when its function reports progress. When
+the ticker dies the service ends (it is watched); nothing else depends on it.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Hints:
             call = progress.call
             steps.append(
                 runs_pb2.StepRecord(
+                    progress_percent=progress.percent,
+                    progress_message=progress.message,
                     step=call.step,
                     iteration=call.iteration,
                     attempt=call.attempt,

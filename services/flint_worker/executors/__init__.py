@@ -41,6 +41,7 @@ class ResolvedCall(NamedTuple):
     attempt: int = 1
     report: Callable[[float | None, str], None] = _unheard
     """Tells whoever watches the run: progress (0 to 100, None leaves it as it was) and a text (empty: likewise)."""
+    workflow: str = ""
 
 
 class ExecutionFailed(Exception):
@@ -79,7 +80,8 @@ ExecutorFactory = Callable[[Settings], Executor]
 
 
 def _factories(outbound: Outbound) -> Mapping[str, ExecutorFactory]:
-    from flint_worker.executors.email import EmailExecutor  # noqa: PLC0415  (executors import this module)
+    from flint_worker.executors.a2a import A2aExecutor  # noqa: PLC0415  (executors import this module)
+    from flint_worker.executors.email import EmailExecutor  # noqa: PLC0415
     from flint_worker.executors.grpc import GrpcExecutor  # noqa: PLC0415
     from flint_worker.executors.http import HttpExecutor  # noqa: PLC0415
     from flint_worker.executors.noop import NoopExecutor  # noqa: PLC0415
@@ -87,8 +89,9 @@ def _factories(outbound: Outbound) -> Mapping[str, ExecutorFactory]:
     from flint_worker.executors.sql import SqlExecutor  # noqa: PLC0415
 
     return {
+        "a2a": lambda settings: A2aExecutor(settings, outbound),
         "email": EmailExecutor,
-        "grpc": GrpcExecutor,
+        "grpc": lambda settings: GrpcExecutor(settings, outbound),
         "http": lambda settings: HttpExecutor(settings, outbound),
         "noop": lambda settings: NoopExecutor(),
         "openapi": lambda settings: OpenApiExecutor(settings, outbound),

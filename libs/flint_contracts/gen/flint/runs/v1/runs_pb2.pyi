@@ -256,6 +256,7 @@ class StepRecord(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     PROVISIONAL_FIELD_NUMBER: _builtins.int
     PROGRESS_PERCENT_FIELD_NUMBER: _builtins.int
+    PROGRESS_MESSAGE_FIELD_NUMBER: _builtins.int
     step: _builtins.str
     """JSON pointer of the task in the definition, such as /do/0/fetchOrder."""
     iteration: _builtins.str
@@ -277,6 +278,8 @@ class StepRecord(_message.Message):
     """True for a hint that came before the record: it may yet be taken back by the loss of a worker."""
     progress_percent: _builtins.float
     """Progress that the function reported, 0 to 100; in hints only, unset when it reported none."""
+    progress_message: _builtins.str
+    """What the function says that it is doing, at most 200 characters; in hints only."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -304,10 +307,11 @@ class StepRecord(_message.Message):
         result: _builtins.bytes = ...,
         provisional: _builtins.bool = ...,
         progress_percent: _builtins.float | None = ...,
+        progress_message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent", "end_time", b"end_time", "error", b"error", "progress_percent", b"progress_percent", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent", "attempt", b"attempt", "end_time", b"end_time", "error", b"error", "function", b"function", "iteration", b"iteration", "kind", b"kind", "progress_percent", b"progress_percent", "provisional", b"provisional", "result", b"result", "start_time", b"start_time", "state", b"state", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent", "attempt", b"attempt", "end_time", b"end_time", "error", b"error", "function", b"function", "iteration", b"iteration", "kind", b"kind", "progress_message", b"progress_message", "progress_percent", b"progress_percent", "provisional", b"provisional", "result", b"result", "start_time", b"start_time", "state", b"state", "step", b"step"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__progress_percent: _TypeAlias = _typing.Literal["progress_percent"]  # noqa: Y015
     _WhichOneofArgType__progress_percent: _TypeAlias = _typing.Literal["_progress_percent", b"_progress_percent"]  # noqa: Y015
