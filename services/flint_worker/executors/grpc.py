@@ -11,6 +11,7 @@ import binascii
 import contextlib
 import re
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -25,18 +26,26 @@ from google.protobuf.message import DecodeError, Message
 
 from flint_core.problems import ProblemType
 from flint_ops.config import Settings
+from flint_worker.authentication.policies import read_policy
 from flint_worker.executors import ExecutionFailed, ResolvedCall
 from flint_worker.executors.addresses import AddressRefused
 from flint_worker.executors.arguments import check_arguments, failure, has_controls
+from flint_worker.executors.client import http_url, public_uri
+from flint_worker.executors.faults import Fault
 from flint_worker.executors.grpc_channels import Channels, Target
 from flint_worker.executors.grpc_descriptions import DescriptionError, Descriptions, NoReflection, ServiceDescription
 from flint_worker.executors.grpc_status import retry_after_ms, type_and_status
+from flint_worker.executors.outbound import Outbound
 
 __all__ = ["GrpcExecutor"]
 
 _LONGEST_S: Final = 300.0
 """A call ends after this long when the step has no timeout of its own."""
 _DEPTH: Final = 64
+_LARGEST_PROTO_BYTES: Final = 2**20
+_MOST_DOCUMENTS: Final = 64
+_DOCUMENT_S: Final = 60.0
+"""A document is fetched again after this long."""
 _KEY: Final = re.compile(r"(?!grpc-)[0-9a-z_.-]{1,200}")
 _TRACE: Final = re.compile(r"(?!0{32})[0-9a-f]{32}")
 _NAMES_NO_VALUE: Final = re.compile(r'(Message type "[^"]*" has no field named "[^"]*"|Failed to parse \w+ field)')
@@ -49,10 +58,13 @@ class GrpcExecutor:
 
     unfinished = 0  # nothing outlives its call
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, outbound: Outbound) -> None:
+        self._outbound = outbound
+        self._document_bytes = min(settings.limits.document_bytes, _LARGEST_PROTO_BYTES)
+        self._documents: OrderedDict[tuple[str, bytes], tuple[float, str]] = OrderedDict()
         self._value_bytes = settings.limits.value_bytes
         self._most_messages = settings.worker.stream_messages
-        self._channels = Channels(settings.worker.allow_private_addresses, min(self._value_bytes, 2**31 - 1))
+        self._channels = Channels(settings, min(self._value_bytes, 2**31 - 1))
         self._descriptions = Descriptions()
 
     async def close(self) -> None:
@@ -68,6 +80,8 @@ class GrpcExecutor:
                 return await self._exchange(call, arguments, limit_s)
         except TimeoutError:
             raise failure(call, ProblemType.TIMEOUT, 408, "The gRPC call took too long") from None
+        except Fault as fault:
+            raise fault.of(call) from None
         except AddressRefused:
             detail = "the host has no public address; worker.allow_private_addresses permits others"
             raise failure(call, ProblemType.AUTHORIZATION, 403, "The address is not permitted", detail) from None
@@ -81,16 +95,60 @@ class GrpcExecutor:
         except grpc.aio.AioRpcError as error:
             raise self._refused(call, error) from None
 
-    async def _authorization(self, policy: dict[str, Any]) -> str:
-        raise NotImplementedError
+    async def _authorization(self, policy: dict[str, Any], target: Target) -> Metadata:
+        """A policy as metadata. Digest has no place in gRPC. Raises Fault."""
+        if "digest" in policy:
+            raise Fault(
+                ProblemType.CONFIGURATION, 400, "The policy cannot be used", "gRPC has no digest authentication"
+            )
+        scheme = "https" if target.tls else "http"
+        headers = await self._outbound.authenticator.headers(policy, "POST", f"{scheme}://{target.authority}/")
+        return [(name.lower(), value) for name, value in headers.items()]
 
     async def _description(
-        self, proto: dict[str, Any] | None, channel: grpc.aio.Channel, target: Target, service: str, metadata: Metadata
+        self,
+        call: ResolvedCall,
+        proto: dict[str, Any] | None,
+        channel: grpc.aio.Channel,
+        target: Target,
+        service: str,
+        metadata: Metadata,
     ) -> ServiceDescription:
         if proto is None:
             # The call's own metadata, authorization among them: a service may guard its reflection too.
             return await self._descriptions.reflected(channel, target, service, metadata)
-        return await self._descriptions.compiled(proto["content"])
+        if "content" in proto:
+            return await self._descriptions.compiled(proto["content"])
+        return await self._descriptions.compiled(await self._document(call, proto["endpoint"]))
+
+    async def _document(self, call: ResolvedCall, endpoint: str | dict[str, Any]) -> str:
+        """A .proto document, fetched or remembered. Raises Fault."""
+        uri, policy = (
+            (endpoint, None) if isinstance(endpoint, str) else (endpoint["uri"], endpoint.get("authentication"))
+        )
+        url = http_url(uri, "/proto/endpoint")
+        key = (str(url), read_policy(policy).key if policy else b"")
+        now = asyncio.get_running_loop().time()
+        until, text = self._documents.get(key, (0.0, ""))
+        if until > now:
+            return text
+        answer = await self._outbound.client.exchange(
+            "GET",
+            url,
+            auth=self._outbound.auth(policy),
+            redirect=True,
+            deadline_s=call.deadline_s,
+            limit_bytes=self._document_bytes,
+        )
+        if answer.status != 200:
+            detail = f"GET {public_uri(url)} answered {answer.status}"
+            raise Fault(ProblemType.COMMUNICATION, answer.status, "The .proto document cannot be fetched", detail)
+        text = answer.body.decode("utf-8", "replace")
+        self._documents[key] = (now + _DOCUMENT_S, text)
+        self._documents.move_to_end(key)
+        while len(self._documents) > _MOST_DOCUMENTS:
+            self._documents.popitem(last=False)
+        return text
 
     async def _exchange(self, call: ResolvedCall, arguments: dict[str, Any], limit_s: float) -> Any:
         service = arguments["service"]
@@ -98,9 +156,11 @@ class GrpcExecutor:
         metadata = _metadata(call, arguments.get("metadata", {}))
         if policy := service.get("authentication"):
             metadata = [pair for pair in metadata if pair[0] != "authorization"]
-            metadata.append(("authorization", await self._authorization(policy)))
+            metadata += await self._authorization(policy, target)
         async with self._channels.to(target) as channel:
-            description = await self._description(arguments.get("proto"), channel, target, service["name"], metadata)
+            description = await self._description(
+                call, arguments.get("proto"), channel, target, service["name"], metadata
+            )
             try:
                 method = description.method(service["name"], arguments["method"])
             except DescriptionError:

@@ -10,12 +10,16 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final, NamedTuple
 
+import certifi
 import grpc
 import grpc.aio
 
+from flint_ops.config import Settings
 from flint_worker.executors.addresses import permitted_addresses
+from flint_worker.executors.routes import Host, names_host
 
 __all__ = ["Channels", "Target"]
 
@@ -48,8 +52,14 @@ class _Held:
 class Channels:
     """Belongs to one event loop. A channel in use is never closed."""
 
-    def __init__(self, allow_private: bool, message_bytes: int) -> None:
-        self._allow_private = allow_private
+    def __init__(self, settings: Settings, message_bytes: int) -> None:
+        """Raises OSError for certificates that cannot be read."""
+        self._allow_private = settings.worker.allow_private_addresses
+        roots = Path(certifi.where()).read_bytes()
+        if settings.worker.ca_file:
+            roots += b"\n" + Path(settings.worker.ca_file).read_bytes()
+        self._roots = roots
+        self._certificates = tuple(settings.certificates.values())
         self._message_bytes = message_bytes
         self._held: OrderedDict[tuple[Target, tuple[str, ...]], _Held] = OrderedDict()
         self._resolved: OrderedDict[Target, tuple[float, tuple[str, ...]]] = OrderedDict()
@@ -108,7 +118,21 @@ class Channels:
         if not target.tls:
             return grpc.aio.insecure_channel(uri, options=options)
         options.append(("grpc.ssl_target_name_override", target.host.strip("[]")))
-        return grpc.aio.secure_channel(uri, grpc.ssl_channel_credentials(), options=options)
+        return grpc.aio.secure_channel(uri, self._credentials(target), options=options)
+
+    def _credentials(self, target: Target) -> grpc.ChannelCredentials:
+        """Trust as for HTTP, and the client certificate that is configured for the host.
+
+        gRPC takes keys without a password only: a certificate whose key has one is left out.
+        """
+        for certificate in self._certificates:
+            if names_host(certificate.hosts, Host(target.host, target.port)):
+                if certificate.key_password.get_secret_value():
+                    continue
+                chain = Path(certificate.certificate_file).read_bytes()
+                key = Path(certificate.key_file).read_bytes() if certificate.key_file else chain
+                return grpc.ssl_channel_credentials(self._roots, key, chain)
+        return grpc.ssl_channel_credentials(self._roots)
 
     async def _trim(self) -> None:
         excess = len(self._held) - _MOST_CHANNELS

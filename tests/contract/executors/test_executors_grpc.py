@@ -10,16 +10,22 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+import uvicorn
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, duration_pb2, message_factory
 from google.rpc import error_details_pb2, status_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha._async import ReflectionServicer
 from grpc_tools import protoc
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
 
 from flint_core.problems import ProblemType
 from flint_ops.config import LimitSettings, Settings, WorkerSettings
 from flint_worker.executors import ExecutionFailed, ResolvedCall
 from flint_worker.executors.grpc import GrpcExecutor
+from flint_worker.executors.outbound import Outbound
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PROTO = """
@@ -180,9 +186,11 @@ async def executor() -> AsyncIterator[GrpcExecutor]:
         worker=WorkerSettings(allow_private_addresses=True, stream_messages=5),
         limits=LimitSettings(value_bytes=20_000, payload_bytes=10_000),
     )
-    executor = GrpcExecutor(settings)
+    outbound = Outbound(settings)
+    executor = GrpcExecutor(settings, outbound)
     yield executor
     await executor.close()
+    await outbound.close()
 
 
 def call(served: Served, method: str, deadline_s: float | None = 30, **more: Any) -> ResolvedCall:
@@ -286,11 +294,46 @@ async def test_a_deadline_and_a_cancellation_reach_the_service(executor: GrpcExe
 
 
 async def test_private_addresses_are_refused(plain: Served) -> None:
-    executor = GrpcExecutor(Settings())
+    outbound = Outbound(Settings())
+    executor = GrpcExecutor(Settings(), outbound)
     refused = await failed(executor, call(plain, "Order", proto={"content": PROTO}))
     assert refused.problem.type == ProblemType.AUTHORIZATION
     assert not plain.shop.peers
     await executor.close()
+    await outbound.close()
+
+
+async def test_authentication_becomes_metadata(executor: GrpcExecutor, reflecting: Served) -> None:
+    policy = {"basic": {"username": "ada", "password": "s3cret"}}
+    got = await executor.execute(call(reflecting, "Order", service={"authentication": policy}))
+    assert got["seen"]["authorization"] == "Basic YWRhOnMzY3JldA=="
+    digest = await failed(executor, call(reflecting, "Order", service={"authentication": {"digest": policy["basic"]}}))
+    assert digest.problem.type == ProblemType.CONFIGURATION
+
+
+async def test_a_document_that_is_fetched(executor: GrpcExecutor, plain: Served) -> None:
+    fetched = 0
+
+    async def document(request: Request) -> Response:
+        nonlocal fetched
+        fetched += 1
+        return PlainTextResponse(PROTO)
+
+    config = uvicorn.Config(
+        Starlette(routes=[Route("/shop.proto", document)]), port=0, log_level="error", lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    sockets = [config.bind_socket()]
+    serving = asyncio.create_task(server.serve(sockets))
+    uri = f"http://127.0.0.1:{sockets[0].getsockname()[1]}/shop.proto"
+    for _ in range(2):
+        got = await executor.execute(call(plain, "Order", proto={"endpoint": uri}, arguments={"sku": "a"}))
+        assert got["text"] == "a x0"
+    assert fetched == 1
+    missing = await failed(executor, call(plain, "Order", proto={"endpoint": uri + "x"}))
+    assert missing.problem.status == 404
+    server.should_exit = True
+    await serving
 
 
 async def test_what_is_not_described(executor: GrpcExecutor, reflecting: Served, plain: Served) -> None:
