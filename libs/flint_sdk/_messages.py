@@ -9,6 +9,7 @@ import orjson
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
+from flint_contracts.gen.flint.functions.v1 import functions_pb2
 from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
@@ -17,6 +18,7 @@ from flint_sdk._models import (
     HistoryEntry,
     Key,
     Problem,
+    RegisteredFunction,
     Role,
     Run,
     RunState,
@@ -104,6 +106,8 @@ def step_from(message: runs_pb2.StepRecord) -> Step:
         error=problem_from(message.error) if message.HasField("error") else None,
         result=decode_json(message.result),
         provisional=message.provisional,
+        progress_percent=message.progress_percent if message.HasField("progress_percent") else None,
+        progress_message=message.progress_message,
     )
 
 
@@ -184,3 +188,17 @@ def key_from(message: identity_pb2.Key) -> Key:
 def role_number(role: Role | str) -> identity_pb2.Role.ValueType:
     """The contract's number of a role. Raises ValueError for an unknown one."""
     return identity_pb2.Role.Value(f"ROLE_{Role(role).value.upper()}")
+
+
+def function_from(message: functions_pb2.Function) -> RegisteredFunction:
+    """From the contract's message."""
+    return RegisteredFunction(
+        name=message.name,
+        version=message.version,
+        description=message.description,
+        input_schema=decode_json(message.input_schema),
+        output_schema=decode_json(message.output_schema),
+        create_time=moment(message, "create_time"),
+        seen_time=moment(message, "seen_time"),
+        connected=message.connected,
+    )

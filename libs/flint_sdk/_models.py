@@ -132,6 +132,8 @@ class Step:
     error: Problem | None
     result: Any
     provisional: bool
+    progress_percent: float | None = None
+    progress_message: str = ""
 
     @property
     def duration_s(self) -> float | None:
@@ -305,3 +307,20 @@ class WatchResumed:
 
 
 WatchEvent = RunSnapshot | RunChanged | StepBegan | WatchInterrupted | WatchResumed
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredFunction:
+    """One version of a custom function, as it was registered last. A schema is None when it takes anything.
+
+    `connected`: whether a function worker that executes it was connected within the last 20 s.
+    """
+
+    name: str
+    version: str
+    description: str
+    input_schema: Any
+    output_schema: Any
+    create_time: datetime | None
+    seen_time: datetime | None
+    connected: bool

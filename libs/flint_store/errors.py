@@ -8,6 +8,7 @@ StoreError
 │   ├── SchemaTooNew         a newer build has migrated the schema beyond what this build understands
 │   ├── ShardGroupsDiffer    cluster.shard_groups differs from what the first migration fixed
 │   └── MigrationLocked      another migration holds the lock for too long
+├── FunctionsFull        the namespace has as many functions as it may
 ├── NamespaceNotFound
 ├── WorkflowNotFound
 ├── VersionInvalid       not a semantic version
@@ -21,6 +22,7 @@ StoreError
 from __future__ import annotations
 
 __all__ = [
+    "FunctionsFull",
     "KeyIdTaken",
     "KeyNotFound",
     "LastAdminKey",
@@ -70,6 +72,10 @@ class ShardGroupsDiffer(SchemaError):
 
 class MigrationLocked(SchemaError):
     """Another process has been migrating for longer than this one may wait."""
+
+
+class FunctionsFull(StoreError):
+    """The namespace has as many versions of functions as it may."""
 
 
 class NamespaceNotFound(StoreError):

@@ -21,14 +21,32 @@ _MIB, _GIB = 2**20, 2**30
 _INBOX = "_INBOX.>"
 # Answers to flow control and (unused, but harmless) acknowledgements of a role's own consumers.
 _CONSUMING = ["$JS.FC.>", "$JS.ACK.>"]
+# Calls of custom functions: workers offer them, gateways take them for their function workers.
+_FUNCTIONS_WORKER = {
+    "publish": ["flint.functions.offer.>", "flint.functions.gateway.*"],
+    "subscribe": ["flint.functions.free.>", "flint.functions.caller.*"],
+}
+_FUNCTIONS_GATEWAY = {
+    "publish": ["flint.functions.free.>", "flint.functions.caller.*", "flint.functions.registered"],
+    "subscribe": ["flint.functions.offer.>", "flint.functions.gateway.*", "flint.functions.registered"],
+}
 
 PERMISSIONS: Mapping[str, Mapping[str, list[str]]] = {
     # Diagnosis and tests.
     "operator": {"publish": ["flint.>", "$JS.>", _INBOX], "subscribe": ["flint.>", "$JS.>", _INBOX]},
     # Hears what changed, tells owners what it is interested in; has no business with JetStream.
     "gateway": {
-        "publish": ["flint.owner.>", _INBOX],
-        "subscribe": ["flint.watchers.>", "flint.hints.>", "flint.owners", "flint.owner.>", _INBOX],
+        "publish": ["flint.owner.>", "flint.lifecycle.interest", *_FUNCTIONS_GATEWAY["publish"], _INBOX],
+        "subscribe": [
+            "flint.watchers.>",
+            "flint.hints.>",
+            "flint.owners",
+            "flint.owner.>",
+            "flint.events.stored.*",
+            "flint.lifecycle.of.*",
+            *_FUNCTIONS_GATEWAY["subscribe"],
+            _INBOX,
+        ],
     },
     # Owns streams, seals journals, dispatches, answers workers and gateways.
     "scheduler": {"publish": ["flint.>", "$JS.API.>", *_CONSUMING, _INBOX], "subscribe": ["flint.>", _INBOX]},
@@ -39,6 +57,8 @@ PERMISSIONS: Mapping[str, Mapping[str, list[str]]] = {
             "flint.journal.>",
             "flint.hints.>",
             "flint.definitions.*",
+            "flint.events.store",
+            *_FUNCTIONS_WORKER["publish"],
             "$JS.API.INFO",
             "$JS.API.STREAM.INFO.*",
             "$JS.API.STREAM.MSG.GET.*",
@@ -47,7 +67,7 @@ PERMISSIONS: Mapping[str, Mapping[str, list[str]]] = {
             *_CONSUMING,
             _INBOX,
         ],
-        "subscribe": ["flint.jobs.>", "flint.control.*", "flint.owners", _INBOX],
+        "subscribe": ["flint.jobs.>", "flint.control.*", "flint.owners", *_FUNCTIONS_WORKER["subscribe"], _INBOX],
     },
 }
 
