@@ -11,6 +11,7 @@ from flint_rpc.errors import field_invalid
 
 __all__ = [
     "ALL_NAMESPACES",
+    "ApprovalName",
     "RunName",
     "WorkflowName",
     "format_key",
@@ -19,6 +20,7 @@ __all__ = [
     "format_worker",
     "is_label",
     "is_version",
+    "parse_approval",
     "parse_key",
     "parse_parent",
     "parse_run",
@@ -38,6 +40,7 @@ _VERSION = re.compile(
     re.ASCII,
 )
 _KEY_ID = re.compile(r"[a-z0-9]{4,32}")
+_APPROVAL_KEY = re.compile(r"[0-9]{1,18}")
 _INCARNATION = re.compile(r"[0-9a-f]{32}")
 
 
@@ -55,6 +58,14 @@ class WorkflowName(NamedTuple):
     namespace: str
     workflow_id: str
     version: str
+
+
+class ApprovalName(NamedTuple):
+    """A parsed name of an approval. `key` names it within its run."""
+
+    namespace: str
+    run_id: bytes
+    key: str
 
 
 def is_label(text: str) -> bool:
@@ -104,6 +115,17 @@ def parse_run(text: str, field: str = "name") -> RunName:
         if run_id is not None:
             return RunName(f"namespaces/{parts[1]}/runs/{uuid.UUID(bytes=run_id)}", parts[1], run_id)
     raise field_invalid((field, _expected(text, "namespaces/{namespace}/runs/{run}, {run} being a run's UUID")))
+
+
+def parse_approval(text: str, field: str = "name") -> ApprovalName:
+    """`namespaces/{namespace}/runs/{run}/approvals/{approval}`. Raises `Refused`."""
+    parts = text.split("/")
+    collections = (parts[0], parts[2], parts[4]) if len(parts) == 6 else ()
+    if collections == ("namespaces", "runs", "approvals") and is_label(parts[1]) and _APPROVAL_KEY.fullmatch(parts[5]):
+        run_id = parse_run_id(parts[3])
+        if run_id is not None:
+            return ApprovalName(parts[1], run_id, parts[5])
+    raise field_invalid((field, _expected(text, "namespaces/{namespace}/runs/{run}/approvals/{approval}")))
 
 
 def parse_workflow(text: str, field: str = "name", *, version: bool | None = None) -> WorkflowName:

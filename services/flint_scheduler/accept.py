@@ -274,6 +274,7 @@ class Acceptor(Lane[_Unit]):
         COMMIT_ROWS.labels("accept").observe(len(runs))
         if opened:
             self._dispatcher.publish(opened)
+            self._dispatcher.announce_started(opened)
         if len(self._queue):
             self._dispatcher.wake()
         for group, run_ids in [*foreign.items(), *known.items()]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -18,6 +19,9 @@ from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_ops.logging import get_logger
 from flint_scheduler.cards import RunCard
+
+if TYPE_CHECKING:
+    from flint_scheduler.lifecycle_events import LifecycleFeed
 
 __all__ = ["Announcer", "Ending"]
 
@@ -53,6 +57,8 @@ class Announcer:
         self._bus = bus
         self._interests: dict[bytes, dict[str, tuple[float, bool]]] = {}
         self._outgoing: dict[str, list[runs_pb2.RunChange]] = {}
+        self.feed: LifecycleFeed | None = None
+        """Told of every change while somebody follows lifecycle events."""
 
     def interested(self, interest: dispatch_pb2.Interest) -> None:
         """Add or renew a watch."""
@@ -70,11 +76,15 @@ class Announcer:
 
     def wants_steps(self, run_id: bytes) -> bool:
         """Whether anybody watches the run's steps."""
+        if self.feed is not None and self.feed.wants_steps:
+            return True
         interests = self._interests.get(run_id)
         return interests is not None and any(every for _, every in interests.values())
 
     def changed(self, card: RunCard, steps: Sequence[runs_pb2.StepRecord], ending: Ending | None = None) -> None:
         """Note one change of a run, just committed."""
+        if self.feed is not None and self.feed.active:
+            self.feed.changed(card, steps, ending)
         subjects: list[str] = []
         interests = self._interests.get(card.run_id)
         if interests:
@@ -90,8 +100,17 @@ class Announcer:
         for subject in subjects:
             self._outgoing.setdefault(subject, []).append(change)
 
+    def opened(self, card: RunCard, *, with_start: bool = False) -> None:
+        """A leg was opened by a commit of its own; `with_start`: by the one that stored the run, which is no change."""
+        if self.feed is not None and self.feed.active:
+            self.feed.opened(card)
+        if not with_start:
+            self.changed(card, [])
+
     def flush(self) -> None:
         """Publish what was noted."""
+        if self.feed is not None and self.feed.active:
+            self.feed.flush()
         if not self._outgoing:
             return
         outgoing, self._outgoing = self._outgoing, {}
@@ -125,6 +144,8 @@ class Announcer:
     def tick(self) -> None:
         """Forget watches that were not renewed."""
         self._expire()
+        if self.feed is not None:
+            self.feed.tick()
 
 
 def _stamp(ms: int) -> Timestamp:

@@ -207,8 +207,14 @@ class Dispatcher:
             card.started_ms = card.started_ms or at_ms
             card.start = card.start or starts[card.run_id]
             _WAITS[card.level].observe(now - card.ready_since)
-            self._announcer.changed(card, [])
+            self._announcer.opened(card)
         self.publish(opened)
+        self._announcer.flush()
+
+    def announce_started(self, cards: list[RunCard]) -> None:
+        """Legs were opened by the commit that stored their runs."""
+        for card in cards:
+            self._announcer.opened(card, with_start=True)
         self._announcer.flush()
 
     def publish(self, cards: list[RunCard]) -> None:

@@ -10,6 +10,8 @@ branch_labels = None
 depends_on = None
 
 STATEMENTS = (
+    # opened_at is a worker's clock; this one is PostgreSQL's.
+    "ALTER TABLE run_await ADD COLUMN recorded_at timestamptz NOT NULL DEFAULT clock_timestamp()",
     # identity: a hash of source and id. matched: the inboxes of the runs that listen have it. xact: readers who follow
     # the order (xact, seq) only up to transactions that have all ended miss none that commits late.
     """

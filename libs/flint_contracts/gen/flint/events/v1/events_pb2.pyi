@@ -162,7 +162,7 @@ class SubscribeEventsRequest(_message.Message):
 
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only these sources, exactly; at most 32, each at most 1024 characters; empty means all."""
+        """Only these sources, exactly; at most 32, each at most 2048 characters; empty means all."""
 
     def __init__(
         self,

@@ -24,41 +24,42 @@ _sym_db = _symbol_database.Default()
 
 from flint_contracts.gen.flint.approvals.v1 import approvals_pb2 as flint_dot_approvals_dot_v1_dot_approvals__pb2
 from flint_contracts.gen.flint.events.v1 import events_pb2 as flint_dot_events_dot_v1_dot_events__pb2
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n flint/scheduling/v1/events.proto\x12\x13\x66lint.scheduling.v1\x1a\"flint/approvals/v1/approvals.proto\x1a\x1c\x66lint/events/v1/events.proto\"7\n\x12StoreEventsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06\x65vents\x18\x02 \x03(\x0c\"`\n\x13StoreEventsResponse\x12\x34\n\x07results\x18\x01 \x03(\x0b\x32#.flint.events.v1.PublishEventResult\x12\x13\n\x0bunavailable\x18\x02 \x01(\t\"D\n\x11ReadEventsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\"c\n\x12ReadEventsResponse\x12\x30\n\x06\x65vents\x18\x01 \x03(\x0b\x32 .flint.scheduling.v1.StoredEvent\x12\r\n\x05place\x18\x02 \x01(\t\x12\x0c\n\x04more\x18\x03 \x01(\x08\"-\n\x0bStoredEvent\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\r\n\x05place\x18\x02 \x01(\t\"\xc0\x01\n\x14ReadApprovalsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\x0c\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\r\n\x05limit\x18\x04 \x01(\x05\x12\x0e\n\x06\x62\x65\x66ore\x18\x05 \x01(\x03\x12\x32\n\x06states\x18\x06 \x03(\x0e\x32\".flint.approvals.v1.Approval.State\x12\x10\n\x08\x61ssignee\x18\x07 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x08 \x01(\t\"Y\n\x15ReadApprovalsResponse\x12/\n\tapprovals\x18\x01 \x03(\x0b\x32\x1c.flint.approvals.v1.Approval\x12\x0f\n\x07numbers\x18\x02 \x03(\x03\"v\n\x14StoreDecisionRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\x0c\x12\x0b\n\x03key\x18\x03 \x01(\t\x12.\n\x08\x64\x65\x63ision\x18\x04 \x01(\x0b\x32\x1c.flint.approvals.v1.Decision\"G\n\x15StoreDecisionResponse\x12.\n\x08\x61pproval\x18\x01 \x01(\x0b\x32\x1c.flint.approvals.v1.Approval\"\x1d\n\x0c\x45ventsStored\x12\r\n\x05place\x18\x01 \x01(\t\"!\n\x0fLifecycleEvents\x12\x0e\n\x06\x65vents\x18\x01 \x03(\x0c\"\'\n\x11LifecycleInterest\x12\x12\n\nnamespaces\x18\x01 \x03(\t2\xd4\x01\n\x11\x45ventStoreService\x12`\n\x0bStoreEvents\x12\'.flint.scheduling.v1.StoreEventsRequest\x1a(.flint.scheduling.v1.StoreEventsResponse\x12]\n\nReadEvents\x12&.flint.scheduling.v1.ReadEventsRequest\x1a\'.flint.scheduling.v1.ReadEventsResponse2\xe6\x01\n\x14\x41pprovalStoreService\x12\x66\n\rReadApprovals\x12).flint.scheduling.v1.ReadApprovalsRequest\x1a*.flint.scheduling.v1.ReadApprovalsResponse\x12\x66\n\rStoreDecision\x12).flint.scheduling.v1.StoreDecisionRequest\x1a*.flint.scheduling.v1.StoreDecisionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n flint/scheduling/v1/events.proto\x12\x13\x66lint.scheduling.v1\x1a\"flint/approvals/v1/approvals.proto\x1a\x1c\x66lint/events/v1/events.proto\x1a\x17google/rpc/status.proto\"L\n\x12StoreEventsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06\x65vents\x18\x02 \x03(\x0c\x12\x13\n\x0bwith_stored\x18\x03 \x01(\x08\"\x80\x01\n\x13StoreEventsResponse\x12\x34\n\x07results\x18\x01 \x03(\x0b\x32#.flint.events.v1.PublishEventResult\x12#\n\x07refused\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0e\n\x06stored\x18\x03 \x03(\x0c\"D\n\x11ReadEventsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x05\"c\n\x12ReadEventsResponse\x12\x30\n\x06\x65vents\x18\x01 \x03(\x0b\x32 .flint.scheduling.v1.StoredEvent\x12\r\n\x05place\x18\x02 \x01(\t\x12\x0c\n\x04more\x18\x03 \x01(\x08\"-\n\x0bStoredEvent\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\r\n\x05place\x18\x02 \x01(\t\"\xc0\x01\n\x14ReadApprovalsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\x0c\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\r\n\x05limit\x18\x04 \x01(\x05\x12\x0e\n\x06\x62\x65\x66ore\x18\x05 \x01(\x03\x12\x32\n\x06states\x18\x06 \x03(\x0e\x32\".flint.approvals.v1.Approval.State\x12\x10\n\x08\x61ssignee\x18\x07 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x08 \x01(\t\"Y\n\x15ReadApprovalsResponse\x12/\n\tapprovals\x18\x01 \x03(\x0b\x32\x1c.flint.approvals.v1.Approval\x12\x0f\n\x07numbers\x18\x02 \x03(\x03\"v\n\x14StoreDecisionRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\x0c\x12\x0b\n\x03key\x18\x03 \x01(\t\x12.\n\x08\x64\x65\x63ision\x18\x04 \x01(\x0b\x32\x1c.flint.approvals.v1.Decision\"G\n\x15StoreDecisionResponse\x12.\n\x08\x61pproval\x18\x01 \x01(\x0b\x32\x1c.flint.approvals.v1.Approval\"\x1d\n\x0c\x45ventsStored\x12\r\n\x05place\x18\x01 \x01(\t\"!\n\x0fLifecycleEvents\x12\x0e\n\x06\x65vents\x18\x01 \x03(\x0c\"\'\n\x11LifecycleInterest\x12\x12\n\nnamespaces\x18\x01 \x03(\t2\xd4\x01\n\x11\x45ventStoreService\x12`\n\x0bStoreEvents\x12\'.flint.scheduling.v1.StoreEventsRequest\x1a(.flint.scheduling.v1.StoreEventsResponse\x12]\n\nReadEvents\x12&.flint.scheduling.v1.ReadEventsRequest\x1a\'.flint.scheduling.v1.ReadEventsResponse2\xe6\x01\n\x14\x41pprovalStoreService\x12\x66\n\rReadApprovals\x12).flint.scheduling.v1.ReadApprovalsRequest\x1a*.flint.scheduling.v1.ReadApprovalsResponse\x12\x66\n\rStoreDecision\x12).flint.scheduling.v1.StoreDecisionRequest\x1a*.flint.scheduling.v1.StoreDecisionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'flint.scheduling.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STOREEVENTSREQUEST']._serialized_start=123
-  _globals['_STOREEVENTSREQUEST']._serialized_end=178
-  _globals['_STOREEVENTSRESPONSE']._serialized_start=180
-  _globals['_STOREEVENTSRESPONSE']._serialized_end=276
-  _globals['_READEVENTSREQUEST']._serialized_start=278
-  _globals['_READEVENTSREQUEST']._serialized_end=346
-  _globals['_READEVENTSRESPONSE']._serialized_start=348
-  _globals['_READEVENTSRESPONSE']._serialized_end=447
-  _globals['_STOREDEVENT']._serialized_start=449
-  _globals['_STOREDEVENT']._serialized_end=494
-  _globals['_READAPPROVALSREQUEST']._serialized_start=497
-  _globals['_READAPPROVALSREQUEST']._serialized_end=689
-  _globals['_READAPPROVALSRESPONSE']._serialized_start=691
-  _globals['_READAPPROVALSRESPONSE']._serialized_end=780
-  _globals['_STOREDECISIONREQUEST']._serialized_start=782
-  _globals['_STOREDECISIONREQUEST']._serialized_end=900
-  _globals['_STOREDECISIONRESPONSE']._serialized_start=902
-  _globals['_STOREDECISIONRESPONSE']._serialized_end=973
-  _globals['_EVENTSSTORED']._serialized_start=975
-  _globals['_EVENTSSTORED']._serialized_end=1004
-  _globals['_LIFECYCLEEVENTS']._serialized_start=1006
-  _globals['_LIFECYCLEEVENTS']._serialized_end=1039
-  _globals['_LIFECYCLEINTEREST']._serialized_start=1041
-  _globals['_LIFECYCLEINTEREST']._serialized_end=1080
-  _globals['_EVENTSTORESERVICE']._serialized_start=1083
-  _globals['_EVENTSTORESERVICE']._serialized_end=1295
-  _globals['_APPROVALSTORESERVICE']._serialized_start=1298
-  _globals['_APPROVALSTORESERVICE']._serialized_end=1528
+  _globals['_STOREEVENTSREQUEST']._serialized_start=148
+  _globals['_STOREEVENTSREQUEST']._serialized_end=224
+  _globals['_STOREEVENTSRESPONSE']._serialized_start=227
+  _globals['_STOREEVENTSRESPONSE']._serialized_end=355
+  _globals['_READEVENTSREQUEST']._serialized_start=357
+  _globals['_READEVENTSREQUEST']._serialized_end=425
+  _globals['_READEVENTSRESPONSE']._serialized_start=427
+  _globals['_READEVENTSRESPONSE']._serialized_end=526
+  _globals['_STOREDEVENT']._serialized_start=528
+  _globals['_STOREDEVENT']._serialized_end=573
+  _globals['_READAPPROVALSREQUEST']._serialized_start=576
+  _globals['_READAPPROVALSREQUEST']._serialized_end=768
+  _globals['_READAPPROVALSRESPONSE']._serialized_start=770
+  _globals['_READAPPROVALSRESPONSE']._serialized_end=859
+  _globals['_STOREDECISIONREQUEST']._serialized_start=861
+  _globals['_STOREDECISIONREQUEST']._serialized_end=979
+  _globals['_STOREDECISIONRESPONSE']._serialized_start=981
+  _globals['_STOREDECISIONRESPONSE']._serialized_end=1052
+  _globals['_EVENTSSTORED']._serialized_start=1054
+  _globals['_EVENTSSTORED']._serialized_end=1083
+  _globals['_LIFECYCLEEVENTS']._serialized_start=1085
+  _globals['_LIFECYCLEEVENTS']._serialized_end=1118
+  _globals['_LIFECYCLEINTEREST']._serialized_start=1120
+  _globals['_LIFECYCLEINTEREST']._serialized_end=1159
+  _globals['_EVENTSTORESERVICE']._serialized_start=1162
+  _globals['_EVENTSTORESERVICE']._serialized_end=1374
+  _globals['_APPROVALSTORESERVICE']._serialized_start=1377
+  _globals['_APPROVALSTORESERVICE']._serialized_end=1607
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from flint_contracts.gen.flint.events.v1 import events_pb2 as _events_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -28,8 +29,11 @@ class StoreEventsRequest(_message.Message):
 
     NAMESPACE_FIELD_NUMBER: _builtins.int
     EVENTS_FIELD_NUMBER: _builtins.int
+    WITH_STORED_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace id."""
+    with_stored: _builtins.bool
+    """Also answer the stored text of events that had been stored before."""
     @_builtins.property
     def events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """CloudEvents as JSON, at most 1000."""
@@ -39,10 +43,11 @@ class StoreEventsRequest(_message.Message):
         *,
         namespace: _builtins.str = ...,
         events: _abc.Iterable[_builtins.bytes] | None = ...,
+        with_stored: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "namespace", b"namespace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "namespace", b"namespace", "with_stored", b"with_stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -55,22 +60,30 @@ class StoreEventsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
-    UNAVAILABLE_FIELD_NUMBER: _builtins.int
-    unavailable: _builtins.str
-    """Set instead of results when nothing was stored, in answers over NATS only: why."""
+    REFUSED_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.PublishEventResult]:
         """One per event, in order."""
+
+    @_builtins.property
+    def refused(self) -> _status_pb2.Status:
+        """Set instead of results when nothing was stored, in answers over NATS only: why."""
+
+    @_builtins.property
+    def stored(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """One per event, empty for those that are new; left out when all are, or nobody asked."""
 
     def __init__(
         self,
         *,
         results: _abc.Iterable[_events_pb2.PublishEventResult] | None = ...,
-        unavailable: _builtins.str = ...,
+        refused: _status_pb2.Status | None = ...,
+        stored: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results", "unavailable", b"unavailable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused", "results", b"results", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -330,7 +343,7 @@ Global___EventsStored: _TypeAlias = EventsStored  # noqa: Y015
 
 @_typing.final
 class LifecycleEvents(_message.Message):
-    """Published to flint.lifecycle.<namespace> after a commit, while somebody follows lifecycle events."""
+    """Published to flint.lifecycle.of.<namespace> after a commit, while somebody follows lifecycle events."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
