@@ -10,14 +10,17 @@ import typer
 
 from flint_cli.commands import (
     apply,
+    approvals,
     doctor,
     down,
+    events,
     functions,
     keys,
     lint,
     migrate,
     run,
     runs,
+    test,
     up,
     version,
     workers,
@@ -58,11 +61,14 @@ app.command("doctor")(doctor.doctor)
 app.command("apply")(apply.apply)
 app.command("run")(run.run)
 app.add_typer(runs.app)
+app.add_typer(events.app)
+app.add_typer(approvals.app)
 app.add_typer(workflows.app)
 app.add_typer(workers.app)
 app.add_typer(functions.app)
 app.add_typer(keys.app)
 app.command("lint")(lint.lint)
+app.command("test")(test.test)
 app.command("migrate")(migrate.migrate)
 app.command("version")(version.version)
 
