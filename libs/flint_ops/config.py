@@ -161,7 +161,10 @@ class EventSettings(_Section):
     )
     event_bytes: int = Field(262_144, ge=1024, le=2 * 2**20, description="one event, JSON")
     clock_slack_s: float = Field(
-        0.25, ge=0, le=60, description="how far a worker's clock may be ahead; a listen sees events from this much before"
+        0.25,
+        ge=0,
+        le=60,
+        description="how far a worker's clock may be ahead; a listen sees events from this much before",
     )
     lifecycle: Literal["off", "runs", "tasks"] = Field(
         "runs", description="which lifecycle events are published for those who follow them"
@@ -222,8 +225,9 @@ class ScriptSettings(_Section):
     path: str = Field("/usr/local/bin:/usr/bin:/bin", description="PATH of the programs; nothing else is inherited")
     folder: str = Field("", description="where their work folders are made; empty: the system's folder for such files")
     user: str = Field(
-        "nobody",
-        description="user they run as, when the worker runs as root; empty: root, which needs namespaces of their own",
+        "auto",
+        description="user they run as, when the worker runs as root; auto: nobody, where that user can reach the "
+        "interpreter, else root in namespaces; empty: root in namespaces (without them root's programs are refused)",
     )
     isolation: Literal["auto", "namespaces", "none"] = Field(
         "auto",

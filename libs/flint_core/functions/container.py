@@ -5,24 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from flint_core.functions.processes import ARGUMENT_LIST, OUTPUTS, process
-from flint_core.functions.schemas import Schema, function, object_of
+from flint_core.functions.schemas import DURATION, function, object_of
 
 __all__ = ["SPEC"]
-
-_DURATION: Final[Schema] = {
-    "anyOf": [
-        {"type": "string", "minLength": 1, "maxLength": 100},
-        object_of(
-            [],
-            {
-                unit: {"type": "number", "minimum": 0}
-                for unit in ("days", "hours", "minutes", "seconds", "milliseconds")
-            },
-            minProperties=1,
-        ),
-    ],
-    "description": "a duration: an object such as {seconds: 30}, or ISO 8601",
-}
 
 SPEC: Final = function(
     "container",
@@ -68,7 +53,7 @@ SPEC: Final = function(
                         "enum": ["always", "never", "eventually"],
                         "description": "always: removed as soon as it ended (default); eventually: after `after`",
                     },
-                    "after": _DURATION,
+                    "after": DURATION,
                 },
             ),
         },

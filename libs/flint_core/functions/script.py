@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from flint_core.functions.processes import ARGUMENT_LIST, OUTPUTS, process
-from flint_core.functions.schemas import ENDPOINT, function, object_of
+from flint_core.functions.schemas import RESOURCE, function
 
 __all__ = ["LANGUAGES", "SPEC"]
 
@@ -21,11 +21,7 @@ SPEC: Final = function(
         {
             "language": {"type": "string", "enum": list(LANGUAGES)},
             "code": {"type": "string", "minLength": 1, "description": "the script; exactly one of code and source"},
-            "source": object_of(
-                ["endpoint"],
-                {"name": {"type": "string", "maxLength": 255}, "endpoint": ENDPOINT},
-                description="where the script is fetched from, over HTTP",
-            ),
+            "source": RESOURCE,
             "arguments": {
                 "anyOf": [
                     ARGUMENT_LIST,

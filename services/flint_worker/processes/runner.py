@@ -2,7 +2,8 @@
 
 A program's states: WAITING (for a place) → RUNNING → ENDING (asked to end: timeout, cancellation, too much output;
 killed after the grace) → ENDED (its work folder is gone). A cancelled call returns at once; its program ends in the
-background and counts as unfinished until then. When the worker dies the launcher sees its socket close and kills the program.
+background and counts as unfinished until then. When the worker dies the launcher sees its socket close and kills the
+program.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import pwd
 import socket
 import sys
+import tempfile
 from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +30,8 @@ __all__ = ["ProcessRunner"]
 
 _LAUNCHER: Final = str(Path(__file__).with_name("launcher.py"))
 _ANSWER_BYTES: Final = 65_536
+_AUTO: Final = "auto"
+_NOBODY: Final = "nobody"
 _PIPES_S: Final = 2.0
 _AFTER_KILL_S: Final = 10.0
 _REASONS: Final = {"memory": EndedBy.MEMORY, "processes": EndedBy.PROCESSES, "start": EndedBy.NOT_STARTED}
@@ -42,6 +46,8 @@ class ProcessRunner:
         self._settings = settings
         self._places = asyncio.Semaphore(settings.concurrency)
         self._running: dict[asyncio.Task[Ending], asyncio.Event] = {}
+        self.owner = _ids(settings)
+        """User and group id that programs run as; None: the worker's own. KeyError at start for an unknown user."""
 
     @property
     def unfinished(self) -> int:
@@ -84,7 +90,7 @@ class ProcessRunner:
             task.exception()  # whoever waits for it sees it; nobody else has to
 
     async def _one(self, program: Program, stop: asyncio.Event, *, keep_output: bool) -> Ending:
-        owner = _ids(self._settings.user)
+        owner = self.owner
         folder = await asyncio.to_thread(make_folder, self._settings.folder, program.files, owner)
         try:
             return await self._launch(program, stop, folder, owner, keep_output)
@@ -215,12 +221,30 @@ class ProcessRunner:
         return json.dumps(order).encode()
 
 
-def _ids(user: str) -> tuple[int, int] | None:
-    """User and group id of the user that programs run as; None for the worker's own."""
-    if not user or os.geteuid() != 0:
+def _ids(settings: ScriptSettings) -> tuple[int, int] | None:
+    """User and group id that programs run as; None for the worker's own. Raises KeyError for an unknown user."""
+    if not settings.user or os.geteuid() != 0:
         return None
-    entry = pwd.getpwnam(user)
-    return entry.pw_uid, entry.pw_gid
+    if settings.user != _AUTO:
+        entry = pwd.getpwnam(settings.user)
+        return entry.pw_uid, entry.pw_gid
+    try:
+        entry = pwd.getpwnam(_NOBODY)
+    except KeyError:
+        return None
+    places = (settings.python or sys.executable, sys.base_prefix, settings.folder or tempfile.gettempdir())
+    if all(_open_to_all(Path(place).resolve()) for place in places):
+        return entry.pw_uid, entry.pw_gid
+    _log.info("programs_run_as_root", why="another user cannot reach the interpreter or the work folders")
+    return None
+
+
+def _open_to_all(path: Path) -> bool:
+    """Whether any user may enter a folder, or run a file, and everything above it."""
+    try:
+        return all(part.stat().st_mode & 0o001 for part in (path, *path.parents))
+    except OSError:
+        return False
 
 
 def _content(data: bytes) -> Any:
