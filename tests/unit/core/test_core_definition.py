@@ -20,38 +20,13 @@ def only(source, rule, limits=None):
 
 
 UNSUPPORTED = {
-    "listen": ("do:\n  - t: {listen: {to: {one: {with: {type: x}}}}}\n", 3, 9),
-    "call grpc": ("do:\n  - t: {call: grpc, with: {}}\n", 3, 9),
-    "call openapi": ("do:\n  - t: {call: openapi, with: {}}\n", 3, 9),
-    "call asyncapi": ("do:\n  - t: {call: asyncapi, with: {}}\n", 3, 9),
-    "call mcp": ("do:\n  - t: {call: mcp, with: {}}\n", 3, 9),
-    "call a2a": ("do:\n  - t: {call: a2a, with: {}}\n", 3, 9),
-    "call of a catalog": ("do:\n  - t: {call: 'log:1.0.0@public'}\n", 3, 9),
     "schedule": ("schedule: {every: PT1M}\ndo: [{t: {call: noop}}]\n", 2, 1),
     "evaluate": ("evaluate: {language: js}\ndo: [{t: {call: noop}}]\n", 2, 12),
     "evaluate loosely": ("evaluate: {mode: loose}\ndo: [{t: {call: noop}}]\n", 2, 12),
-    "authentications": ("use: {authentications: {a: {basic: {use: s}}}}\ndo: [{t: {call: noop}}]\n", 2, 7),
-    "catalogs": ("use: {catalogs: {c: {endpoint: 'https://x'}}}\ndo: [{t: {call: noop}}]\n", 2, 7),
-    "extensions": ("use: {extensions: []}\ndo: [{t: {call: noop}}]\n", 2, 7),
-    "function that is no call": ("use: {functions: {f: {set: {x: 1}}}}\ndo: [{t: {call: noop}}]\n", 2, 19),
-    "function with data flow": (
-        "use: {functions: {f: {call: noop, output: {as: .}}}}\ndo: [{t: {call: noop}}]\n",
-        2,
-        35,
-    ),
-    "function of an unsupported call": ("use: {functions: {f: {call: grpc}}}\ndo: [{t: {call: noop}}]\n", 2, 23),
-    "schema from elsewhere": (
-        "input: {schema: {resource: {endpoint: 'https://x'}}}\ndo: [{t: {call: noop}}]\n",
-        2,
-        18,
-    ),
     "schema format": ("input: {schema: {format: avro, document: {}}}\ndo: [{t: {call: noop}}]\n", 2, 18),
     **{
         f"hint {hint}": (f"do:\n  - t: {{call: noop, metadata: {{flint: {{{hint}: x}}}}}}\n", 3, 40)
-        for hint in (
-            *("pool", "region", "level", "idempotencyKey", "concurrency", "cache", "compensate", "sla", "residency"),
-            *("parallel", "timezone"),
-        )
+        for hint in (*("pool", "region", "level", "concurrency", "sla", "residency"),)
     },
 }
 
@@ -135,21 +110,21 @@ MISTAKES = {
         "secret",
         4,
         18,
-        "email only",
+        "arguments of calls",
     ),
     "secret in if": (
         HEAD + "use: {secrets: [k]}\ndo:\n  - t: {if: $secrets.k, call: noop}\n",
         "secret",
         4,
         13,
-        "email only",
+        "arguments of calls",
     ),
     "secret in noop": (
         HEAD + "use: {secrets: [k]}\ndo:\n  - t: {call: noop, with: {output: {a: 'x ${ $secrets.k }'}}}\n",
         "secret",
         4,
         40,
-        "http, sql or email only",
+        "arguments of calls",
     ),
     "secret in a function that is noop": (
         HEAD
@@ -158,7 +133,7 @@ MISTAKES = {
         "secret",
         2,
         64,
-        "http, sql or email only",
+        "arguments of calls",
     ),
     "long version": (HEAD.replace("1.0.0}", f"1.0.0-{'a' * 59}}}") + DO, "limit", 1, 65, "65 characters"),
     "long title": (HEAD.replace("1.0.0}", f"1.0.0, title: {'t' * 257}}}") + DO, "limit", 1, 79, "the limit is 256"),
