@@ -131,9 +131,19 @@ class Machine:
         return self._kernel.end is None and bool(self._kernel.notes or self._kernel.ending is not None)
 
     @property
+    def undoing(self) -> bool:
+        """Whether the run is about to end and undoes what it has done: it should not leave its worker for that."""
+        return self._kernel.end is None and self._kernel.ending is not None
+
+    @property
     def now_ms(self) -> int:
         """The time of the latest event taken up (Unix epoch, ms)."""
         return self._kernel.now
+
+    @property
+    def large(self) -> bool:
+        """Whether values of the run may be, or hold, references to large ones."""
+        return self._kernel.large
 
     def apply(self, event: Event) -> None:
         """Note an event. Cheap; what it causes happens in `advance`. Answers to unknown effects are ignored."""

@@ -64,10 +64,9 @@ class ResourceReader:
 
     async def read(self, resource: Resource) -> bytes:
         """The text. Takes at most the limit's seconds. Raises ResourceFailed."""
-        scheme = urlsplit(resource.uri).scheme
-        if scheme == "file":
-            return await asyncio.to_thread(self._file, resource.uri)
         try:
+            if urlsplit(resource.uri).scheme == "file":
+                return await asyncio.to_thread(self._file, resource.uri)
             async with asyncio.timeout(self._limits.seconds):
                 return await self._http(resource)
         except TimeoutError:

@@ -20,6 +20,7 @@ import orjson
 from structlog.contextvars import bind_contextvars
 
 from flint_bus import AppendFailed, Bus, MessageTooLarge
+from flint_bus.payloads import PayloadsUnavailable
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_core.effects import Call, Evaluate
@@ -36,18 +37,20 @@ from flint_core.events import (
 )
 from flint_core.ids import run_id_text
 from flint_core.machine import End, Failed, Machine, MachineLimits, RunFacts, StateTooLarge, StepTrace, Succeeded
+from flint_core.payloads import Payload
 from flint_core.problems import Problem, ProblemType
 from flint_core.program import Program
-from flint_jq import EvaluationFailed, EvaluatorPool, EvaluatorsBusy
+from flint_jq import EvaluationFailed, EvaluatorsBusy
 from flint_ops.clock import now_ms
 from flint_ops.config import LimitSettings
 from flint_ops.logging import get_logger
-from flint_worker.calls import Caller
+from flint_worker.calls import Caller, Origin
 from flint_worker.definitions import Definitions, DefinitionUnknown
 from flint_worker.effects import Effects, Progress
 from flint_worker.journal import JournalWriter, LegStopped
 from flint_worker.lease import Lease
 from flint_worker.records import add_awaits, add_steps, set_end
+from flint_worker.values import Values
 
 __all__ = ["Leg", "LegServices"]
 
@@ -73,7 +76,7 @@ class LegServices:
 
     bus: Bus
     definitions: Definitions
-    evaluators: EvaluatorPool
+    values: Values
     caller: Caller
     limits: LimitSettings
     machine_limits: MachineLimits
@@ -100,6 +103,8 @@ class Leg:
         self._unrecorded: list[Event] = []
         self._unrecorded_bytes = 0
         self._records: list[StepTrace] = []
+        self._payloads: list[Payload] = []
+        self._origin = Origin(self.run_id, job.run_id, self._trace_id, job.namespace, job.workflow_id)
         self._entries_since_snapshot = len(job.events)
         self._bytes_since_snapshot = sum(map(len, job.events))
         self._letters: set[str] = set()
@@ -271,7 +276,10 @@ class Leg:
                     if not effects.timers and not effects.awaits:
                         raise RuntimeError("the machine waits for nothing")
                     wake_at_ms = effects.next_timer_ms if effects.timers else 0
-                    if not inbox and (not wake_at_ms or wake_at_ms - now_ms() > self._services.inline_wait_ms):
+                    # A cancelled run without a leg is ended at once: while it undoes what it did, it stays.
+                    stays = self._cancel_requested and machine.undoing
+                    far = not wake_at_ms or wake_at_ms - now_ms() > self._services.inline_wait_ms
+                    if not inbox and far and not stays:
                         return await self._block(wake_at_ms)
             if self._unrecorded or effects.opened or effects.closed or self._consumed:
                 await self._append()
@@ -303,9 +311,10 @@ class Leg:
         budget = self._services.limits.steps_per_turn
         while True:
             more = machine.advance(budget)
-            records = machine.take_records()
-            if records and not self._replaying:
+            records, payloads = machine.take_records(), machine.take_payloads()
+            if not self._replaying:
                 self._records += records
+                self._payloads += payloads
             effects.note(machine.take_effects(), self._answered)
             if effects.question is not None:
                 question, effects.question = effects.question, None
@@ -322,9 +331,7 @@ class Leg:
         tries = 0
         while True:
             try:
-                value = await self._services.evaluators.evaluate(
-                    question.source, question.input, question.variables, question.now_ms
-                )
+                value = await self._services.values.evaluate(self._origin.namespace, self._origin.run, question)
             except EvaluatorsBusy:
                 if not self._lease.valid():
                     raise LegStopped("lease") from None
@@ -365,8 +372,8 @@ class Leg:
 
     def _perform(self, call: Call) -> Coroutine[Any, Any, CallSucceeded | CallFailed]:
         report = self._effects.progress[call.effect_id].report
-        namespace = self.job.namespace
-        return self._services.caller.perform(call, self._lease, self.run_id, self._trace_id, namespace, report)
+        large = self._machine.large
+        return self._services.caller.perform(call, self._lease, self._origin, report, large=large)
 
     # -- the journal --------------------------------------------------------------------------------------------------
 
@@ -375,6 +382,8 @@ class Leg:
     ) -> None:
         """One entry: everything fed and traced since the last one. Raises LegStopped, also after a failed end."""
         ends = run_end is not None or leg_end is not None
+        if self._payloads:
+            await self._keep_payloads()
         events = encode_events(self._unrecorded) if self._unrecorded else b""
         size = len(events) + self._bytes_since_snapshot
         if not ends and (self._entries_since_snapshot >= _SNAPSHOT_ENTRIES or size > _SNAPSHOT_BYTES):
@@ -413,6 +422,19 @@ class Leg:
         else:
             self._entries_since_snapshot += 1
             self._bytes_since_snapshot = size
+
+    async def _keep_payloads(self) -> None:
+        """Large values that the machine made are stored before an entry names them."""
+        while True:
+            try:
+                await self._services.values.keep(self._origin.namespace, self._origin.run, self._payloads)
+            except PayloadsUnavailable as error:
+                if not self._lease.valid():
+                    raise LegStopped("lease") from None
+                _log.warning("large_values_wait_for_store", error=str(error))
+            else:
+                self._payloads = []
+                return
 
     async def _end_with(self, end: End) -> str:
         """The run's end; the outcome of its last step is in the same entry."""

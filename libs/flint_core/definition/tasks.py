@@ -456,12 +456,11 @@ class TaskCompiler:
             when = None
             if "when" in parts:
                 when = context.expression(parts["when"], join_pointer(spot, "when"), places.body, "'when'")
-            if cases and cases[-1].when is None:
-                context.warn(
-                    Rule.UNREACHABLE, f"the case '{name[:80]}' stands after one that always matches", spot, key=True
-                )
+            if when is None and "when" not in parts and any(case.when is None for case in cases):
+                message = f"the case '{name[:80]}' is a second one without 'when': only one can be the default"
+                context.error(Rule.INVALID_VALUE, message, spot, key=True)
             cases.append(Case(name, flow, when))
-        return {"cases": tuple(cases)}
+        return {"cases": tuple(sorted(cases, key=lambda case: case.when is None))}  # the default is asked last
 
     def _for(
         self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool

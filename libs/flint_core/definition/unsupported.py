@@ -8,8 +8,7 @@ __all__ = ["CALLS", "FLINT_HINTS", "TASKS", "TOP_LEVEL"]
 
 TASKS: Final[dict[str, str]] = {}
 
-CALLS: Final = {
-}
+CALLS: Final[dict[str, str]] = {}
 
 TOP_LEVEL: Final = {
     "schedule": "schedules are not built yet; start runs from cron with `flint run`",

@@ -187,6 +187,13 @@ MISTAKES = {
         28,
         "JSON schema",
     ),
+    "two defaults": (
+        HEAD + "do:\n  - s: {switch: [{a: {then: end}}, {b: {then: exit}}]}\n",
+        "invalid-value",
+        3,
+        37,
+        "only one can be the default",
+    ),
     "switch without then": (HEAD + "do:\n  - s: {switch: [{a: {when: .x}}]}\n", "missing-field", 3, 22, "'then'"),
     "duplicate key": (HEAD + "do:\n  - t: {call: noop, call: http}\n", "duplicate-key", 3, 21, "twice"),
     "number as key": (HEAD + "do:\n  - t: {set: {1: x}}\n", "yaml", 3, 15, "must be text"),
@@ -286,7 +293,6 @@ WARNINGS = {
         "unreachable",
         4,
     ),
-    "case": ("do:\n  - a: {switch: [{x: {then: end}}, {y: {when: .z, then: end}}]}\n", "unreachable", 3),
 }
 
 

@@ -166,7 +166,8 @@ def test_extensions_apply_in_functions_and_to_other_extensions_when_they_say_so(
 def test_a_failing_extension_fails_the_task():
     body = (
         "use: {extensions: [{e: {extend: set, before: [{b: {call: noop}}]}}]}\n"
-        "do: [{t: {try: [{s: {set: {x: 1}}}], catch: {as: why, do: [{c: {wait: PT0S, output: {as: $why.instance}}}]}}}]\n"
+        "do: [{t: {try: [{s: {set: {x: 1}}}],"
+        " catch: {as: why, do: [{c: {wait: PT0S, output: {as: $why.instance}}}]}}}]\n"
     )
     run = start(body, {}, lambda call: down()).run()
     assert run.output == "/do/0/t/try/0/s/extensions/e/before/0/b"
@@ -220,3 +221,8 @@ def test_mistakes_are_told_with_their_place(what):
     found = errors(f"use: {{extensions: {extensions}}}\ndo: [{{t: {{wait: PT1S}}}}]\n")
     assert any(words in finding.message for finding in found), found
     assert {finding.line for finding in found} == {2}
+
+
+def test_the_default_of_a_switch_is_asked_last():
+    body = "do:\n  - s: {switch: [{any: {then: a}}, {big: {when: .n > 1, then: end}}]}\n  - a: {set: {a: 1}}\n"
+    assert start(body, {"n": 2}).run().output == {"n": 2}
