@@ -42,6 +42,12 @@ SPEC: Final = function(
                 "maxItems": 100,
                 "description": "statements that all take effect or none",
             },
+            "isolation": {
+                "type": "string",
+                "enum": ["read uncommitted", "read committed", "repeatable read", "serializable"],
+                "description": "isolation level of the call's transaction; the database's own unless told",
+            },
+            "read_only": {"type": "boolean", "description": "the database refuses every change"},
             "max_rows": {"type": "integer", "minimum": 1, "description": "at most this many rows, else an error"},
         },
         oneOf=[{"required": [way]} for way in ("query", "execute", "batch", "transaction")],

@@ -14,13 +14,15 @@ import uuid
 from decimal import Decimal
 from typing import Any, Final
 
+import orjson
 from sqlalchemy import exc
 from sqlalchemy.engine import CursorResult
 
-__all__ = ["TooManyRows", "json_value", "rows_of"]
+__all__ = ["TooManyBytes", "TooManyRows", "json_value", "rows_of"]
 
 _INTEGERS: Final = range(-(2**63), 2**64)
 _EXACT_DIGITS: Final = 15
+_PART: Final = 500
 
 
 class TooManyRows(Exception):
@@ -31,19 +33,38 @@ class TooManyRows(Exception):
         self.limit = limit
 
 
-def rows_of(result: CursorResult[Any], limit: int) -> list[dict[str, Any]]:
-    """The rows as objects by column name. Raises TooManyRows, and InvalidRequestError for two columns of one name."""
+class TooManyBytes(Exception):
+    """A statement gave more bytes than a value may have."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+
+def rows_of(result: CursorResult[Any], limit: int, limit_bytes: int) -> list[dict[str, Any]]:
+    """The rows as objects by column name, fetched in parts where the result can be.
+
+    Raises TooManyRows and TooManyBytes (of JSON) as soon as it is known, and InvalidRequestError for two columns of one
+    name.
+    """
     if not result.returns_rows:
         return []
     names = list(result.keys())
     if len(set(names)) != len(names):
         raise exc.InvalidRequestError("two columns have the same name; give each its own with AS")
-    rows = result.fetchmany(limit + 1)
-    if len(rows) > limit:
+    converted: list[dict[str, Any]] = []
+    size = 0
+    try:
+        while part := result.fetchmany(min(_PART, limit + 1 - len(converted))):
+            rows = [{name: json_value(value) for name, value in zip(names, row, strict=True)} for row in part]
+            size += len(orjson.dumps(rows))
+            converted += rows
+            if len(converted) > limit:
+                raise TooManyRows(limit)
+            if size > limit_bytes:
+                raise TooManyBytes(limit_bytes)
+    finally:
         result.close()
-        raise TooManyRows(limit)
-    converted = [{name: json_value(value) for name, value in zip(names, row, strict=True)} for row in rows]
-    result.close()
     return converted
 
 

@@ -1,8 +1,8 @@
 """`sql`: statements on a named connection, through whatever dialect SQLAlchemy has for it.
 
 Database drivers block, so each connection has a pool of as many threads as it has database connections. A call that is
-cancelled or late is interrupted in the driver where the driver can do that (PostgreSQL, SQLite); where it cannot, its
-thread stays taken until the database answers, and nothing else.
+cancelled or late is interrupted in the driver where the driver can do that (PostgreSQL, SQLite), and by a second
+connection on MariaDB and MySQL; elsewhere its thread stays taken until the database answers, and nothing else.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy
 from sqlalchemy import exc, make_url
@@ -23,10 +23,14 @@ from flint_core.problems import ProblemType
 from flint_ops.config import ConnectionSettings, Settings
 from flint_worker.executors import ExecutionFailed, ResolvedCall
 from flint_worker.executors.arguments import check_arguments, failure, named_connection
-from flint_worker.executors.rows import TooManyRows, rows_of
+from flint_worker.executors.rows import TooManyBytes, TooManyRows, rows_of
 from flint_worker.executors.statements import prepare
+from flint_worker.executors.transactions import transaction, wants_repeat
 
 __all__ = ["SqlExecutor"]
+
+
+_STOP_S: Final = (0.02, 1.0)
 
 
 @dataclass(slots=True)
@@ -42,7 +46,9 @@ class _Job:
     """One call in a thread. `interrupt` may be called from any other thread, at any time."""
 
     call: ResolvedCall
+    engine: Engine
     max_rows: int
+    max_bytes: int
     stopped: bool = False
     driver: Any = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -52,9 +58,11 @@ class _Job:
         with self.lock:
             self.stopped = True
             stop = getattr(self.driver, "cancel", None) or getattr(self.driver, "interrupt", None)
-            if stop is not None:
-                with suppress(Exception):  # drivers differ; the statement then runs to its end
+            with suppress(Exception):  # drivers differ; the statement then runs to its end
+                if stop is not None:
                     stop()
+                elif hasattr(self.driver, "thread_id"):
+                    _kill_query(self.engine, self.driver.thread_id())
 
     def begin(self, driver: Any) -> None:
         """The driver's connection that this job uses from now on."""
@@ -62,6 +70,11 @@ class _Job:
             if self.stopped:
                 raise _Stopped
             self.driver = driver
+
+    def check(self) -> None:
+        """Called before each statement: an interrupt between two of them would reach neither. Raises _Stopped."""
+        if self.stopped:
+            raise _Stopped
 
     def end(self) -> None:
         """The connection goes back to the pool: an interrupt must not reach its next user."""
@@ -80,6 +93,7 @@ class SqlExecutor:
         self._settings = settings
         self._databases: dict[str, _Database] = {}
         self._running: set[asyncio.Future[Any]] = set()
+        self._stopping: set[asyncio.Task[None]] = set()
 
     @property
     def unfinished(self) -> int:
@@ -88,6 +102,9 @@ class SqlExecutor:
 
     async def close(self) -> None:
         """Closes the database connections."""
+        for task in self._stopping:
+            task.cancel()
+        await asyncio.gather(*self._stopping, return_exceptions=True)
         for database in self._databases.values():
             database.threads.shutdown(wait=False, cancel_futures=True)
             await asyncio.to_thread(database.engine.dispose)
@@ -98,7 +115,8 @@ class SqlExecutor:
         connection = named_connection(self._settings, call, "sql")
         database = self._database(call, connection)
         limit_s = connection.timeout_s if call.deadline_s is None else min(call.deadline_s, connection.timeout_s)
-        job = _Job(call, min(arguments.get("max_rows", connection.max_rows), connection.max_rows))
+        max_rows = min(arguments.get("max_rows", connection.max_rows), connection.max_rows)
+        job = _Job(call, database.engine, max_rows, self._settings.limits.value_bytes)
         work = asyncio.get_running_loop().run_in_executor(database.threads, _run, database.engine, job)
         self._running.add(work)
         work.add_done_callback(self._running.discard)
@@ -107,11 +125,13 @@ class SqlExecutor:
                 return await asyncio.shield(work)
         except (TimeoutError, asyncio.CancelledError) as error:
             work.add_done_callback(_retrieve)
-            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, job.interrupt))
+            stopping = asyncio.create_task(_stop(job, work))
+            self._stopping.add(stopping)
+            stopping.add_done_callback(self._stopping.discard)
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise failure(call, ProblemType.TIMEOUT, 408, "The database took too long") from None
-        except (exc.SQLAlchemyError, _Stopped, TooManyRows) as error:
+        except (exc.SQLAlchemyError, _Stopped, TooManyRows, TooManyBytes) as error:
             raise _failed(call, error) from None
 
     def _database(self, call: ResolvedCall, connection: ConnectionSettings) -> _Database:
@@ -127,6 +147,26 @@ class SqlExecutor:
             threads = ThreadPoolExecutor(connection.pool_size, thread_name_prefix=f"sql-{name}")
             database = self._databases[name] = _Database(engine, threads)
         return database
+
+
+async def _stop(job: _Job, work: asyncio.Future[Any]) -> None:
+    """Interrupts a call until its thread is free: an interrupt that comes before its statement has begun is lost."""
+    pause_s = _STOP_S[0]
+    while not work.done():
+        await asyncio.get_running_loop().run_in_executor(None, job.interrupt)
+        await asyncio.wait({work}, timeout=pause_s)
+        pause_s = min(2 * pause_s, _STOP_S[1])
+
+
+def _kill_query(engine: Engine, thread_id: int) -> None:
+    """Ends what a connection of MariaDB or MySQL does, through another one."""
+    words, options = engine.dialect.create_connect_args(engine.url)
+    connection = engine.dialect.connect(*words, **options)
+    try:
+        cursor = connection.cursor()
+        cursor.execute(f"KILL QUERY {int(thread_id)}")
+    finally:
+        connection.close()
 
 
 def _retrieve(work: asyncio.Future[Any]) -> None:
@@ -156,7 +196,7 @@ def _run(engine: Engine, job: _Job) -> Any:
     arguments = job.call.arguments
     if job.stopped:
         raise _Stopped
-    with engine.begin() as connection:
+    with engine.connect() as connection, transaction(connection, arguments):
         job.begin(connection.connection.driver_connection)
         try:
             if "transaction" in arguments:
@@ -169,12 +209,13 @@ def _run(engine: Engine, job: _Job) -> Any:
 
 
 def _statement(connection: Connection, job: _Job, part: dict[str, Any]) -> Any:
+    job.check()
     text = part["query"] if "query" in part else part["execute"]
     prepared = prepare(text, [part.get("parameters", {})], job.call.idempotency_key, engine=connection.dialect.name)
     result = connection.execute(
         prepared.clause, prepared.parameters[0], execution_options={"stream_results": prepared.streams}
     )
-    rows = rows_of(result, job.max_rows)
+    rows = rows_of(result, job.max_rows, job.max_bytes)
     if "query" in part:
         return rows
     return {"affected": max(result.rowcount, 0), "rows": rows}
@@ -193,12 +234,19 @@ def _failed(call: ResolvedCall, error: Exception) -> ExecutionFailed:
     if isinstance(error, TooManyRows):
         detail = f"the statement gave more than {error.limit} rows; ask for fewer, or raise max_rows"
         return failure(call, ProblemType.PAYLOAD_TOO_LARGE, 413, "Too many rows", detail)
+    if isinstance(error, TooManyBytes):
+        detail = f"the statement gave more than {error.limit} bytes; ask for fewer rows or columns"
+        return failure(call, ProblemType.PAYLOAD_TOO_LARGE, 413, "Too large a result", detail)
     if isinstance(error, _Stopped | exc.TimeoutError):
         return failure(call, ProblemType.TIMEOUT, 408, "No database connection became free in time")
     if not isinstance(error, exc.DBAPIError):
         title = "The statement cannot be executed"
         return failure(call, ProblemType.VALIDATION, 400, title, str(error).splitlines()[0][:300])
     detail = _own_words(error)
+    if wants_repeat(error):
+        return failure(call, ProblemType.COMMUNICATION, 503, "The database asks to try again", detail)
+    if error.connection_invalidated:
+        return failure(call, ProblemType.COMMUNICATION, 503, "The connection to the database was lost", detail)
     if isinstance(error, exc.IntegrityError):
         return failure(call, ProblemType.RUNTIME, 409, "The database's rules forbid it", detail)
     if isinstance(error, exc.OperationalError | exc.InterfaceError):
