@@ -108,6 +108,11 @@ class PayloadClient:
                 raise PayloadMissing(f"the payload {sha256} is not complete")
             yield piece.data
 
+    async def use(self, namespace: str, reference: Reference, run_id: bytes) -> bool:
+        """Notes that the run names the value; False when it is not stored. Raises PayloadsUnavailable."""
+        find = dispatch_pb2.FindPayload(sha256=bytes.fromhex(reference.sha256), run_id=run_id)
+        return (await self._ask(namespace, find=find)).found
+
     async def cached(self, namespace: str, key: bytes) -> bytes | None:
         """A cached result, JSON. Raises PayloadsUnavailable."""
         answer = await self._ask(namespace, get_cached=dispatch_pb2.GetCachedResult(key=key))

@@ -11,17 +11,35 @@ import contextlib
 import uuid
 
 from flint_bus.bus import Bus
+from flint_bus.payloads import PayloadClient
 from flint_bus.subjects import watcher_subject
+from flint_contracts.gen.flint.approvals.v1 import approvals_pb2, approvals_pb2_grpc
+from flint_contracts.gen.flint.events.v1 import events_pb2, events_pb2_grpc
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2, fleet_pb2_grpc
+from flint_contracts.gen.flint.functions.v1 import functions_pb2, functions_pb2_grpc
 from flint_contracts.gen.flint.identity.v1 import identity_pb2, identity_pb2_grpc
+from flint_contracts.gen.flint.payloads.v1 import payloads_pb2, payloads_pb2_grpc
 from flint_contracts.gen.flint.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from flint_contracts.gen.flint.runs.v1 import runs_pb2, runs_pb2_grpc
+from flint_contracts.gen.flint.scheduling.v1.events_pb2_grpc import (
+    ApprovalStoreServiceStub,
+    EventStoreServiceStub,
+)
+from flint_contracts.gen.flint.scheduling.v1.functions_pb2_grpc import FunctionRegistryServiceStub
 from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import PrincipalServiceStub, SchedulingServiceStub
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2, workflows_pb2_grpc
+from flint_gateway.approvals import ApprovalServicer
 from flint_gateway.auth import AuthInterceptor, check_policies
 from flint_gateway.definitions import DefinitionChecker
+from flint_gateway.event_feeds import EventFeeds
+from flint_gateway.events import EventServicer
 from flint_gateway.fleet import FleetServicer
+from flint_gateway.functions import FunctionServicer, FunctionWorkerServicer
+from flint_gateway.functions_advice import FunctionAdvice
+from flint_gateway.functions_catalog import FunctionCatalog
+from flint_gateway.functions_hub import FunctionHub
 from flint_gateway.identity import IdentityServicer
+from flint_gateway.payloads import LargeInputs, PayloadServicer
 from flint_gateway.principals import KeyCache
 from flint_gateway.reading import RunReader
 from flint_gateway.results import ResultCache
@@ -74,8 +92,16 @@ class Gateway:
         self._batcher = StartBatcher(
             scheduling, lanes=self._schedulers.size, watcher=watcher, batch_size=settings.limits.batch_size
         )
-        self._checker = DefinitionChecker(settings.limits)
-        runs = RunServicer(scheduling, self._batcher, self._hub, self._reader, bus, settings.limits)
+        self._checker = DefinitionChecker(settings.limits, settings.gateway)
+        payloads = PayloadClient(bus, settings.limits.values_in_memory_bytes)
+        inputs = LargeInputs(payloads, settings.limits)
+        events = self._schedulers.client(EventStoreServiceStub)
+        self._feeds = EventFeeds(bus, events)
+        runs = RunServicer(scheduling, self._batcher, self._hub, self._reader, bus, settings.limits, inputs)
+        self._functions = FunctionHub(bus)
+        registry = self._schedulers.client(FunctionRegistryServiceStub)
+        self._catalog = FunctionCatalog(bus, registry, self._functions.served)
+        self._functions.catalog = self._catalog
         services = [
             Service(
                 runs_pb2.DESCRIPTOR.services_by_name["RunService"], runs_pb2_grpc.add_RunServiceServicer_to_server, runs
@@ -83,7 +109,7 @@ class Gateway:
             Service(
                 workflows_pb2.DESCRIPTOR.services_by_name["WorkflowService"],
                 workflows_pb2_grpc.add_WorkflowServiceServicer_to_server,
-                WorkflowServicer(scheduling, self._checker, settings.limits),
+                WorkflowServicer(scheduling, self._checker, settings.limits, FunctionAdvice(registry)),
             ),
             Service(
                 fleet_pb2.DESCRIPTOR.services_by_name["FleetService"],
@@ -91,9 +117,34 @@ class Gateway:
                 FleetServicer(self._registries.client(RegistryServiceStub)),
             ),
             Service(
+                payloads_pb2.DESCRIPTOR.services_by_name["PayloadService"],
+                payloads_pb2_grpc.add_PayloadServiceServicer_to_server,
+                PayloadServicer(payloads, settings.limits),
+            ),
+            Service(
                 identity_pb2.DESCRIPTOR.services_by_name["IdentityService"],
                 identity_pb2_grpc.add_IdentityServiceServicer_to_server,
                 IdentityServicer(principals),
+            ),
+            Service(
+                functions_pb2.DESCRIPTOR.services_by_name["FunctionService"],
+                functions_pb2_grpc.add_FunctionServiceServicer_to_server,
+                FunctionServicer(registry),
+            ),
+            Service(
+                functions_pb2.DESCRIPTOR.services_by_name["FunctionWorkerService"],
+                functions_pb2_grpc.add_FunctionWorkerServiceServicer_to_server,
+                FunctionWorkerServicer(self._functions, self._catalog, settings.limits),
+            ),
+            Service(
+                events_pb2.DESCRIPTOR.services_by_name["EventService"],
+                events_pb2_grpc.add_EventServiceServicer_to_server,
+                EventServicer(events, self._feeds, self._hub, settings),
+            ),
+            Service(
+                approvals_pb2.DESCRIPTOR.services_by_name["ApprovalService"],
+                approvals_pb2_grpc.add_ApprovalServiceServicer_to_server,
+                ApprovalServicer(self._schedulers.client(ApprovalStoreServiceStub)),
             ),
         ]
         check_policies(services)
@@ -117,6 +168,10 @@ class Gateway:
         readiness.require("nats", lambda: None if connected.is_set() else "not connected")
         readiness.require("scheduler", self._schedulers.problem)
         self._tasks = [await self._hub.start(), *self._batcher.start()]
+        await self._functions.open()
+        await self._catalog.open()
+        self._tasks.append(asyncio.create_task(self._catalog.keep(), name="function-catalog"))
+        self._tasks.append(await self._feeds.start())
         self._tasks.append(asyncio.create_task(self._reach_scheduler(), name="scheduler-probe"))
         for task in self._tasks:
             self._lifecycle.watch(task)
@@ -127,7 +182,10 @@ class Gateway:
         """Drains and ends everything; see the module."""
         stopping = asyncio.create_task(self._server.stop(GRACE_S), name="server-stop")
         await self._hub.close()
+        await self._feeds.close()
+        await self._functions.close()
         await stopping
+        await self._catalog.close()
         await self._batcher.close()
         for task in self._tasks:
             task.cancel()

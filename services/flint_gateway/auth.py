@@ -72,6 +72,15 @@ POLICIES: dict[str, Policy] = {
     "/flint.fleet.v1.FleetService/ListWorkers": Policy(_VIEWER, Scope.ANY),
     "/flint.fleet.v1.FleetService/ListPools": Policy(_VIEWER, Scope.ANY),
     "/flint.fleet.v1.FleetService/DrainWorker": Policy(_ADMIN, Scope.CLUSTER),
+    "/flint.functions.v1.FunctionService/ListFunctions": Policy(_VIEWER, Scope.PARENT),
+    "/flint.functions.v1.FunctionWorkerService/Connect": Policy(_OPERATOR, Scope.EACH),
+    "/flint.payloads.v1.PayloadService/UploadPayload": Policy(_OPERATOR, Scope.EACH),
+    "/flint.payloads.v1.PayloadService/DownloadPayload": Policy(_VIEWER, Scope.NAME),
+    "/flint.events.v1.EventService/PublishEvents": Policy(_OPERATOR, Scope.PARENT),
+    "/flint.events.v1.EventService/SubscribeEvents": Policy(_VIEWER, Scope.PARENT),
+    "/flint.approvals.v1.ApprovalService/ListApprovals": Policy(_VIEWER, Scope.PARENT),
+    "/flint.approvals.v1.ApprovalService/GetApproval": Policy(_VIEWER, Scope.NAME),
+    "/flint.approvals.v1.ApprovalService/DecideApproval": Policy(_OPERATOR, Scope.NAME),
     "/flint.identity.v1.IdentityService/CreateKey": Policy(_ADMIN, Scope.PARENT),
     "/flint.identity.v1.IdentityService/ListKeys": Policy(_ADMIN, Scope.PARENT),
     "/flint.identity.v1.IdentityService/RevokeKey": Policy(_ADMIN, Scope.NAME),
@@ -121,6 +130,10 @@ class AuthInterceptor(HandlerWrapper):
         if is_open_method(method):
             return handler
         policy = POLICIES[method]
+        if handler.request_streaming and not handler.response_streaming:
+            return grpc.stream_unary_rpc_method_handler(
+                self._upload(policy, handler.stream_unary), handler.request_deserializer, handler.response_serializer
+            )
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(
                 self._stream(policy, handler.stream_stream), handler.request_deserializer, handler.response_serializer
@@ -142,6 +155,18 @@ class AuthInterceptor(HandlerWrapper):
             _permit(policy, principal, request)
             _principal.set(principal)
             return await behaviour(request, context)
+
+        return call
+
+    def _upload(self, policy: Policy, behaviour: Any) -> Any:
+        known = self._keys.known
+
+        async def call(requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            authorization = _authorization(context)
+            principal = known(authorization) or await self._keys.find(authorization)
+            _permit(policy, principal, requests)
+            _principal.set(principal)
+            return await behaviour(self._checked(authorization, requests), context)
 
         return call
 

@@ -38,6 +38,7 @@ from flint_scheduler.definitions import DefinitionDesk
 from flint_scheduler.delivery import Delivery
 from flint_scheduler.dispatch import Dispatcher
 from flint_scheduler.drafts import Command, CommandKind
+from flint_scheduler.eventing import EVENTING_LANES, Eventing
 from flint_scheduler.fleet import FleetView
 from flint_scheduler.fold import Folder
 from flint_scheduler.functions import FunctionRegistryServicer
@@ -115,6 +116,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     definitions = DefinitionCache(engine)
     children = ChildRuns(record, bus, definitions, acceptor, queue, settings.limits, mine.queue_limit)
     agent.serve(journal_pb2.AwaitOpened.KIND_RUN, children)
+    eventing = Eventing(settings, record, engine, bus, agent, announcer)
     servicer = SchedulingServicer(settings, engine, record, definitions, acceptor, holdings, book, queue, bus)
     server = create_server(
         mine.listen,
@@ -134,6 +136,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
                 functions_pb2_grpc.add_FunctionRegistryServiceServicer_to_server,
                 FunctionRegistryServicer(engine),
             ),
+            *eventing.services,
         ],
         interceptors=[TokenInterceptor(settings.cluster.internal_token.get_secret_value())],
     )
@@ -209,6 +212,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     await DefinitionDesk(bus, engine).open()
     payload_desk = PayloadDesk(bus, engine, settings.payloads)
     await payload_desk.open()
+    await eventing.open()
     for level in range(10):
         QUEUE_DEPTH.labels("default", str(level)).set_function(partial(queue.by_level.__getitem__, level))
 
@@ -233,6 +237,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     spawn("roster", follow_workers(coord, fleet, claimants))
     spawn("steward", steward.run())
     spawn("payloads", payload_desk.sweep())
+    eventing.spawn(spawn)
 
     lifecycle.readiness.require("nats", lambda: None if bus.connected.is_set() else "not connected to NATS")
     lifecycle.readiness.require("session", lambda: None if steward.owning.is_set() else "no owner session yet")
@@ -270,7 +275,7 @@ async def _connect(settings: Settings) -> tuple[Bus, Coord, AsyncEngine, Record]
         await bus.close()
         raise
     record = Record(
-        create_engine(settings.postgres, "lane", pool_size=_LANES),
+        create_engine(settings.postgres, "lane", pool_size=_LANES + EVENTING_LANES),
         create_engine(settings.postgres, "reading", pool_size=_OWN_READS),
         settings.postgres.statement_timeout_ms / 1000 + GRACE_S,
     )

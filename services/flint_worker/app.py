@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 
 from flint_bus import Bus
+from flint_bus.payloads import PayloadClient
 from flint_core.machine import MachineLimits
 from flint_jq import EvaluatorPool
 from flint_ops.config import Settings
@@ -20,10 +21,13 @@ from flint_rpc.upstream import Upstream
 from flint_worker.calls import Caller
 from flint_worker.definitions import Definitions
 from flint_worker.executors import build_executors
+from flint_worker.executors.emit import EmitExecutor
+from flint_worker.executors.function import FunctionExecutor
 from flint_worker.incarnation import Incarnation
 from flint_worker.leg import LegServices
 from flint_worker.registration import Registrar
 from flint_worker.secrets import SecretResolver
+from flint_worker.values import Values
 
 __all__ = ["main"]
 
@@ -43,9 +47,12 @@ async def main(settings: Settings, lifecycle: Lifecycle) -> None:
     readiness.set("nats")
     limits = settings.limits
     evaluators = EvaluatorPool(
-        settings.worker.evaluators, limits.evaluate_ms, limits.evaluate_bytes, limits.payload_bytes
+        settings.worker.evaluators, limits.evaluate_ms, limits.evaluate_bytes, limits.value_bytes
     )
+    values = Values(PayloadClient(bus, limits.values_in_memory_bytes), evaluators, limits)
     executors = build_executors(settings)
+    executors["function"] = FunctionExecutor(settings, bus)
+    executors["emit"] = EmitExecutor(settings, bus)
     upstream = Upstream(settings.worker.registries, settings.cluster.internal_token.get_secret_value(), name="registry")
     definitions = Definitions(bus)
     try:
@@ -53,13 +60,14 @@ async def main(settings: Settings, lifecycle: Lifecycle) -> None:
         services = LegServices(
             bus=bus,
             definitions=definitions,
-            evaluators=evaluators,
-            caller=Caller(executors, SecretResolver(settings.secrets, evaluators), limits.payload_bytes),
+            values=values,
+            caller=Caller(executors, SecretResolver(settings.secrets, evaluators), values),
             limits=limits,
             machine_limits=MachineLimits(
                 payload_bytes=limits.payload_bytes,
                 state_bytes=limits.state_bytes,
                 steps_per_run=limits.steps_per_run,
+                value_bytes=limits.value_bytes,
             ),
             inline_wait_ms=int(settings.worker.inline_wait_s * 1000),
         )
@@ -70,6 +78,7 @@ async def main(settings: Settings, lifecycle: Lifecycle) -> None:
         await definitions.close()
         for executor in executors.values():
             await executor.close()
+        await values.close()
         await evaluators.close()
         await upstream.close()
         await bus.close()

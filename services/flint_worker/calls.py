@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
+from flint_bus.payloads import PayloadMissing, PayloadsUnavailable
 from flint_core.effects import Call
 from flint_core.events import CallFailed, CallSucceeded
 from flint_core.problems import Problem, ProblemType
@@ -24,8 +25,9 @@ from flint_worker.lease import Lease
 from flint_worker.redaction import Redaction
 from flint_worker.secrets import SecretResolver, has_deferred
 from flint_worker.telemetry import step_seconds
+from flint_worker.values import Values
 
-__all__ = ["Caller"]
+__all__ = ["Caller", "Origin"]
 
 _DETAIL_LIMIT: Final = 4_096
 _GRACE_S: Final = 0.1
@@ -34,13 +36,23 @@ _GRACE_S: Final = 0.1
 _log = get_logger("flint_worker.calls")
 
 
+class Origin(NamedTuple):
+    """Whose calls they are: the same for all calls of a leg."""
+
+    run_id: str
+    run: bytes
+    trace_id: str
+    namespace: str
+    workflow: str
+
+
 class Caller:
     """Executes calls for all legs of the process."""
 
-    def __init__(self, executors: Mapping[str, Executor], resolver: SecretResolver, payload_bytes: int) -> None:
+    def __init__(self, executors: Mapping[str, Executor], resolver: SecretResolver, values: Values) -> None:
         self._executors = executors
         self._resolver = resolver
-        self._payload_bytes = payload_bytes
+        self._values = values
         self._performing = 0
 
     @property
@@ -52,57 +64,42 @@ class Caller:
         self,
         call: Call,
         lease: Lease,
-        run_id: str,
-        trace_id: str,
-        namespace: str = "",
+        origin: Origin,
         report: Callable[[float | None, str], None] | None = None,
-        workflow: str = "",
+        *,
+        large: bool = False,
     ) -> CallSucceeded | CallFailed:
         """The outcome of one call, executed now. Raises LegStopped when the lease does not allow it to begin (R6).
 
-        `report` hears of its progress, without the secrets that it was given.
+        `report` hears of its progress, without the secrets that it was given. `large`: the arguments may hold
+        references to large values.
         """
         self._performing += 1
         started_ms = now_ms()
         redaction: Redaction | None = None
         try:
+            if call.cache_key:
+                kept = await self._values.cached(origin.namespace, origin.run, call.cache_key)
+                if kept is not None:
+                    return CallSucceeded(call.effect_id, kept[0], started_ms, max(started_ms, now_ms()))
             arguments = call.arguments
             if call.may_defer and has_deferred(arguments):
                 redaction = Redaction(self._resolver.values_in(arguments))
-                arguments = await self._resolver.resolve(arguments, started_ms, call.step)
-            executor = self._executors.get(call.function)
-            if executor is None:
-                raise ExecutionFailed(
-                    Problem(
-                        ProblemType.CONFIGURATION,
-                        400,
-                        "Function not available",
-                        f"this worker cannot execute «{call.function}»",
-                        call.step,
-                    )
-                )
-            if not lease.valid():
-                raise LegStopped("lease")
-            deadline_ms = call.deadline_ms
-            resolved = ResolvedCall(
-                call.function,
-                arguments,
-                call.idempotency_key,
-                call.step,
-                run_id,
-                trace_id,
-                None if deadline_ms is None else max(0.0, (deadline_ms - started_ms) / 1000 + _GRACE_S),
-                namespace,
-                call.attempt,
-                workflow=workflow,
-            )
-            if report is not None:
-                resolved = resolved._replace(report=report if redaction is None else _redacted(report, redaction))
-            output = await executor.execute(resolved)
-            output = self._checked(output, call.step, redaction)
+            if large:
+                async with self._values.resolved(origin.namespace, arguments) as contents:
+                    output = await self._execute(call, contents, lease, origin, report, redaction, started_ms)
+            else:
+                output = await self._execute(call, arguments, lease, origin, report, redaction, started_ms)
+            output = await self._checked(output, call.step, redaction, lease, origin)
+            if call.cache_key:
+                await self._values.cache(origin.namespace, call.cache_key, output, call.cache_ttl_ms)
         except ExecutionFailed as failure:
             problem = failure.problem if redaction is None else redaction.problem(failure.problem)
             return self._failed(call, problem, started_ms, failure.retry_after_ms)
+        except (PayloadMissing, PayloadsUnavailable) as error:
+            status = 404 if isinstance(error, PayloadMissing) else 503
+            problem = Problem(ProblemType.RUNTIME, status, "Large value not available", str(error), call.step)
+            return self._failed(call, problem, started_ms, None)
         except LegStopped:
             raise
         except asyncio.CancelledError as cancelled:
@@ -120,6 +117,48 @@ class Caller:
         step_seconds(call.function, "succeeded").observe((at_ms - started_ms) / 1000)
         return CallSucceeded(call.effect_id, output, started_ms, at_ms)
 
+    async def _execute(
+        self,
+        call: Call,
+        arguments: Any,
+        lease: Lease,
+        origin: Origin,
+        report: Callable[[float | None, str], None] | None,
+        redaction: Redaction | None,
+        started_ms: int,
+    ) -> Any:
+        if redaction is not None:
+            arguments = await self._resolver.resolve(arguments, started_ms, call.step)
+        executor = self._executors.get(call.function)
+        if executor is None:
+            raise ExecutionFailed(
+                Problem(
+                    ProblemType.CONFIGURATION,
+                    400,
+                    "Function not available",
+                    f"this worker cannot execute «{call.function}»",
+                    call.step,
+                )
+            )
+        if not lease.valid():
+            raise LegStopped("lease")
+        deadline_ms = call.deadline_ms
+        resolved = ResolvedCall(
+            call.function,
+            arguments,
+            call.idempotency_key,
+            call.step,
+            origin.run_id,
+            origin.trace_id,
+            None if deadline_ms is None else max(0.0, (deadline_ms - started_ms) / 1000 + _GRACE_S),
+            origin.namespace,
+            call.attempt,
+            workflow=origin.workflow,
+        )
+        if report is not None:
+            resolved = resolved._replace(report=report if redaction is None else _redacted(report, redaction))
+        return await executor.execute(resolved)
+
     @staticmethod
     def _defect(call: Call, defect: BaseException) -> Problem:
         _log.error("executor_defect", step=call.step, function=call.function, where=_where(defect))
@@ -131,8 +170,8 @@ class Caller:
             call.step,
         )
 
-    def _checked(self, output: Any, step: str, redaction: Redaction | None) -> Any:
-        """The output as the JSON that a replay will read. Raises ExecutionFailed."""
+    async def _checked(self, output: Any, step: str, redaction: Redaction | None, lease: Lease, origin: Origin) -> Any:
+        """The output as the JSON that a replay will read; a large one by reference. Raises ExecutionFailed."""
         if output is None or output is True or output is False:
             return output
         try:
@@ -141,23 +180,31 @@ class Caller:
             raise ExecutionFailed(
                 Problem(ProblemType.RUNTIME, 500, "Output is not JSON", str(error)[:_DETAIL_LIMIT], step)
             ) from None
-        size = len(encoded)
-        if size > self._payload_bytes:
-            raise ExecutionFailed(
-                Problem(
-                    ProblemType.PAYLOAD_TOO_LARGE,
-                    413,
-                    "Payload too large",
-                    f"the output is {size} bytes; the limit is {self._payload_bytes}",
-                    step,
-                )
-            )
+        if len(encoded) > self._values.payload_bytes:
+            return await self._by_reference(encoded, step, redaction, lease, origin)
         if isinstance(output, str | int):
             return output if redaction is None else redaction.value(output)
         # Containers are read back: what the machine goes on with is then exactly what the journal holds (NaN, tuples,
         # and objects that the executor still holds included).
         read = orjson.loads(encoded)
         return read if redaction is None else redaction.value(read)
+
+    async def _by_reference(
+        self, encoded: bytes, step: str, redaction: Redaction | None, lease: Lease, origin: Origin
+    ) -> Any:
+        limit = self._values.value_bytes
+        if len(encoded) > limit:
+            detail = f"the output is {len(encoded)} bytes; the limit is {limit}"
+            raise ExecutionFailed(Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, "Payload too large", detail, step))
+        change = None if redaction is None else redaction.value
+        while True:
+            try:
+                return await self._values.spill(origin.namespace, origin.run, encoded, change)
+            except PayloadsUnavailable as error:
+                # The side effect has happened: its outcome is not given up while it can still be recorded.
+                if not lease.valid():
+                    raise LegStopped("lease") from None
+                _log.warning("large_output_waits_for_store", step=step, error=str(error))
 
     def _failed(self, call: Call, problem: Problem, started_ms: int, retry_after_ms: int | None) -> CallFailed:
         at_ms = max(started_ms, now_ms())
@@ -169,9 +216,7 @@ class Caller:
         return CallFailed(call.effect_id, problem, started_ms, at_ms, retry_after_ms)
 
 
-def _redacted(
-    report: Callable[[float | None, str], None], redaction: Redaction
-) -> Callable[[float | None, str], None]:
+def _redacted(report: Callable[[float | None, str], None], redaction: Redaction) -> Callable[[float | None, str], None]:
     return lambda percent, message: report(percent, redaction.text(message))
 
 

@@ -8,21 +8,24 @@ Expressions over references run in an evaluator of their own, with room for them
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import orjson
 
-from flint_bus.payloads import PayloadClient
+from flint_bus.payloads import PayloadClient, PayloadMissing, PayloadsUnavailable
 from flint_core.effects import Deferred, Evaluate
-from flint_core.payloads import Payload, Reference, reference_of, references_in, spill
+from flint_core.payloads import Payload, Reference, holds_reference, reference_of, references_in, spill
 from flint_core.plan import Schema
-from flint_jq import EvaluatorPool
+from flint_jq import EvaluationFailed, EvaluatorPool, EvaluatorsBusy
 from flint_jq.pool import single
 from flint_ops.config import LimitSettings
+from flint_ops.logging import get_logger
 
 __all__ = ["Values"]
+
+_log = get_logger("flint_worker.values")
 
 _OVERHEAD: Final = 3
 """How much more memory a value takes here than its JSON has bytes: the bytes, and Python's objects."""
@@ -31,11 +34,22 @@ _OVERHEAD: Final = 3
 class Values:
     """Large values of all runs on this worker."""
 
-    def __init__(self, client: PayloadClient, limits: LimitSettings) -> None:
+    def __init__(self, client: PayloadClient, evaluators: EvaluatorPool, limits: LimitSettings) -> None:
         self._client = client
+        self._small = evaluators
         self._limits = limits
         self._evaluators: EvaluatorPool | None = None
         self._starting = asyncio.Lock()
+
+    @property
+    def payload_bytes(self) -> int:
+        """What may stand in the state itself."""
+        return self._limits.payload_bytes
+
+    @property
+    def value_bytes(self) -> int:
+        """What may be stored."""
+        return self._limits.value_bytes
 
     async def close(self) -> None:
         """Ends the evaluator."""
@@ -47,12 +61,20 @@ class Values:
         for payload in payloads:
             await self._client.put(namespace, payload, run_id)
 
-    async def spill(self, namespace: str, run_id: bytes, value: Any, encoded: bytes) -> Any:
-        """The value as it may stand in the state; what had to leave it is stored. Raises PayloadsUnavailable."""
-        if len(encoded) <= self._limits.payload_bytes:
-            return value
+    async def spill(
+        self, namespace: str, run_id: bytes, encoded: bytes, change: Callable[[Any], Any] | None = None
+    ) -> Any:
+        """A value, JSON, as it may stand in the state; what had to leave it is stored. Raises PayloadsUnavailable.
+
+        `change` is applied to it first.
+        """
+
+        def work() -> tuple[Any, list[Payload]]:
+            value = orjson.loads(encoded)
+            return spill(value if change is None else change(value), self._limits.payload_bytes)
+
         async with self._client.room(_OVERHEAD * len(encoded)):
-            small, payloads = await asyncio.to_thread(spill, value, self._limits.payload_bytes)
+            small, payloads = await asyncio.to_thread(work)
             await self.keep(namespace, run_id, payloads)
         return small
 
@@ -75,10 +97,22 @@ class Values:
             yield _with_contents(value, contents)
 
     async def evaluate(self, namespace: str, run_id: bytes, question: Evaluate) -> Any:
-        """The answer to a question about values by reference; a large one is stored and answered by reference.
+        """The answer to the machine's question; a large one is stored and answered by reference.
 
-        Raises PayloadMissing, PayloadsUnavailable, EvaluationFailed, EvaluatorsBusy.
+        Raises EvaluationFailed, and EvaluatorsBusy when it could not be answered for now.
         """
+        try:
+            if question.schema is not None or holds_reference([question.input, question.variables]):
+                return await self._evaluate_large(namespace, run_id, question)
+            body = orjson.dumps([question.input, question.variables, question.now_ms])
+            answer = await self._small.evaluate_json(question.source, sorted(question.variables), body)
+            return await self._answer(namespace, run_id, answer)
+        except PayloadMissing as error:
+            raise EvaluationFailed("runtime", str(error)) from None
+        except PayloadsUnavailable as error:
+            raise EvaluatorsBusy(str(error)) from None
+
+    async def _evaluate_large(self, namespace: str, run_id: bytes, question: Evaluate) -> Any:
         if question.schema is not None:
             async with self.resolved(namespace, question.input) as value:
                 return await asyncio.to_thread(lambda: Schema(question.schema).first_error(value))
@@ -93,20 +127,36 @@ class Values:
             fragments.clear()
             evaluators = await self._large_evaluators()
             answer = await evaluators.evaluate_json(question.source, sorted(question.variables), body)
-        return await self.answer(namespace, run_id, answer)
+        return await self._answer(namespace, run_id, answer)
 
-    async def answer(self, namespace: str, run_id: bytes, answer: bytes) -> Any:
-        """The single result in an evaluator's answer, by reference where it is large.
-
-        Raises EvaluationFailed, PayloadsUnavailable.
-        """
+    async def _answer(self, namespace: str, run_id: bytes, answer: bytes) -> Any:
         if len(answer) <= self._limits.payload_bytes:
             return single(orjson.loads(answer))
-        async with self._client.room(_OVERHEAD * len(answer)):
-            value = single(await asyncio.to_thread(orjson.loads, answer))
-            small, payloads = await asyncio.to_thread(spill, value, self._limits.payload_bytes)
-            await self.keep(namespace, run_id, payloads)
-        return small
+        return await self.spill(namespace, run_id, answer, single)
+
+    async def cached(self, namespace: str, run_id: bytes, key: str) -> tuple[Any] | None:
+        """The result kept under the key, if there is one and what it names is still stored. Never raises: a cache that
+        does not answer is an empty one.
+        """
+        try:
+            kept = await self._client.cached(namespace, bytes.fromhex(key))
+            if kept is None:
+                return None
+            value = orjson.loads(kept)
+            for reference in references_in(value):
+                if not await self._client.use(namespace, reference, run_id):
+                    return None
+        except PayloadsUnavailable as error:
+            _log.warning("result_cache_unavailable", error=str(error))
+            return None
+        return (value,)
+
+    async def cache(self, namespace: str, key: str, value: Any, ttl_ms: int) -> None:
+        """Keeps a result for others, if the store answers."""
+        try:
+            await self._client.keep(namespace, bytes.fromhex(key), orjson.dumps(value), ttl_ms)
+        except PayloadsUnavailable as error:
+            _log.warning("result_cache_unavailable", error=str(error))
 
     async def _large_evaluators(self) -> EvaluatorPool:
         async with self._starting:

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from worker_bench import INCARNATION, Bench, Probe, https, noops
 
 from flint_bus import AppendRefused
+from flint_bus.payloads import PayloadClient
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_core.problems import Problem, ProblemType
 from flint_jq import EvaluationFailed
@@ -23,6 +24,7 @@ from flint_worker.executors import ExecutionFailed, ResolvedCall
 from flint_worker.executors.noop import NoopExecutor
 from flint_worker.incarnation import Incarnation
 from flint_worker.lease import Lease
+from flint_worker.values import Values
 
 
 class Evaluators:
@@ -33,19 +35,20 @@ class Evaluators:
         self.failing = False
         self.asked = 0
 
-    async def evaluate(self, *question: Any) -> Any:
+    async def evaluate_json(self, *question: Any) -> Any:
         self.asked += 1
         if self.failing:
             raise EvaluationFailed("timeout", "took longer than 500 ms")
-        return await self.real.evaluate(*question)
+        return await self.real.evaluate_json(*question)
 
     async def close(self) -> None:
         await self.real.close()
 
 
 async def test_an_expression_that_cannot_be_replayed_ends_the_run(bench: Bench) -> None:
-    evaluators = Evaluators(bench.services.evaluators)
-    bench.services = replace(bench.services, evaluators=evaluators)  # type: ignore[arg-type]
+    evaluators = Evaluators(bench.evaluators)
+    values = Values(PayloadClient(bench.bus, 2**20), evaluators, bench.services.limits)  # type: ignore[arg-type]
+    bench.services = replace(bench.services, values=values)
     do = [{"a": {"set": {"x": "${ [limit(1; 7, 8)] | .[0] }"}}}, *https(1), {"w": {"wait": {"hours": 1}}}]
     job = bench.job(bench.define(do))
     assert await bench.run(job) == "blocked"

@@ -137,7 +137,7 @@ async def test_a_defect_of_an_executor_is_a_failed_step_and_its_text_is_not_reco
 
 
 async def test_an_output_beyond_the_limit_is_a_typed_problem(bench: Bench) -> None:
-    bench.probe.act = lambda call: "x" * 300_000
+    bench.probe.act = lambda call: "x" * (65 * 2**20)
     job = bench.job(bench.define(https(1)))
     assert await bench.run(job) == "failed"
     (entry,) = await bench.entries(job)

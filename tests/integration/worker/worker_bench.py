@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from flint_bus import Bus, Subscription, journal_stream
+from flint_bus.payloads import PayloadClient
 from flint_bus.subjects import DEFINITIONS, journal_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
@@ -27,6 +28,7 @@ from flint_worker.executors.noop import NoopExecutor
 from flint_worker.lease import Lease
 from flint_worker.leg import Leg, LegServices
 from flint_worker.secrets import SecretResolver
+from flint_worker.values import Values
 
 INCARNATION = "0123456789abcdef0123456789abcdef"
 STREAM = journal_stream(1)
@@ -67,25 +69,28 @@ class Bench:
         self.programs: dict[bytes, Program] = {}
         self.lease = Lease(INCARNATION, 1, boottime(), 300)
         self._answering: Subscription | None = None
+        self.evaluators: EvaluatorPool
 
     @classmethod
     async def open(cls, bus: Bus, settings: Settings | None = None) -> Bench:
         settings = settings or Settings()
         limits: LimitSettings = settings.limits
-        evaluators = EvaluatorPool(1, limits.evaluate_ms, limits.evaluate_bytes, limits.payload_bytes)
+        evaluators = EvaluatorPool(1, limits.evaluate_ms, limits.evaluate_bytes, limits.value_bytes)
+        values = Values(PayloadClient(bus, limits.values_in_memory_bytes), evaluators, limits)
         await evaluators.start()
         probe = Probe()
         executors: dict[str, Executor] = {"noop": NoopExecutor(), "http": probe}
         services = LegServices(
             bus=bus,
             definitions=Definitions(bus),
-            evaluators=evaluators,
-            caller=Caller(executors, SecretResolver(settings.secrets, evaluators), limits.payload_bytes),
+            values=values,
+            caller=Caller(executors, SecretResolver(settings.secrets, evaluators), values),
             limits=limits,
             machine_limits=MachineLimits(limits.payload_bytes, limits.state_bytes, limits.steps_per_run),
             inline_wait_ms=200,
         )
         bench = cls(bus, services, probe)
+        bench.evaluators = evaluators
         bench._answering = await bus.subscribe(DEFINITIONS, bench._answer)
         return bench
 
@@ -93,7 +98,8 @@ class Bench:
         if self._answering is not None:
             await self._answering.close()
         await self.services.definitions.close()
-        await self.services.evaluators.close()
+        await self.services.values.close()
+        await self.evaluators.close()
 
     def _answer(self, message: Any) -> None:
         program = self.programs.get(bytes.fromhex(message.subject.rsplit(".", 1)[1]))

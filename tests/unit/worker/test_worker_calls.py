@@ -13,14 +13,20 @@ from flint_core.events import CallFailed, CallSucceeded
 from flint_core.problems import Problem, ProblemType
 from flint_jq import EvaluatorPool
 from flint_ops.clock import boottime, now_ms
-from flint_worker.calls import Caller
+from flint_ops.config import LimitSettings
+from flint_worker.calls import Caller, Origin
 from flint_worker.executors import ExecutionFailed, ResolvedCall
 from flint_worker.executors.noop import NoopExecutor
 from flint_worker.journal import LegStopped
 from flint_worker.lease import Lease
 from flint_worker.redaction import Redaction
 from flint_worker.secrets import SecretResolver, has_deferred
+from flint_worker.values import Values
 from support.eventually import eventually
+
+ORIGIN = Origin("run", bytes(16), "trace", "default", "demo")
+# No store is reached: everything here is small, or too large for any.
+VALUES = Values(None, None, LimitSettings(payload_bytes=1_024, value_bytes=1_024))  # type: ignore[arg-type]
 
 
 class Fixed:
@@ -49,9 +55,9 @@ async def evaluators() -> AsyncIterator[EvaluatorPool]:
 
 async def perform(outcome: Any, arguments: dict[str, Any] | None = None, pool: Any = None) -> tuple[Any, Fixed]:
     executor = Fixed(outcome)
-    caller = Caller({"f": executor}, SecretResolver({"key": SecretStr("s3cr3t")}, pool), 1000)
+    caller = Caller({"f": executor}, SecretResolver({"key": SecretStr("s3cr3t")}, pool), VALUES)
     lease = Lease("inc", 1, boottime(), 60)
-    event = await caller.perform(Call(1, "/do/0/a", "a", "", 1, "f", arguments or {}, "k"), lease, "run", "trace")
+    event = await caller.perform(Call(1, "/do/0/a", "a", "", 1, "f", arguments or {}, "k"), lease, ORIGIN)
     return event, executor
 
 
@@ -69,7 +75,7 @@ async def test_what_goes_on_is_what_the_journal_will_hold(output: Any, seen: Any
 
 
 @pytest.mark.parametrize(
-    ("output", "kind"), [("x" * 1000, ProblemType.PAYLOAD_TOO_LARGE), (object(), ProblemType.RUNTIME)]
+    ("output", "kind"), [("x" * 2000, ProblemType.PAYLOAD_TOO_LARGE), (object(), ProblemType.RUNTIME)]
 )
 async def test_what_cannot_be_recorded_is_a_failed_call(output: Any, kind: str) -> None:
     event, _ = await perform(output)
@@ -89,9 +95,9 @@ async def test_cancellation_passes() -> None:
             await asyncio.Event().wait()
 
     executor = Holding(None)
-    caller = Caller({"f": executor}, SecretResolver({}, None), 1000)  # type: ignore[arg-type]
+    caller = Caller({"f": executor}, SecretResolver({}, None), VALUES)  # type: ignore[arg-type]
     call = Call(1, "/do/0/a", "a", "", 1, "f", {}, "k")
-    task = asyncio.ensure_future(caller.perform(call, Lease("inc", 1, boottime(), 60), "run", "trace"))
+    task = asyncio.ensure_future(caller.perform(call, Lease("inc", 1, boottime(), 60), ORIGIN))
     await eventually(lambda: bool(executor.seen))
     assert caller.unfinished == 1
     task.cancel()
@@ -115,23 +121,23 @@ async def test_work_that_outlives_its_call_is_counted() -> None:
 @pytest.mark.parametrize(("deadline_ms", "seconds"), [(None, None), (5_000, 5.1), (-5_000, 0.0)])
 async def test_the_executor_is_told_the_time_of_its_own_call(deadline_ms: int | None, seconds: float | None) -> None:
     executor = Fixed(None)
-    caller = Caller({"f": executor}, SecretResolver({}, None), 1000)  # type: ignore[arg-type]
+    caller = Caller({"f": executor}, SecretResolver({}, None), VALUES)  # type: ignore[arg-type]
     at = None if deadline_ms is None else now_ms() + deadline_ms
     call = Call(1, "/do/0/a", "a", "", 1, "f", {}, "k", at)
-    await caller.perform(call, Lease("inc", 1, boottime(), 60), "run", "trace")
+    await caller.perform(call, Lease("inc", 1, boottime(), 60), ORIGIN)
     given = executor.seen[0].deadline_s
     assert given == (None if seconds is None else pytest.approx(seconds, abs=0.5))
 
 
 async def test_an_unknown_function_and_a_lease_that_is_over() -> None:
-    caller = Caller({}, SecretResolver({}, None), 1000)  # type: ignore[arg-type]
+    caller = Caller({}, SecretResolver({}, None), VALUES)  # type: ignore[arg-type]
     call = Call(1, "/do/0/a", "a", "", 1, "f", {}, "k")
-    event = await caller.perform(call, Lease("inc", 1, boottime(), 60), "run", "trace")
+    event = await caller.perform(call, Lease("inc", 1, boottime(), 60), ORIGIN)
     assert isinstance(event, CallFailed)
     assert event.problem.type == ProblemType.CONFIGURATION
-    caller = Caller({"f": Fixed(1)}, SecretResolver({}, None), 1000)  # type: ignore[arg-type]
+    caller = Caller({"f": Fixed(1)}, SecretResolver({}, None), VALUES)  # type: ignore[arg-type]
     with pytest.raises(LegStopped):
-        await caller.perform(call, Lease("inc", 1, boottime() - 61, 60), "run", "trace")
+        await caller.perform(call, Lease("inc", 1, boottime() - 61, 60), ORIGIN)
 
 
 def deferred(source: str, template: bool, *secrets: str) -> Deferred:
