@@ -11,13 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flint_core.definition import compile_definition
-from flint_core.effects import Call, CancelEffect, Evaluate, Timer
+from flint_core.effects import Await, AwaitKind, Call, CancelEffect, Evaluate, Timer
 from flint_core.events import (
     CallFailed,
     CallSucceeded,
     CancelRequested,
     Evaluated,
     EvaluateFailed,
+    Received,
     decode_events,
     encode_events,
 )
@@ -29,6 +30,18 @@ FACTS = RunFacts("run-1", "default", "demo", "1.0.0", 1_000, 5, 0, 11)
 LIMITS = MachineLimits(steps_per_run=400)
 
 SLOW = "${ [limit(3; (.. | numbers), 0, 1)] | length }"  # beyond the fast path
+FIRST = {"with": {"type": "t.a"}, "correlate": {"o": {"from": ".data.o"}}}
+SECOND = {
+    "with": {"type": "t\\.[bc]", "data": "${ .n > 1 }"},
+    "correlate": {"o": {"from": "[limit(1; .data.o)] | .[0]"}},
+}
+STRATEGIES: list[dict[str, Any]] = [
+    {"one": {"with": {"type": "t.b", "source": '${ .source | test("s") }'}}},
+    {"any": [FIRST, {"with": {"type": "t.b"}}], "until": "[limit(1; length)] | .[0] > 1"},
+    {"any": [FIRST, SECOND], "until": {"one": {"with": {"type": "t.c"}}}},
+    {"any": [], "until": "length > 2"},
+    {"all": [FIRST, SECOND]},
+]
 CONDITIONS = ["true", "false", ". != null", "(.. | numbers) // 0 | . >= 0", "$context == null"]
 
 
@@ -36,7 +49,8 @@ CONDITIONS = ["true", "false", ". != null", "(.. | numbers) // 0 | . >= 0", "$co
 def tasks(draw: st.DrawFn, depth: int, loops: bool = True) -> dict[str, Any]:
     # Simple examples come last in what hypothesis shrinks from: composites first, so that most examples have them.
     leaves = ["call", "call", "wait", "call", "slow", "set", "call", "raise", "call", "switch"]
-    composites = ["try", "for", "fork", "do", "for"]
+    leaves += ["listen", "child", "approve", "emit", "listen"]
+    composites = ["try", "for", "fork", "do", "for", "each event"]
     kind = draw(st.sampled_from(composites if depth and draw(st.integers(0, 4)) else leaves))
     task: dict[str, Any]
     if kind == "set":
@@ -56,9 +70,25 @@ def tasks(draw: st.DrawFn, depth: int, loops: bool = True) -> dict[str, Any]:
         items = draw(st.sampled_from(["[1, 2]", "[3, 4, 5]", "[]"]))
         task = {"for": {"each": "x", "in": items}, "do": draw(scopes(depth - 1))}
         if draw(st.booleans()):
+            task["metadata"] = {"flint": {"parallel": draw(st.integers(1, 3))}}
+        elif draw(st.booleans()):
             task["while"] = draw(st.sampled_from(["$index < 2", "[limit(1; $x)] | .[0] < 5"]))
     elif kind == "fork":
         task = {"fork": {"branches": draw(scopes(depth - 1)), "compete": draw(st.booleans())}}
+    elif kind in ("listen", "each event"):
+        task = {
+            "listen": {"to": draw(st.sampled_from(STRATEGIES)), "read": draw(st.sampled_from(["data", "envelope"]))}
+        }
+        if kind == "each event":
+            task["foreach"] = {"item": "x", "do": draw(scopes(depth - 1))}
+            if draw(st.booleans()):
+                task["foreach"] |= {"output": {"as": "[limit(1; $x)]"}, "export": {"as": "{seen: ., at: $index}"}}
+    elif kind == "child":
+        task = {"run": {"workflow": {"name": "child", "input": {"n": "${ . }"}}, "await": draw(st.booleans())}}
+    elif kind == "approve":
+        task = {"call": "approval", "with": {"title": "Do?", "deadline": draw(st.sampled_from(["PT1S", "PT1H"]))}}
+    elif kind == "emit":
+        task = {"emit": {"event": {"with": {"type": "t.done", "data": "${ [limit(1; .)] }"}}}}
     elif kind == "switch":
         cases = [{f"c{n}": {"when": draw(st.sampled_from(CONDITIONS)), "then": "continue"}} for n in range(2)]
         task = {"switch": cases}
@@ -99,7 +129,10 @@ class World:
     def __init__(self, plan: list[int]) -> None:
         self.plan = plan
 
-    def answer(self, effect: Call | Timer, now: int) -> Any:
+    def answer(self, effect: Call | Timer | Await, now: int, before: int = 0) -> Any:
+        """`before`: how much has come for an await already."""
+        if isinstance(effect, Await):
+            return Received(effect.effect_id, f"k{before // 2}", self.brought(effect, before // 2), now + 1)
         if isinstance(effect, Timer):
             return Fired(effect.effect_id, max(now, effect.until_ms))
         chosen = self.plan[effect.effect_id % len(self.plan)]
@@ -107,6 +140,21 @@ class World:
             problem = Problem(ProblemType.COMMUNICATION, 500 + chosen, "Communication failed", "down")
             return CallFailed(effect.effect_id, problem, now, now + 5, 4_000 if chosen == 6 else None)
         return CallSucceeded(effect.effect_id, effect.arguments.get("output"), now, now + 5)
+
+    def brought(self, effect: Await, before: int) -> dict[str, Any]:
+        chosen = self.plan[effect.effect_id % len(self.plan)]
+        if effect.kind is AwaitKind.APPROVAL:
+            return {"decision": "approved", "by": "ada", "comment": "", "fields": {}, "at": "2026-01-01T00:00:00Z"}
+        if effect.kind is AwaitKind.RUN:
+            if effect.request["detached"]:
+                return {"state": "started", "run": "r"}
+            if chosen in (6, 7):
+                error = {"type": ProblemType.COMMUNICATION, "status": 503, "title": "No", "instance": "/do/9"}
+                return {"state": "failed" if chosen == 6 else "cancelled", "run": "r", "error": error}
+            return {"state": "succeeded", "run": "r", "output": effect.request["input"]}
+        kind = ("t.a", "other", "t.b", "t.c")[(before + chosen) % 4]
+        data = {"n": before, "o": before // 3 % 2}
+        return {"specversion": "1.0", "id": str(before), "source": "s", "type": kind, "data": data}
 
 
 def evaluated(effect: Evaluate) -> Evaluated | EvaluateFailed:
@@ -143,7 +191,8 @@ class History:
         self.log: list[bytes] = []  # recorded since the snapshot
         self.snapshot: bytes | None = None
         self.asked: dict[int, Any] = {}
-        self.open: dict[int, Call | Timer] = {}
+        self.open: dict[int, Call | Timer | Await] = {}
+        self.brought: dict[int, int] = {}  # what came for each await, everything twice
         self.records: list[Any] = []
         self.recorded = 0  # records since the snapshot that were taken before a crash
         self.now = 1_000
@@ -195,6 +244,10 @@ class History:
     def choose(self, wish: int) -> int:
         """Calls end in any order; a timer fires when no call is open, or early when the script says so."""
         calls = sorted(key for key, effect in self.open.items() if isinstance(effect, Call))
+        if not calls or wish == 1:
+            awaits = sorted(key for key, effect in self.open.items() if isinstance(effect, Await))
+            if awaits and (wish % 2 or len(awaits) == len(self.open)):
+                return awaits[wish % len(awaits)]
         timers = [(effect.until_ms, key) for key, effect in self.open.items() if isinstance(effect, Timer)]
         if calls and not (timers and wish == 5):
             return calls[wish % len(calls)]
@@ -212,7 +265,12 @@ class History:
                 event: Any = CancelRequested(self.now)
             else:
                 assert self.open, "the machine waits for nothing"
-                event = self.world.answer(self.open.pop(self.choose(self.order[turn % len(self.order)])), self.now)
+                effect = self.open[self.choose(self.order[turn % len(self.order)])]
+                event = self.world.answer(effect, self.now, self.brought.get(effect.effect_id, 0))
+                if isinstance(effect, Await):  # stays open until the machine takes it back
+                    self.brought[effect.effect_id] = self.brought.get(effect.effect_id, 0) + 1
+                else:
+                    del self.open[effect.effect_id]
             self.now = max(self.now, event.at_ms)
             self.machine.apply(event)
             self.log.append(encode_events([event]))
@@ -332,3 +390,53 @@ def test_what_does_not_fit_is_the_same_after_a_crash(state_bytes, fate):
         crashes[max(turn - 3, 0)] = WITH_SNAPSHOT
         crashes[turn] = fate
         assert History(compiled.program, World([1]), [0, 1], None, 7, limits).run(crashes) == calm
+
+
+AWAITING = """
+document: {dsl: 1.0.3, namespace: default, name: demo, version: 1.0.0}
+do:
+  - told: {emit: {event: {with: {type: t.begun, data: '${ [limit(1; .n)] }'}}}}
+  - some:
+      metadata: {flint: {parallel: 2}}
+      for: {each: x, in: '[[limit(4; 5, 6, 7)][]]'}
+      do:
+        - one: {call: noop, with: {output: '${ $x }'}}
+        - two: {set: {v: '${ [limit(1; .)] | .[0] }', at: '${ $index }'}}
+  - guarded:
+      try:
+        - child: {run: {workflow: {name: child, input: {all: '${ . }'}}}}
+      catch:
+        retry: {delay: PT1S, limit: {attempt: {count: 2}}}
+        do: [{instead: {set: {failed: '${ $error.instance }'}}}]
+  - heard:
+      listen:
+        to:
+          any:
+            - with: {type: 't\\.[ab]', data: {n: '${ [limit(1; .n)] | .[0] >= 0 }'}}
+              correlate: {o: {from: '[limit(1; .data.o)] | .[0]'}}
+          until: '[limit(1; length)] | .[0] > 2'
+      foreach:
+        item: e
+        at: i
+        do: [{look: {call: noop, with: {output: '${ [$e.n, $i] }'}}}, {rest: {wait: PT1S}}]
+        output: {as: '[limit(1; [., $e])] | .[0]'}
+        export: {as: '{last: $i}'}
+  - asked: {call: approval, with: {title: 'Enough? ${ length }', deadline: PT1M}}
+  - last: {set: {by: '${ .by }', context: '${ $context }', heard: '${ $steps.heard }'}}
+"""
+
+
+@pytest.mark.parametrize("plan", [[1], [2, 3, 1, 1], [1, 1, 1, 6, 1, 7, 1], [2, 3, 6, 1, 8]], ids=str)
+@pytest.mark.parametrize("fate", [WITH_SNAPSHOT, FROM_BEFORE, UNSETTLED])
+def test_a_crash_at_each_turn_of_a_run_that_awaits(plan, fate):
+    compiled = compile_definition(AWAITING)
+    assert compiled.program is not None, compiled.findings
+    calm = History(compiled.program, World(plan), [0, 1], None, 1_000).run([NOT])
+    assert calm[0] is not None
+    if 6 not in plan:
+        assert {effect.kind for effect in calm[1].values() if isinstance(effect, Await)} == set(AwaitKind)
+    for turn in range(34):
+        crashes = [NOT] * 41
+        crashes[max(turn - 3, 0)] = WITH_SNAPSHOT
+        crashes[turn] = fate
+        assert History(compiled.program, World(plan), [0, 1], None, 7).run(crashes) == calm
