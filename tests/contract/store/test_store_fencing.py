@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -18,9 +18,9 @@ from flint_core.ids import group_of_run, make_run_id
 from flint_ops.config import PostgresSettings
 from flint_store import fold as fold_module
 from flint_store.accept import NewRun, accept_runs
+from flint_store.await_changes import AwaitChanges, AwaitOpening, ParentMessage
 from flint_store.engine import create_engine
 from flint_store.fence import Fenced, OwnerSession
-from flint_store.await_changes import AwaitChanges
 from flint_store.fold import EntryRow, RunFold, fold_runs
 from flint_store.legs import LegOpening, load_leg_starts, load_runs, load_unfinished, open_legs
 from flint_store.ownership import begin_session, end_session, give_groups, next_generation, take_groups
@@ -293,26 +293,54 @@ async def ended(engine: AsyncEngine, session: OwnerSession) -> bool:
         return bool(row.scalar_one())
 
 
-async def test_a_fold_touches_only_the_rows_it_names(engine: AsyncEngine, lane: AsyncEngine, definition: int) -> None:
-    """On a table that has grown, every node of the plan that reads `run` goes through an index."""
+@pytest.mark.parametrize("awaits", [False, True])
+async def test_a_fold_touches_only_the_rows_it_names(
+    engine: AsyncEngine, lane: AsyncEngine, definition: int, awaits: bool
+) -> None:
+    """On tables that have grown, every node of the plan that reads them goes through an index."""
     session = await owner(engine, "s1")
     async with lane.connect() as connection:
         for _ in range(5):
             await accept_runs(connection, [leg_run(definition) for _ in range(1000)], session)
         runs = [leg_run(definition) for _ in range(300)]
         await accept_runs(connection, runs, session)
+        await connection.execute(
+            text(
+                "INSERT INTO run_await (run_id, key, kind, group_id, namespace_id, step, iteration, request, opened_at)"
+                " SELECT run_id, n::text, 3, group_id, 'default', '', '', '', now() FROM run, generate_series(1, 4) n"
+            )
+        )
+        await connection.execute(
+            text(
+                "INSERT INTO inbox (run_id, key, group_id, kind, await_key)"
+                " SELECT run_id, n::text, group_id, 'message', '1' FROM run, generate_series(1, 4) n"
+            )
+        )
     folds = [done(r) for r in runs]
+    if awaits:
+        folds = [(replace(f, awaits=changes_of(r, runs[0])), e) for r, (f, e) in zip(runs, folds, strict=True)]
     captured: dict[str, object] = {}
+    used: list[TextClause] = []
 
     class Recorder:
-        async def execute(self, statement: object, parameters: dict[str, object]) -> object:
+        async def execute(self, statement: TextClause, parameters: dict[str, object]) -> object:
+            used.append(statement)
             captured.update(parameters)
             raise StopAsyncIteration
 
     with pytest.raises((StopAsyncIteration, RuntimeError)):
         await fold_runs(Recorder(), session, [f for f, _ in folds], [e for _, e in folds])  # type: ignore[arg-type]
+    assert used == [fold_module.FOLD_AND_AWAITS if awaits else fold_module.FOLD]
     async with lane.connect() as connection:
-        plan = await connection.execute(text("EXPLAIN " + fold_module.FOLD.text), captured)
+        plan = await connection.execute(text("EXPLAIN " + used[0].text), captured)
         lines = [row[0] for row in plan]
-    assert not [line for line in lines if "Seq Scan on run" in line], "\n".join(lines)
+    assert not [line for line in lines if "Seq Scan on run" in line or "Seq Scan on inbox" in line], "\n".join(lines)
     assert [line for line in lines if "Index Scan using run_pkey" in line], "\n".join(lines)
+    indexes = ("run_await_pkey", "inbox_pkey")
+    assert all(any(name in line for line in lines) for name in indexes) == awaits, "\n".join(lines)
+
+
+def changes_of(run: NewRun, parent: NewRun) -> AwaitChanges:
+    opening = AwaitOpening("9", 3, "/do/0/a", "", b"{}", NOW_MS)
+    answer = ParentMessage(parent.run_id, "1", parent.group, b"{}")
+    return AwaitChanges(run.run_id, run.group, "default", [opening], ["1"], ["2"], True, True, answer)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_worker.table import LegTable
+from support.eventually import eventually
 
 INCARNATION = "inc"
 
@@ -19,6 +21,7 @@ class FakeLeg:
         self.begun = False
         self.in_progress = False
         self.dropped = self.drained = self.cancelled = self.gave_up = False
+        self.delivered: list[str] = []
         self.ending = asyncio.Event()
         self.task: asyncio.Task[str] | None = None
 
@@ -43,6 +46,9 @@ class FakeLeg:
 
     def request_cancel(self) -> None:
         self.cancelled = True
+
+    def deliver(self, messages: Sequence[dispatch_pb2.InboxMessage]) -> None:
+        self.delivered += [message.key for message in messages]
 
 
 class Room:
@@ -181,3 +187,29 @@ async def test_dropping_all_leaves_nothing_and_takes_nothing(room: Room) -> None
     assert room.table.held == 0
     assert set(room.legs) == {b"a", b"b"}
     assert not room.offer(b"z")
+
+
+def letter(key: str, content: bytes = b"1") -> dispatch_pb2.InboxMessage:
+    return dispatch_pb2.InboxMessage(key=key, await_key="1", content=content)
+
+
+async def test_messages_reach_the_leg_wherever_it_is() -> None:
+    room = Room(slots=1)
+    room.table.deliver(b"early", [letter("a")])  # they overtook their job
+    room.table.deliver(b"large", [letter("a", b"x" * 100_000)])
+    room.offer(b"early")
+    assert [m.key for m in room.legs[b"early"].job.inbox] == ["a"]
+    room.table.deliver(b"early", [letter("a"), letter("b")])
+    assert room.legs[b"early"].delivered == ["a", "b"]
+    room.offer(b"waiting")
+    room.table.deliver(b"waiting", [letter("c")])
+    room.legs[b"early"].ending.set()
+    await eventually(lambda: b"waiting" in room.legs)
+    assert [m.key for m in room.legs[b"waiting"].job.inbox] == ["c"]
+    room.table.deliver(b"early", [letter("d")])  # it is over: the next leg takes them from the record
+    assert room.legs[b"early"].delivered == ["a", "b"]
+    room.legs[b"waiting"].ending.set()
+    await room.table.idle.wait()
+    room.offer(b"large")
+    assert not room.legs[b"large"].job.inbox, "what is large is delivered again instead of kept"
+    room.table.drop_all()
