@@ -84,6 +84,7 @@ def _factories(outbound: Outbound) -> Mapping[str, ExecutorFactory]:
     from flint_worker.executors.email import EmailExecutor  # noqa: PLC0415
     from flint_worker.executors.grpc import GrpcExecutor  # noqa: PLC0415
     from flint_worker.executors.http import HttpExecutor  # noqa: PLC0415
+    from flint_worker.executors.mcp import McpExecutor  # noqa: PLC0415
     from flint_worker.executors.noop import NoopExecutor  # noqa: PLC0415
     from flint_worker.executors.openapi import OpenApiExecutor  # noqa: PLC0415
     from flint_worker.executors.sql import SqlExecutor  # noqa: PLC0415
@@ -93,6 +94,7 @@ def _factories(outbound: Outbound) -> Mapping[str, ExecutorFactory]:
         "email": EmailExecutor,
         "grpc": lambda settings: GrpcExecutor(settings, outbound),
         "http": lambda settings: HttpExecutor(settings, outbound),
+        "mcp": lambda settings: McpExecutor(settings, outbound),
         "noop": lambda settings: NoopExecutor(),
         "openapi": lambda settings: OpenApiExecutor(settings, outbound),
         "sql": SqlExecutor,
