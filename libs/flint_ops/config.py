@@ -123,6 +123,7 @@ class LimitSettings(_Section):
     batch_size: int = Field(1000, ge=1, le=1000)
     message_bytes: int = Field(4 * 2**20, ge=65_536, description="one gRPC message")
     steps_per_run: int = Field(100_000, ge=1)
+    parallel: int = Field(1_000, ge=1, le=10_000, description="iterations of one parallel loop at once")
     steps_per_turn: int = Field(200, ge=1, description="pure steps before the worker's event loop gets a turn")
     run_depth: int = Field(20, ge=1, le=1000, description="runs above a run: how deep runs may start runs")
     children_per_run: int = Field(10_000, ge=1, le=1_000_000, description="runs that one run may start")

@@ -67,6 +67,7 @@ async def main(settings: Settings, lifecycle: Lifecycle) -> None:
                 payload_bytes=limits.payload_bytes,
                 state_bytes=limits.state_bytes,
                 steps_per_run=limits.steps_per_run,
+                parallel=limits.parallel,
                 value_bytes=limits.value_bytes,
             ),
             inline_wait_ms=int(settings.worker.inline_wait_s * 1000),

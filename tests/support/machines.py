@@ -78,6 +78,12 @@ class Driver:
     gone: set[int] = field(default_factory=set)
     mail: Mail = no_mail
     awaits: list[Await] = field(default_factory=list)
+    duration: Callable[[Driver, Call], int] | None = None
+
+    def _due_at(self, effect: Call | Timer) -> int:
+        if isinstance(effect, Timer):
+            return effect.until_ms
+        return self.now + (self.took_ms if self.duration is None else self.duration(self, effect))
 
     def settle(self) -> None:
         """Pure work, and guarded expressions, until the machine waits for the world."""
@@ -99,7 +105,7 @@ class Driver:
                         received = Received(effect.effect_id, f"{effect.effect_id}-{number}", content, at)
                         heapq.heappush(self.due, (at, effect.effect_id, received))
                 else:
-                    at = effect.until_ms if isinstance(effect, Timer) else self.now + self.took_ms
+                    at = self._due_at(effect)
                     heapq.heappush(self.due, (at, effect.effect_id, effect))
                     if isinstance(effect, Call):
                         self.calls.append(effect)
