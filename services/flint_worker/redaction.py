@@ -7,6 +7,7 @@ come back in its output or its problem. Only texts are looked at; a secret that 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
@@ -19,6 +20,7 @@ from flint_core.problems import Problem
 __all__ = ["MARK", "Redaction"]
 
 MARK: Final = "***"
+_SECRET_NAME: Final = re.compile(r"pass|secret|token|key|assertion|credential", re.IGNORECASE)
 _SHORTEST: Final = 4
 """A shorter secret stands in too many innocent texts, and protects nothing."""
 
@@ -29,7 +31,8 @@ class Redaction:
     __slots__ = ("_spellings",)
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        spellings = {spelling for secret in secrets if len(secret) >= _SHORTEST for spelling in _spellings(secret)}
+        parts = {part for secret in secrets for part in (secret, *_within(secret))}
+        spellings = {spelling for part in parts if len(part) >= _SHORTEST for spelling in _spellings(part)}
         # The longest first: one secret may be a part of another.
         self._spellings = sorted(spellings, key=lambda spelling: (-len(spelling), spelling))
 
@@ -69,6 +72,29 @@ class Redaction:
                 if text.endswith(spelling[:length]):
                     return text[:-length] + MARK
         return text
+
+
+def _within(secret: str) -> set[str]:
+    """The secrets within a secret that is a JSON object, such as the password of an authentication policy.
+
+    Only members whose names say so: such an object also holds words that are none (a grant, a scope).
+    """
+    if not secret.lstrip().startswith("{"):
+        return set()
+    try:
+        document = orjson.loads(secret)
+    except orjson.JSONDecodeError:
+        return set()
+    found: set[str] = set()
+    waiting = [document]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list):
+            waiting.extend(node)
+        elif isinstance(node, dict):
+            waiting.extend(node.values())
+            found |= {part for name, part in node.items() if isinstance(part, str) and _SECRET_NAME.search(name)}
+    return found
 
 
 def _spellings(secret: str) -> set[str]:

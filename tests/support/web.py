@@ -55,7 +55,7 @@ class Trust:
 
 @asynccontextmanager
 async def http2_server(app: Any, certificate: Path) -> AsyncIterator[str]:
-    """Serves an ASGI application over HTTP/2 and TLS on a free port; gives its address (`https://localhost:…`)."""
+    """Serves an ASGI application over HTTP/2 and TLS on a free port; gives its address (`https://127.0.0.1:…`)."""
     config = Config()
     config.bind = ["127.0.0.1:0"]
     config.certfile = config.keyfile = str(certificate)
@@ -65,11 +65,12 @@ async def http2_server(app: Any, certificate: Path) -> AsyncIterator[str]:
     config.shutdown_timeout = 1
     sockets = config.create_sockets()
     config.create_sockets = lambda: sockets  # type: ignore[method-assign]
+    sockets.secure_sockets[0].listen()  # so that whoever comes before it serves waits
     port = sockets.secure_sockets[0].getsockname()[1]
     stop = asyncio.Event()
     serving = asyncio.create_task(serve(app, config, shutdown_trigger=stop.wait))  # type: ignore[arg-type]
     try:
-        yield f"https://localhost:{port}"
+        yield f"https://127.0.0.1:{port}"
     finally:
         stop.set()
         await serving

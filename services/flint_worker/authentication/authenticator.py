@@ -83,7 +83,7 @@ class PolicyAuth(httpx.Auth):
 
     async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
         """Raises AuthenticationFailed, or a Fault when the authority cannot be reached."""
-        body = request.content if isinstance(request.stream, httpx.ByteStream) else None
+        body = await request.aread() if isinstance(request.stream, httpx.ByteStream) else None
         uri = str(request.url)
         self._add(request, await self._authenticator.headers(self._policy, request.method, uri, body))
         response = yield request

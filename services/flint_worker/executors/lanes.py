@@ -21,8 +21,6 @@ from flint_worker.executors.routes import LANE_CONNECTIONS, Route, Routes, host_
 __all__ = ["Transport"]
 
 _LANES: Final = 64
-_ABANDONED: Final = 100
-"""What an abandoned HTTP/2 answer had on its way is lost to the connection's flow control: at most 64 KiB of 16 MiB."""
 
 
 class _Lane(httpx.AsyncHTTPTransport):
@@ -34,13 +32,13 @@ class _Lane(httpx.AsyncHTTPTransport):
     def __init__(self, pool: httpcore.AsyncConnectionPool) -> None:
         super().__init__(verify=_NO_CONTEXT)
         self.busy = 0
-        self.abandoned = 0
-        self._pool = pool
+        self.worn = False
+        """Whether it takes no more requests: an HTTP/2 answer was abandoned on it.
 
-    @property
-    def worn(self) -> bool:
-        """Whether it should take no more requests."""
-        return self.abandoned >= _ABANDONED
+        What of that answer was on its way is lost to the connection's flow control, and httpcore lets a server send
+        16 MiB unasked, for a stream as for the whole connection: the next requests would wait for ever.
+        """
+        self._pool = pool
 
 
 _NO_CONTEXT: Final = httpx.create_ssl_context(verify=False)
@@ -81,7 +79,7 @@ class Transport(httpx.AsyncBaseTransport):
                 raise TypeError("the transport answered without a stream")
         except BaseException as error:
             if exchange.stream_id is not None:
-                lane.abandoned += 1
+                lane.worn = True
             try:
                 if isinstance(error, asyncio.CancelledError):
                     await exchange.end_stream()
@@ -147,7 +145,7 @@ class _Body(httpx.AsyncByteStream):
         try:
             await self._stream.aclose()
             if self._stream_id is not None and not self._ended:
-                lane.abandoned += 1
+                lane.worn = True
                 if isinstance(self._connection, WatchedStream):
                     await self._connection.end_stream(self._stream_id)
         finally:

@@ -49,9 +49,9 @@ class OpenApiExecutor:
         try:
             where, policy = endpoint_of(arguments["document"]["endpoint"], "/document/endpoint")
             document = await self._documents.get(where, policy, call.deadline_s)
-            operation = document.operations.get(arguments["operationId"]) or await asyncio.to_thread(
-                operation_of, document, arguments["operationId"]
-            )
+            operation: Operation | None = document.operations.get(arguments["operationId"])
+            if operation is None:
+                operation = await asyncio.to_thread(operation_of, document, arguments["operationId"])
             server = server_url(document, operation, arguments.get("server", {}))
             left_s = None if ends_at is None else max(ends_at - loop.time(), 0.001)
             return await self._exchange(call, arguments, operation, server, left_s)

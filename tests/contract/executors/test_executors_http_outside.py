@@ -333,7 +333,7 @@ async def test_a_slow_drip_ends_by_the_deadline(executor: HttpExecutor) -> None:
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 50000\r\n\r\n")
         drip = asyncio.create_task(dripping(writer))
         await reader.read()
         closed.set()
@@ -391,7 +391,7 @@ async def test_what_keeps_a_connection_from_being_made(executor: HttpExecutor, u
 
 async def test_http2_shares_one_connection(authority: Trust) -> None:
     async with (
-        http2_server(APP, authority.server("localhost")) as h2,
+        http2_server(APP, authority.server("127.0.0.1")) as h2,
         executor_for(settings(ca_file=str(authority.ca_file))) as executor,
     ):
         first = await executor.execute(call(endpoint=f"{h2}/x"))
@@ -403,25 +403,29 @@ async def test_http2_shares_one_connection(authority: Trust) -> None:
         assert len(base64.b64decode(answer["body"])) > 50_000
 
 
+async def disconnected(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def test_abandoned_http2_answers_leave_room_for_others(authority: Trust) -> None:
     running = 0
 
-    async def drip(request: Request) -> Response:
-        async def body() -> AsyncIterator[bytes]:
-            nonlocal running
-            running += 1
-            try:
-                while True:
-                    yield b"x" * 50_000
-                    await asyncio.sleep(0)
-            finally:
-                running -= 1
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal running
+        if scope["path"] != "/drip":
+            await APP(scope, receive, send)
+            return
+        running += 1
+        gone = asyncio.create_task(disconnected(receive))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not gone.done():
+            await send({"type": "http.response.body", "body": b"x" * 50_000, "more_body": True})
+            await asyncio.sleep(0)
+        running -= 1
 
-        return StreamingResponse(body())
-
-    app = Starlette(routes=[Route("/drip", drip), Route("/{path:path}", seen)])
     async with (
-        http2_server(app, authority.server("localhost")) as h2,
+        http2_server(app, authority.server("127.0.0.1")) as h2,
         executor_for(settings(ca_file=str(authority.ca_file))) as executor,
     ):
         first = await executor.execute(call(endpoint=f"{h2}/x"))
@@ -429,18 +433,59 @@ async def test_abandoned_http2_answers_leave_room_for_others(authority: Trust) -
             error = await failed(executor, call(endpoint=f"{h2}/drip"))
             assert error.problem.type == ProblemType.PAYLOAD_TOO_LARGE
         await eventually(lambda: running == 0)
-        assert (await executor.execute(call(endpoint=f"{h2}/x")))["peer"] == first["peer"]
+        assert (await executor.execute(call(endpoint=f"{h2}/x")))["peer"] != first["peer"]
 
 
-async def test_a_worn_http2_connection_is_replaced(authority: Trust) -> None:
+async def test_an_abandoned_http2_answer_disturbs_no_other(authority: Trust) -> None:
+    """Two streams of one connection: one is cut while the other has not been answered."""
+    came, go = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        gone = asyncio.create_task(disconnected(receive))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+        if scope["path"] == "/held":
+            came.set()
+            await go.wait()
+            await send({"type": "http.response.body", "body": b"held"})
+        while scope["path"] == "/endless" and not gone.done():
+            await send({"type": "http.response.body", "body": b"x" * 50_000, "more_body": True})
+            await asyncio.sleep(0)
+        gone.cancel()
+
     async with (
-        http2_server(APP, authority.server("localhost")) as h2,
+        http2_server(app, authority.server("127.0.0.1")) as h2,
         executor_for(settings(ca_file=str(authority.ca_file))) as executor,
     ):
-        first = await executor.execute(call(endpoint=f"{h2}/x"))
-        for _ in range(101):
-            await failed(executor, call(endpoint=f"{h2}/endless"))
-        assert (await executor.execute(call(endpoint=f"{h2}/x")))["peer"] != first["peer"]
+        waiting = asyncio.create_task(executor.execute(call(endpoint=f"{h2}/held")))
+        await came.wait()
+        error = await failed(executor, call(endpoint=f"{h2}/endless"))
+        assert error.problem.type == ProblemType.PAYLOAD_TOO_LARGE
+        go.set()
+        assert await waiting == "held"
+
+
+async def test_a_cancelled_http2_call_ends_its_stream(authority: Trust) -> None:
+    came, gone = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            raise ValueError(scope["type"])
+        came.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    async with (
+        http2_server(app, authority.server("127.0.0.1")) as h2,
+        executor_for(settings(ca_file=str(authority.ca_file))) as executor,
+        asyncio.timeout(10),
+    ):
+        calling = asyncio.create_task(executor.execute(call(endpoint=f"{h2}/")))
+        await came.wait()
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
+        await gone.wait()
 
 
 async def test_a_certificate_nobody_trusts(executor: HttpExecutor, authority: Trust) -> None:
