@@ -131,7 +131,7 @@ class SqlExecutor:
             if isinstance(error, asyncio.CancelledError):
                 raise
             raise failure(call, ProblemType.TIMEOUT, 408, "The database took too long") from None
-        except (exc.SQLAlchemyError, _Stopped, TooManyRows, TooManyBytes) as error:
+        except (exc.SQLAlchemyError, _Stopped, TooManyRows, TooManyBytes, UnicodeError) as error:
             raise _failed(call, error) from None
 
     def _database(self, call: ResolvedCall, connection: ConnectionSettings) -> _Database:
@@ -237,6 +237,8 @@ def _failed(call: ResolvedCall, error: Exception) -> ExecutionFailed:
     if isinstance(error, TooManyBytes):
         detail = f"the statement gave more than {error.limit} bytes; ask for fewer rows or columns"
         return failure(call, ProblemType.PAYLOAD_TOO_LARGE, 413, "Too large a result", detail)
+    if isinstance(error, UnicodeError):
+        return failure(call, ProblemType.VALIDATION, 400, "The statement cannot be executed", "a text is not Unicode")
     if isinstance(error, _Stopped | exc.TimeoutError):
         return failure(call, ProblemType.TIMEOUT, 408, "No database connection became free in time")
     if not isinstance(error, exc.DBAPIError):

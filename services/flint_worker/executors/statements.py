@@ -12,6 +12,10 @@ from sqlalchemy import TextClause, bindparam, exc, text
 __all__ = ["Prepared", "prepare"]
 
 _KEY: Final = "idempotency_key"
+_LITERALS: Final = re.compile(
+    r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/|\$(?P<tag>[A-Za-z_]\w*|)\$.*?\$(?P=tag)\$|::""", re.DOTALL
+)
+"""Where a colon names no parameter: texts, quoted names, comments, casts."""
 _STREAMS: Final = re.compile(r"\s*(?:select|values)\b", re.IGNORECASE)
 
 
@@ -32,7 +36,7 @@ def prepare(
     Arrays expand in `IN :name`; elsewhere PostgreSQL takes them as arrays, other engines as JSON text, as all do with
     objects. `:idempotency_key` is bound by itself. Raises sqlalchemy.exc.ArgumentError.
     """
-    clause = text(statement)
+    clause = text(_LITERALS.sub(lambda part: part[0].replace(":", "\\:"), statement))
     named = set(clause.compile().params)
     if _KEY in named:
         parameters = [{_KEY: idempotency_key, **given} for given in parameters]
