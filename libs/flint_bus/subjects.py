@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Final
 
 __all__ = [
     "DEFINITIONS",
+    "EVENTS_STORE",
     "FLEET_BEATS",
+    "FUNCTIONS_REGISTERED",
+    "FUNCTION_OFFERS",
     "JOBS_STREAM",
+    "LIFECYCLE_INTEREST",
     "OWNERS",
     "PAYLOADS",
     "WORKFLOWS",
     "control_subject",
     "definition_subject",
+    "events_stored_subject",
+    "function_caller_subject",
+    "function_free_subject",
+    "function_gateway_subject",
+    "function_offer_subject",
     "hints_subject",
     "job_subject",
     "journal_filter",
     "journal_stream",
     "journal_subject",
+    "lifecycle_subject",
     "owner_subject",
     "run_of_journal_subject",
     "watcher_subject",
@@ -40,6 +51,13 @@ PAYLOADS: Final = "flint.payloads"
 
 DEFINITIONS: Final = "flint.definitions.*"
 """Where schedulers answer DefinitionRequests."""
+
+
+EVENTS_STORE: Final = "flint.events.store"
+"""Where schedulers answer StoreEventsRequests of workers."""
+
+LIFECYCLE_INTEREST: Final = "flint.lifecycle.interest"
+"""Broadcast by gateways whose clients follow lifecycle events: LifecycleInterest."""
 
 
 def journal_stream(generation: int) -> str:
@@ -90,3 +108,44 @@ def definition_subject(definition_hash: bytes) -> str:
 def watcher_subject(token: str) -> str:
     """Where one gateway hears ChangeBatches."""
     return f"flint.watchers.{token}"
+
+
+FUNCTIONS_REGISTERED: Final = "flint.functions.registered"
+"""Broadcast by a gateway after functions were registered: FunctionsRegistered."""
+
+FUNCTION_OFFERS: Final = "flint.functions.offer.>"
+"""All FunctionOffers."""
+
+
+def function_offer_subject(namespace: str, function: str) -> str:
+    """Where calls of a custom function are offered."""
+    return f"flint.functions.offer.{namespace}.{_name_hash(function)}"
+
+
+def function_free_subject(namespace: str, function: str) -> str:
+    """Where gateways tell that a function worker has room again."""
+    return f"flint.functions.free.{namespace}.{_name_hash(function)}"
+
+
+def function_caller_subject(token: str) -> str:
+    """Where one worker hears FunctionReports."""
+    return f"flint.functions.caller.{token}"
+
+
+def function_gateway_subject(token: str) -> str:
+    """Where one gateway hears FunctionOrders."""
+    return f"flint.functions.gateway.{token}"
+
+
+def _name_hash(function: str) -> str:
+    return blake2b(function.encode(), digest_size=8).hexdigest()
+
+
+def events_stored_subject(namespace: str) -> str:
+    """Where those who follow a namespace's events hear EventsStored."""
+    return f"flint.events.stored.{namespace}"
+
+
+def lifecycle_subject(namespace: str) -> str:
+    """Where a namespace's LifecycleEvents go."""
+    return f"flint.lifecycle.of.{namespace}"

@@ -9,8 +9,12 @@
 The exceptions are drawn as a tree in `flint_sdk._errors`.
 """
 
+from flint_sdk._approvals import Approval, ApprovalState, Decision
 from flint_sdk._client import AsyncFlint, AsyncRunHandle
 from flint_sdk._errors import (
+    ApprovalClosed,
+    ApprovalDecided,
+    ApprovalNotFound,
     ConfigurationError,
     Conflict,
     CredentialsInvalid,
@@ -27,6 +31,7 @@ from flint_sdk._errors import (
     NamespaceNotFound,
     NotFound,
     PageTokenInvalid,
+    PayloadNotFound,
     PayloadTooLarge,
     PermissionDenied,
     QueueFull,
@@ -47,6 +52,9 @@ from flint_sdk._errors import (
     WorkflowInUse,
     WorkflowNotFound,
 )
+from flint_sdk._events import PublishedEvent, ReceivedEvent
+from flint_sdk._function_worker import FunctionWorker
+from flint_sdk._functions import Function, FunctionContext, FunctionError, function
 from flint_sdk._models import (
     Applied,
     CreatedKey,
@@ -55,6 +63,7 @@ from flint_sdk._models import (
     Key,
     Pool,
     Problem,
+    RegisteredFunction,
     Role,
     Run,
     RunChanged,
@@ -76,6 +85,11 @@ from flint_sdk._sync import Flint, RunHandle
 
 __all__ = [
     "Applied",
+    "Approval",
+    "ApprovalClosed",
+    "ApprovalDecided",
+    "ApprovalNotFound",
+    "ApprovalState",
     "AsyncFlint",
     "AsyncRunHandle",
     "ConfigurationError",
@@ -83,6 +97,7 @@ __all__ = [
     "CreatedKey",
     "CredentialsInvalid",
     "CredentialsMissing",
+    "Decision",
     "DefinitionInvalid",
     "DefinitionUnsupported",
     "FailedPrecondition",
@@ -90,6 +105,10 @@ __all__ = [
     "Finding",
     "Flint",
     "FlintError",
+    "Function",
+    "FunctionContext",
+    "FunctionError",
+    "FunctionWorker",
     "HistoryEntry",
     "InternalError",
     "InvalidArgument",
@@ -99,11 +118,15 @@ __all__ = [
     "NamespaceNotFound",
     "NotFound",
     "PageTokenInvalid",
+    "PayloadNotFound",
     "PayloadTooLarge",
     "PermissionDenied",
     "Pool",
     "Problem",
+    "PublishedEvent",
     "QueueFull",
+    "ReceivedEvent",
+    "RegisteredFunction",
     "RequestIdReused",
     "ResourceExhausted",
     "Role",
@@ -137,4 +160,5 @@ __all__ = [
     "Workflow",
     "WorkflowInUse",
     "WorkflowNotFound",
+    "function",
 ]

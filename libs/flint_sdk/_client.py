@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from flint_contracts.gen.flint.approvals.v1 import approvals_pb2
+from flint_contracts.gen.flint.events.v1 import events_pb2
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
+from flint_contracts.gen.flint.functions.v1 import functions_pb2
 from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
+from flint_sdk._approvals import Approval, ApprovalState, approval_from, approval_name, decide_request
 from flint_sdk._endpoint import find_endpoint
 from flint_sdk._errors import FlintError, RunCancelled, RunFailed
+from flint_sdk._events import PublishedEvent, ReceivedEvent, publish, subscribe
 from flint_sdk._messages import (
     decode_json,
+    encode_json,
     entry_from,
     finding_from,
+    function_from,
     key_from,
     role_number,
     run_from,
@@ -34,6 +41,7 @@ from flint_sdk._models import (
     Key,
     Pool,
     Problem,
+    RegisteredFunction,
     Role,
     Run,
     RunState,
@@ -43,6 +51,7 @@ from flint_sdk._models import (
     Workflow,
 )
 from flint_sdk._names import key_name, run_name, worker_name, workflow_name
+from flint_sdk._payloads import INLINE_BYTES, resolve, upload
 from flint_sdk._starting import start_batch, start_request
 from flint_sdk._transport import Transport
 from flint_sdk._waiting import Waiting
@@ -195,6 +204,7 @@ class AsyncFlint:
         urgent) to 9, 5 unless told otherwise.
         """
         request = start_request(StartRequest(workflow, input, request_id, version, level), self._parent)
+        await self._make_small([request], None)
         answer = await self._transport.call(lambda gateway: gateway.runs.StartRun, request)
         return AsyncRunHandle(self, answer)
 
@@ -207,6 +217,7 @@ class AsyncFlint:
         Raises only when a whole call could not be made; what was started before that stays started.
         """
         requests = [start_request(start, self._parent) for start in starts]
+        await self._make_small(requests, timeout_s)
         results = await start_batch(self._transport, self._parent, requests, timeout_s)
         return [result if isinstance(result, FlintError) else AsyncRunHandle(self, result) for result in results]
 
@@ -224,16 +235,28 @@ class AsyncFlint:
         return run_from(await self._waiting.ended(run_name(self.namespace, run), timeout_s))
 
     async def result(self, run: str, timeout_s: float | None = None) -> Any:
-        """The output once the run has ended. Raises RunFailed, RunCancelled, TimedOut."""
+        """The output once the run has ended, large values in it included. Raises RunFailed, RunCancelled, TimedOut."""
         message = await self._waiting.ended(run_name(self.namespace, run), timeout_s)
         if message.state == runs_pb2.Run.STATE_SUCCEEDED:
-            return decode_json(message.output)
+            return await self.resolve(decode_json(message.output))
         ended = run_from(message)
         if ended.state is RunState.FAILED:
             raise RunFailed(ended, ended.error or Problem("about:blank", 0, "failed without a problem", "", ""))
         if ended.state is RunState.CANCELLED:
             raise RunCancelled(ended)
         return ended.output
+
+    async def resolve(self, value: Any, timeout_s: float | None = None) -> Any:
+        """A value with contents in place of references to large ones (`{"$payload": …}`), as outputs, inputs and
+        results of steps may hold them. One without references is answered as it is. Raises PayloadNotFound.
+        """
+        return await resolve(self._transport, self._parent, value, timeout_s)
+
+    async def _make_small(self, requests: list[runs_pb2.StartRunRequest], timeout_s: float | None) -> None:
+        for request in requests:
+            if len(request.input) > INLINE_BYTES:
+                reference = await upload(self._transport, self._parent, request.input, timeout_s)
+                request.input = encode_json(reference)
 
     def watch(self, run: str, *, cursor: int | None = None, recorded_only: bool = False) -> AsyncIterator[WatchEvent]:
         """Events of a run until it has ended: first a RunSnapshot (unless `cursor` is set), then RunChanged and
@@ -289,6 +312,87 @@ class AsyncFlint:
                 return
             request.page_token = answer.next_page_token
 
+    # Events
+
+    async def publish_events(
+        self, events: Iterable[Mapping[str, Any]], *, timeout_s: float | None = None
+    ) -> list[PublishedEvent | FlintError]:
+        """Publishes CloudEvents to the runs that listen. In the order of `events`: what was stored, or the typed error
+        that refused the event.
+
+        Each needs `type` and `source`; `id`, `time` and `specversion` are made up when they are left out. The same
+        event again (source and id) is ignored. Raises only when a whole call could not be made; what was published
+        before that stays published.
+        """
+        return await publish(self._transport, self._parent, events, timeout_s)
+
+    def subscribe_events(
+        self,
+        *,
+        types: Iterable[str] = (),
+        sources: Iterable[str] = (),
+        cursor: str | None = None,
+        lifecycle: bool = True,
+    ) -> AsyncIterator[ReceivedEvent]:
+        """The namespace's events as they come, those that runs emit and lifecycle events included; for ever.
+
+        `types`: only types that begin with one of these. `cursor`: go on after an event that was received before, as
+        far as events are kept. Reconnects by itself, to another gateway if need be, and goes on where it was. Lifecycle
+        events are live only. Raises Unavailable when nothing is reachable for `reconnect_s`.
+        """
+        request = events_pb2.SubscribeEventsRequest(
+            parent=self._parent,
+            type_prefixes=list(types),
+            sources=list(sources),
+            cursor=cursor or "",
+            without_lifecycle=not lifecycle,
+        )
+        return subscribe(self._transport, request, self._reconnect_s)
+
+    # Approvals
+
+    async def list_approvals(
+        self,
+        *,
+        states: Iterable[ApprovalState | str] = (),
+        assignee: str | None = None,
+        workflow: str | None = None,
+        page_size: int = 0,
+    ) -> AsyncIterator[Approval]:
+        """Approvals, newest first, without forms. Fetches page by page (`page_size` 0: the server's choice)."""
+        request = approvals_pb2.ListApprovalsRequest(
+            parent=self._parent,
+            states=[approvals_pb2.Approval.State.Value(f"STATE_{ApprovalState(state).value}") for state in states],
+            assignee=assignee or "",
+            workflow_id=workflow or "",
+            page_size=page_size,
+        )
+        while True:
+            answer = await self._transport.call(lambda gateway: gateway.approvals.ListApprovals, request)
+            for found in answer.approvals:
+                yield approval_from(found)
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token
+
+    async def get_approval(self, approval: str) -> Approval:
+        """One approval with its form, by name or `{run}/{key}`."""
+        request = approvals_pb2.GetApprovalRequest(name=approval_name(self.namespace, approval))
+        answer = await self._transport.call(lambda gateway: gateway.approvals.GetApproval, request)
+        return approval_from(answer.approval)
+
+    async def decide_approval(
+        self, approval: str, *, approve: bool, comment: str = "", fields: Any = None, decided_by: str = ""
+    ) -> Approval:
+        """Approves or rejects; returns when the decision is stored. `fields` follow the approval's form.
+
+        The same decision by the same person again is no error. Raises ApprovalDecided, ApprovalClosed, InvalidArgument.
+        """
+        name = approval_name(self.namespace, approval)
+        request = decide_request(name, approve=approve, comment=comment, fields=fields, decided_by=decided_by)
+        answer = await self._transport.call(lambda gateway: gateway.approvals.DecideApproval, request)
+        return approval_from(answer.approval)
+
     # Fleet
 
     async def list_workers(self, *, pool: str | None = None, show_ended: bool = False) -> AsyncIterator[Worker]:
@@ -312,6 +416,19 @@ class AsyncFlint:
         request = fleet_pb2.DrainWorkerRequest(name=worker_name(worker))
         answer = await self._transport.call(lambda gateway: gateway.fleet.DrainWorker, request)
         return worker_from(answer.worker)
+
+    # Functions
+
+    async def list_functions(self) -> AsyncIterator[RegisteredFunction]:
+        """Versions of custom functions that ever connected, by name, the highest first. Fetches page by page."""
+        request = functions_pb2.ListFunctionsRequest(parent=self._parent)
+        while True:
+            answer = await self._transport.call(lambda gateway: gateway.functions.ListFunctions, request)
+            for found in answer.functions:
+                yield function_from(found)
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token
 
     # Keys
 

@@ -17,14 +17,18 @@
     │   ├── RunNotFound
     │   ├── KeyNotFound
     │   ├── NamespaceNotFound
-    │   └── WorkerNotFound
+    │   ├── WorkerNotFound
+    │   ├── ApprovalNotFound
+    │   └── PayloadNotFound
     ├── Conflict
     │   ├── RequestIdReused           the same request_id with other content
     │   └── VersionExists             the same version with other content
     ├── FailedPrecondition
     │   ├── RunEnded                  cannot be cancelled any more
     │   ├── WorkflowInUse
-    │   └── LastAdminKey
+    │   ├── LastAdminKey
+    │   ├── ApprovalDecided           by somebody else, or otherwise, before
+    │   └── ApprovalClosed            its run waits for it no more
     ├── ResourceExhausted             .retry_after_s
     │   ├── QueueFull
     │   └── TooManyWatches
@@ -150,6 +154,14 @@ class WorkerNotFound(NotFound):
     """No such worker."""
 
 
+class ApprovalNotFound(NotFound):
+    """No such approval."""
+
+
+class PayloadNotFound(NotFound):
+    """No such large value in this namespace."""
+
+
 class Conflict(FlintError):
     """Something else is already there under this name."""
 
@@ -176,6 +188,14 @@ class WorkflowInUse(FailedPrecondition):
 
 class LastAdminKey(FailedPrecondition):
     """The last key with the cluster's admin role cannot be revoked."""
+
+
+class ApprovalDecided(FailedPrecondition):
+    """The approval was decided before: otherwise, or by somebody else."""
+
+
+class ApprovalClosed(FailedPrecondition):
+    """The approval's run waits for it no more."""
 
 
 class ResourceExhausted(FlintError):
@@ -245,6 +265,10 @@ _BY_REASON: Final[dict[str, type[FlintError]]] = {
     "VERSION_EXISTS": VersionExists,
     "WORKFLOW_IN_USE": WorkflowInUse,
     "LAST_ADMIN_KEY": LastAdminKey,
+    "APPROVAL_NOT_FOUND": ApprovalNotFound,
+    "PAYLOAD_NOT_FOUND": PayloadNotFound,
+    "APPROVAL_DECIDED": ApprovalDecided,
+    "APPROVAL_CLOSED": ApprovalClosed,
     "INCARNATION_ENDED": FailedPrecondition,
     "QUEUE_FULL": QueueFull,
     "TOO_MANY_WATCHES": TooManyWatches,

@@ -6,20 +6,23 @@ import asyncio
 import atexit
 import threading
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from flint_sdk._approvals import Approval, ApprovalState
 from flint_sdk._client import DEFAULT_RECONNECT_S, DEFAULT_TIMEOUT_S, AsyncFlint, AsyncRunHandle
 from flint_sdk._errors import FlintError
+from flint_sdk._events import PublishedEvent, ReceivedEvent
 from flint_sdk._models import (
     Applied,
     CreatedKey,
     HistoryEntry,
     Key,
     Pool,
+    RegisteredFunction,
     Role,
     Run,
     RunState,
@@ -241,6 +244,10 @@ class Flint:
         """The output once the run has ended. Raises RunFailed, RunCancelled, TimedOut."""
         return self._thread.run(self._client.result(run, timeout_s))
 
+    def resolve(self, value: Any, timeout_s: float | None = None) -> Any:
+        """A value with contents in place of references to large ones. Raises PayloadNotFound."""
+        return self._thread.run(self._client.resolve(value, timeout_s))
+
     def watch(self, run: str, *, cursor: int | None = None, recorded_only: bool = False) -> Iterator[WatchEvent]:
         """Events of a run until it has ended; reconnects by itself."""
         return self._thread.iterate(self._client.watch(run, cursor=cursor, recorded_only=recorded_only))
@@ -273,6 +280,56 @@ class Flint:
         """The recorded entries of a run's journal, in order."""
         return self._thread.iterate(self._client.history(run))
 
+    # Events
+
+    def publish_events(
+        self, events: Iterable[Mapping[str, Any]], *, timeout_s: float | None = None
+    ) -> list[PublishedEvent | FlintError]:
+        """Publishes CloudEvents to the runs that listen. In order: what was stored, or the error that refused it."""
+        return self._thread.run(self._client.publish_events(events, timeout_s=timeout_s))
+
+    def subscribe_events(
+        self,
+        *,
+        types: Iterable[str] = (),
+        sources: Iterable[str] = (),
+        cursor: str | None = None,
+        lifecycle: bool = True,
+    ) -> Iterator[ReceivedEvent]:
+        """The namespace's events as they come, for ever; reconnects by itself."""
+        return self._thread.iterate(
+            self._client.subscribe_events(types=types, sources=sources, cursor=cursor, lifecycle=lifecycle)
+        )
+
+    # Approvals
+
+    def list_approvals(
+        self,
+        *,
+        states: Iterable[ApprovalState | str] = (),
+        assignee: str | None = None,
+        workflow: str | None = None,
+        page_size: int = 0,
+    ) -> Iterator[Approval]:
+        """Approvals, newest first, without forms."""
+        return self._thread.iterate(
+            self._client.list_approvals(states=states, assignee=assignee, workflow=workflow, page_size=page_size)
+        )
+
+    def get_approval(self, approval: str) -> Approval:
+        """One approval with its form, by name or `{run}/{key}`."""
+        return self._thread.run(self._client.get_approval(approval))
+
+    def decide_approval(
+        self, approval: str, *, approve: bool, comment: str = "", fields: Any = None, decided_by: str = ""
+    ) -> Approval:
+        """Approves or rejects; returns when the decision is stored."""
+        return self._thread.run(
+            self._client.decide_approval(
+                approval, approve=approve, comment=comment, fields=fields, decided_by=decided_by
+            )
+        )
+
     # Fleet
 
     def list_workers(self, *, pool: str | None = None, show_ended: bool = False) -> Iterator[Worker]:
@@ -286,6 +343,12 @@ class Flint:
     def drain_worker(self, worker: str) -> Worker:
         """Asks a worker (by incarnation) to take no more legs, give back what it holds and end."""
         return self._thread.run(self._client.drain_worker(worker))
+
+    # Functions
+
+    def list_functions(self) -> Iterator[RegisteredFunction]:
+        """Versions of custom functions that ever connected, by name, the highest first. Fetches page by page."""
+        return self._thread.iterate(self._client.list_functions())
 
     # Keys
 

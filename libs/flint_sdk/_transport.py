@@ -14,16 +14,24 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 
+from flint_contracts.gen.flint.approvals.v1 import approvals_pb2_grpc
+from flint_contracts.gen.flint.events.v1 import events_pb2_grpc
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2_grpc
+from flint_contracts.gen.flint.functions.v1 import functions_pb2_grpc
 from flint_contracts.gen.flint.identity.v1 import identity_pb2_grpc
+from flint_contracts.gen.flint.payloads.v1 import payloads_pb2_grpc
 from flint_contracts.gen.flint.runs.v1 import runs_pb2_grpc
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2_grpc
 from flint_sdk._endpoint import Endpoint
 from flint_sdk._errors import FlintError, ResourceExhausted, TimedOut, Unavailable, error_from_rpc
 
 if TYPE_CHECKING:
+    from flint_contracts.gen.flint.approvals.v1.approvals_pb2_grpc import ApprovalServiceAsyncStub
+    from flint_contracts.gen.flint.events.v1.events_pb2_grpc import EventServiceAsyncStub
     from flint_contracts.gen.flint.fleet.v1.fleet_pb2_grpc import FleetServiceAsyncStub
+    from flint_contracts.gen.flint.functions.v1.functions_pb2_grpc import FunctionServiceAsyncStub
     from flint_contracts.gen.flint.identity.v1.identity_pb2_grpc import IdentityServiceAsyncStub
+    from flint_contracts.gen.flint.payloads.v1.payloads_pb2_grpc import PayloadServiceAsyncStub
     from flint_contracts.gen.flint.runs.v1.runs_pb2_grpc import RunServiceAsyncStub
     from flint_contracts.gen.flint.workflows.v1.workflows_pb2_grpc import WorkflowServiceAsyncStub
 
@@ -86,7 +94,11 @@ class Gateway:
         self.runs: RunServiceAsyncStub = runs_pb2_grpc.RunServiceStub(self.channel)
         self.workflows: WorkflowServiceAsyncStub = workflows_pb2_grpc.WorkflowServiceStub(self.channel)
         self.fleet: FleetServiceAsyncStub = fleet_pb2_grpc.FleetServiceStub(self.channel)
+        self.functions: FunctionServiceAsyncStub = functions_pb2_grpc.FunctionServiceStub(self.channel)
         self.identity: IdentityServiceAsyncStub = identity_pb2_grpc.IdentityServiceStub(self.channel)
+        self.payloads: PayloadServiceAsyncStub = payloads_pb2_grpc.PayloadServiceStub(self.channel)
+        self.events: EventServiceAsyncStub = events_pb2_grpc.EventServiceStub(self.channel)
+        self.approvals: ApprovalServiceAsyncStub = approvals_pb2_grpc.ApprovalServiceStub(self.channel)
 
 
 class Transport:

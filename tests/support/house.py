@@ -17,6 +17,8 @@ import grpc
 
 from flint_bus import Bus, journal_stream
 from flint_bus.streams import call_api
+from flint_contracts.gen.flint.approvals.v1.approvals_pb2_grpc import ApprovalServiceStub
+from flint_contracts.gen.flint.events.v1.events_pb2_grpc import EventServiceStub
 from flint_contracts.gen.flint.fleet.v1.fleet_pb2_grpc import FleetServiceStub
 from flint_contracts.gen.flint.identity.v1.identity_pb2_grpc import IdentityServiceStub
 from flint_contracts.gen.flint.runs.v1.runs_pb2_grpc import RunServiceStub
@@ -42,6 +44,8 @@ class Stubs:
         self.workflows: Any = WorkflowServiceStub(channel)
         self.identity: Any = IdentityServiceStub(channel)
         self.fleet: Any = FleetServiceStub(channel)
+        self.events: Any = EventServiceStub(channel)
+        self.approvals: Any = ApprovalServiceStub(channel)
 
 
 class House:
