@@ -69,10 +69,10 @@ async def test_a_missing_workflow(house: Any, refused: Any) -> None:
         ),
         (
             GOOD.format(name="flow").replace(
-                "set:\n        sum: ${ [.a, .b] | add }", "emit: {event: {with: {type: x, source: 'http://x'}}}"
+                "set:\n        sum: ${ [.a, .b] | add }", "wait: PT1S\n      metadata: {flint: {pool: x}}"
             ),
             "DEFINITION_UNSUPPORTED",
-            "source:8:",
+            "source:9:",
             "/do/0/total",
         ),
     ],
