@@ -114,7 +114,7 @@ class Await(NamedTuple):
     - APPROVAL: `{"title", "description", "assignees", "form", "deadline_ms", "escalation": {"at_ms", "assignees"}}`.
       `Received.content`: `{"decision": "approved" | "rejected", "by", "comment", "fields", "at"}`.
     - RUN: `{"namespace", "workflow", "version", "input", "detached", "key"}`: start this run once per `key` (the
-      step's idempotency key). `Received.content`: `{"state": "succeeded", "run", "output"}`, `{"state": "failed" |
+      step's idempotency key, and the attempt). `Received.content`: `{"state": "succeeded", "run", "output"}`, `{"state": "failed" |
       "cancelled" | "refused", "run", "error": problem}`, or, when detached, `{"state": "started", "run"}`. Taking the
       await back before anything came cancels a run that is not detached.
     """
