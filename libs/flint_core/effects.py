@@ -114,8 +114,10 @@ class Await(NamedTuple):
     - APPROVAL: `{"title", "description", "assignees", "form", "deadline_ms", "escalation": {"at_ms", "assignees"}}`.
       `Received.content`: `{"decision": "approved" | "rejected", "by", "comment", "fields", "at"}`.
     - RUN: `{"namespace", "workflow", "version", "input", "detached", "key"}`: start this run once per `key` (the
-      step's idempotency key, and the attempt from the second on); an empty `version` is the latest. `Received.content`:
-      `{"state": "succeeded", "run", "output"}`, `{"state": "failed" | "cancelled" | "refused", "run", "error": problem}`,
+      step's idempotency key, and the attempt from the second on); an empty `version` is the latest.
+      `Received.content`:
+      `{"state": "succeeded", "run", "output"}`,
+      `{"state": "failed" | "cancelled" | "refused", "run", "error": problem}`,
       or, when detached, `{"state": "started", "run"}`. Taking the await back before anything came cancels a run that is
       not detached.
     """
