@@ -325,6 +325,8 @@ class ConnectionSettings(_Section):
         description="SQLAlchemy URL, or smtp://, smtp+starttls:// or smtps://user:password@host:port"
     )
     sender: str = Field("", description="smtp: default From address")
+    ca_file: str = Field("", description="smtp: file of the authorities that signed its certificate; empty: the system's")
+    message_bytes: int = Field(25 * 2**20, ge=1024, description="smtp: size of one message with its attachments")
     pool_size: int = Field(5, ge=1, le=100)
     timeout_s: float = Field(30.0, gt=0)
     max_rows: int = Field(10_000, ge=1)

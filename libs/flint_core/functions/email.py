@@ -20,6 +20,11 @@ _ATTACHMENT: Final = object_of(
     {
         "name": {"type": "string", "minLength": 1, "maxLength": 255},
         "content_type": {"type": "string", "pattern": r"^[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+$"},
+        "inline": {
+            "type": "string",
+            "pattern": r"^[A-Za-z0-9._-]{1,100}$",
+            "description": "shown in the HTML where it says cid: and this name",
+        },
         "text": {"type": "string", "description": "the content as text"},
         "base64": {"type": "string", "description": "the content as bytes in base64"},
     },

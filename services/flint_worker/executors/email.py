@@ -13,6 +13,7 @@ import hashlib
 import mimetypes
 import re
 import socket
+import ssl
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +34,10 @@ from flint_worker.executors.arguments import check_arguments, failure, has_contr
 __all__ = ["EmailExecutor"]
 
 _PORTS: Final = {"smtp": 25, "smtp+starttls": 587, "smtps": 465}
+_LATER: Final = "The SMTP server cannot take the email now"
+_TOO_LARGE: Final = 552
+_FIRST_LATER: Final = 400
+_FIRST_FINAL: Final = 500
 _QUIT_S: Final = 2.0
 _RECIPIENTS: Final = 500
 _LOCAL_PART: Final = re.compile(r"[^\s@<>(),;:\"\[\]\\]{1,64}")
@@ -72,6 +77,11 @@ class EmailExecutor:
         arguments = check_arguments(call)
         connection = named_connection(self._settings, call, "smtp")
         letter = _compose(call, arguments, connection)
+        size = len(letter.message.as_bytes())
+        if size > connection.message_bytes:
+            detail = f"it has {size} bytes; connections.{arguments['connection']}.message_bytes is "
+            detail += str(connection.message_bytes)
+            raise failure(call, ProblemType.PAYLOAD_TOO_LARGE, 413, "The email is too large", detail)
         limit_s = connection.timeout_s if call.deadline_s is None else min(call.deadline_s, connection.timeout_s)
         try:
             async with asyncio.timeout(limit_s), self._turns[arguments["connection"]]:
@@ -80,13 +90,22 @@ class EmailExecutor:
             raise failure(call, ProblemType.TIMEOUT, 408, "Sending the email took too long") from None
         except aiosmtplib.SMTPAuthenticationError as error:
             title = "The SMTP server refused the credentials"
+            if _later(error.code):
+                raise failure(call, ProblemType.COMMUNICATION, 503, _LATER, f"SMTP {error.code}") from None
             raise failure(call, ProblemType.AUTHENTICATION, 401, title, f"SMTP {error.code}") from None
         except aiosmtplib.SMTPRecipientsRefused as error:
             first = error.recipients[0]
             detail = f"SMTP {first.code} {first.message}"[:300]
+            if any(_later(recipient.code) for recipient in error.recipients):
+                raise failure(call, ProblemType.COMMUNICATION, 503, _LATER, detail) from None
             raise failure(call, ProblemType.COMMUNICATION, 500, "All recipients were refused", detail) from None
         except aiosmtplib.SMTPResponseException as error:
             detail = f"SMTP {error.code} {error.message}"[:300]
+            if _later(error.code):
+                raise failure(call, ProblemType.COMMUNICATION, 503, _LATER, detail) from None
+            if error.code == _TOO_LARGE:
+                title = "The email is too large for the SMTP server"
+                raise failure(call, ProblemType.PAYLOAD_TOO_LARGE, 413, title, detail) from None
             raise failure(call, ProblemType.COMMUNICATION, 500, "The SMTP server refused the email", detail) from None
         except (aiosmtplib.SMTPException, OSError) as error:
             detail = f"{type(error).__name__}: {error}"[:300]
@@ -113,6 +132,15 @@ class EmailExecutor:
         return {address: f"{code} {text}"[:300] for address, (code, text) in errors.items()}
 
 
+def _tls(call: ResolvedCall, connection: ConnectionSettings) -> ssl.SSLContext:
+    """The server's certificate is checked always; by the connection's own authorities when it names some."""
+    try:
+        return ssl.create_default_context(cafile=connection.ca_file or None)
+    except OSError:
+        detail = f"connections.{call.arguments['connection']}.ca_file cannot be read"
+        raise failure(call, ProblemType.CONFIGURATION, 400, "The SMTP connection is not usable", detail) from None
+
+
 def _client(call: ResolvedCall, connection: ConnectionSettings, timeout_s: float, host: str) -> aiosmtplib.SMTP:
     url = urlsplit(connection.url.get_secret_value())
     try:
@@ -132,6 +160,7 @@ def _client(call: ResolvedCall, connection: ConnectionSettings, timeout_s: float
         timeout=timeout_s,
         use_tls=url.scheme == "smtps",
         start_tls=url.scheme == "smtp+starttls",
+        tls_context=_tls(call, connection) if url.scheme != "smtp" else None,
     )
 
 
@@ -190,9 +219,23 @@ def _compose(call: ResolvedCall, arguments: dict[str, Any], connection: Connecti
     digest = hashlib.sha256(call.idempotency_key.encode()).hexdigest()[:40]
     message["Message-ID"] = f"<{digest}@{senders[0].domain}>"
     _set_body(message, arguments)
-    for number, attachment in enumerate(arguments.get("attachments", [])):
-        _attach(call, message, f"attachments/{number}", attachment)
+    attachments = list(enumerate(arguments.get("attachments", [])))
+    rich = message.get_body(("html",))
+    for number, attachment in attachments:
+        if "inline" in attachment:
+            # Images that the HTML shows belong to its part, so they come before the message gets other attachments.
+            if not isinstance(rich, EmailMessage):
+                raise _invalid(call, f"attachments/{number}/inline", "there is no html to show it in")
+            _attach(call, rich, f"attachments/{number}", attachment)
+    for number, attachment in attachments:
+        if "inline" not in attachment:
+            _attach(call, message, f"attachments/{number}", attachment)
     return _Letter(message, senders[0].addr_spec, recipients)
+
+
+def _later(code: int) -> bool:
+    """Whether the server's answer is one of those that ask to try again (RFC 5321, 4.2.1)."""
+    return _FIRST_LATER <= code < _FIRST_FINAL
 
 
 def _set_body(message: EmailMessage, arguments: dict[str, Any]) -> None:
@@ -222,4 +265,15 @@ def _attach(call: ResolvedCall, message: EmailMessage, place: str, attachment: d
     if main in ("multipart", "message"):
         raise _invalid(call, f"{place}/content_type", f"{main} cannot be attached")
     parameters = {"charset": "utf-8"} if main == "text" else {}
+    if "inline" in attachment:
+        message.add_related(
+            content,
+            maintype=main,
+            subtype=sub,
+            filename=name,
+            params=parameters,
+            disposition="inline",
+            cid=f"<{attachment['inline']}>",
+        )
+        return
     message.add_attachment(content, maintype=main, subtype=sub, filename=name, params=parameters)
