@@ -86,6 +86,8 @@ def accept(draft: Draft, entry: journal_pb2.JournalEntry) -> str:
         draft.snapshot_position = entry.index
     if entry.awaits_opened or entry.awaits_closed or entry.consumed:
         _note_awaits(draft.changes(), entry)
+        for name in ("awaits_opened", "awaits_closed", "consumed"):
+            entry.ClearField(name)
     end = entry.end.WhichOneof("end")
     events = entry.events
     if end == "succeeded":
@@ -100,7 +102,7 @@ def accept(draft: Draft, entry: journal_pb2.JournalEntry) -> str:
         draft.blocked = True
         draft.wake_at_ms = entry.end.blocked.wake_at_ms
     draft.closed = end is not None
-    for name in ("events", "snapshot", "run_id", "leg_nonce", "claimant", "awaits_opened", "awaits_closed", "consumed"):
+    for name in ("events", "snapshot", "run_id", "leg_nonce", "claimant"):
         entry.ClearField(name)
     draft.entries.append(
         EntryRow(

@@ -139,6 +139,7 @@ async def test_kill_postgresql(tmp_path: Path) -> None:
     async with traffic_in_the_middle(tmp_path) as (stack, traffic):
         terms, incarnations = await traffic.record.terms(), await traffic.incarnations()
         assert await traffic.record.open_legs()
+        under_way = list(traffic.runs)
         await stack.kill("postgres")
         await stack.ready("postgres")
         await traffic.more(20)
@@ -149,6 +150,9 @@ async def test_kill_postgresql(tmp_path: Path) -> None:
         # Workers went on into the journal meanwhile: nothing of theirs was lost, so nothing runs again.
         assert await traffic.incarnations() == incarnations
         assert await traffic.judge() == {}
+        legs = await traffic.record.legs()
+        raised = {run: legs[run] for run in under_way if legs[run] != 1}
+        assert not raised, "a leg was raised although its worker lived"
 
 
 async def test_kill_gateway(tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ async def test_stopped_owner_is_fenced(tmp_path: Path) -> None:
             await eventually(lambda: refused_commits(stack, victim), timeout_s=30)
             await traffic.finish()
             assert await traffic.judge() == {}
+            legs = await traffic.record.legs()
+            raised = {run: legs[run] for runs in held.values() for run in runs if legs[run] != 1}
+            assert not raised, "a leg was raised although its worker lived"
         finally:
             await traffic.close()
 
