@@ -20,11 +20,12 @@ from flint_sdk import (
     PermissionDenied,
     Role,
     RunState,
+    Severity,
     StartRequest,
     StepBegan,
     function,
 )
-from support.house import House
+from support.house import House, definition
 from support.stack import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -254,3 +255,27 @@ async def test_the_registry_lists_what_was_connected(house: House) -> None:
             return entry is not None and entry.connected and entry.description == "Resizes."
 
         await eventually(listed)
+
+
+async def test_applying_warns_of_unknown_functions_and_wrong_constants(house: House) -> None:
+    async with serving(house, resize):
+
+        async def rules(body: str) -> list[tuple[str, str]]:
+            applied = await house.flint.apply(definition(body, house.name()))
+            found = [finding for finding in applied.findings if finding.rule in ("unknown-function", "arguments")]
+            assert all(finding.severity is Severity.WARNING and finding.line > 1 for finding in found)
+            return [(finding.rule, finding.message) for finding in found]
+
+        async def registered() -> bool:
+            return not await rules(call("tests/resize:1.2.0", "{url: u}"))
+
+        await eventually(registered)
+        ((rule, message),) = await rules(call("tests/resise", "{url: u}"))
+        assert rule == "unknown-function"
+        assert "did you mean 'tests/resize'?" in message
+        ((rule, message),) = await rules(call("tests/resize:9.0.0", "{url: u}"))
+        assert "version 9.0.0" in message
+        assert [rule for rule, _ in await rules(call("tests/resize", "{url: 5, width: '${ .w }', more: 1}"))] == [
+            "arguments",
+            "arguments",
+        ]

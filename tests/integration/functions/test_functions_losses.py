@@ -109,6 +109,17 @@ async def test_a_gateway_that_restarts_costs_nothing(house: House, start: Start,
     assert len(calls(tmp_path)) == 3, "a call was executed twice"
 
 
+async def test_nats_that_restarts_costs_nothing(house: House, start: Start, tmp_path: Path) -> None:
+    start("only")
+    handle = await house.flint.start(await house.apply(BODY))
+    await eventually(lambda: len(calls(tmp_path)) == 1)
+    await house.stack.kill("nats", hold=True)
+    open_gate(tmp_path)  # the outcome comes while nobody can be told
+    await house.stack.start("nats")
+    assert (await handle.result(60))["dispatch"] == 1
+    assert len(calls(tmp_path)) == 1
+
+
 async def test_flints_own_worker_dies_and_the_next_leg_calls_again_with_the_same_key(
     house: House, start: Start, tmp_path: Path
 ) -> None:
