@@ -50,7 +50,7 @@ async def main(settings: Settings, lifecycle: Lifecycle) -> None:
         settings.worker.evaluators, limits.evaluate_ms, limits.evaluate_bytes, limits.value_bytes
     )
     values = Values(PayloadClient(bus, limits.values_in_memory_bytes), evaluators, limits)
-    executors = build_executors(settings)
+    executors = build_executors(settings, evaluators)
     executors["function"] = FunctionExecutor(settings, bus)
     executors["emit"] = EmitExecutor(settings, bus)
     upstream = Upstream(settings.worker.registries, settings.cluster.internal_token.get_secret_value(), name="registry")

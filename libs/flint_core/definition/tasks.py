@@ -17,6 +17,7 @@ from flint_core.definition.findings import Rule, suggestion
 from flint_core.definition.hints import task_hints
 from flint_core.definition.library import Library
 from flint_core.definition.listening import compile_listen
+from flint_core.definition.messages import compile_messages
 from flint_core.definition.policies import Reusable
 from flint_core.definition.reader import join_pointer
 from flint_core.definition.running import compile_run
@@ -353,6 +354,8 @@ class TaskCompiler:
             variables -= {"secrets"}  # it hands its arguments back, or shows them
         if custom is None and context.authentications is not None:
             arguments = expand_arguments(context, context.authentications, function, arguments, argument_place)
+        if function == "asyncapi":
+            arguments = compile_messages(context, arguments, argument_place, variables)
         context.template(arguments, argument_place, variables)
         if custom is not None:
             arguments = {"name": custom.name, "version": custom.version, "arguments": arguments}

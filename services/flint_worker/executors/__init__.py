@@ -14,6 +14,7 @@ from flint_core.problems import Problem
 from flint_ops.config import Settings
 
 if TYPE_CHECKING:
+    from flint_jq import EvaluatorPool
     from flint_worker.executors.outbound import Outbound
 
 __all__ = ["ExecutionFailed", "Executor", "ExecutorFactory", "ResolvedCall", "build_executors"]
@@ -79,8 +80,9 @@ class Executor(Protocol):
 ExecutorFactory = Callable[[Settings], Executor]
 
 
-def _factories(outbound: Outbound) -> Mapping[str, ExecutorFactory]:
+def _factories(outbound: Outbound, evaluators: EvaluatorPool | None) -> Mapping[str, ExecutorFactory]:
     from flint_worker.executors.a2a import A2aExecutor  # noqa: PLC0415  (executors import this module)
+    from flint_worker.executors.asyncapi import AsyncApiExecutor  # noqa: PLC0415
     from flint_worker.executors.email import EmailExecutor  # noqa: PLC0415
     from flint_worker.executors.grpc import GrpcExecutor  # noqa: PLC0415
     from flint_worker.executors.http import HttpExecutor  # noqa: PLC0415
@@ -91,6 +93,7 @@ def _factories(outbound: Outbound) -> Mapping[str, ExecutorFactory]:
 
     return {
         "a2a": lambda settings: A2aExecutor(settings, outbound),
+        "asyncapi": lambda settings: AsyncApiExecutor(settings, outbound, evaluators),
         "email": EmailExecutor,
         "grpc": lambda settings: GrpcExecutor(settings, outbound),
         "http": lambda settings: HttpExecutor(settings, outbound),
@@ -101,14 +104,15 @@ def _factories(outbound: Outbound) -> Mapping[str, ExecutorFactory]:
     }
 
 
-def build_executors(settings: Settings) -> dict[str, Executor]:
+def build_executors(settings: Settings, evaluators: EvaluatorPool | None = None) -> dict[str, Executor]:
     """One executor per function name. Call it within a running event loop; `close` each at the end.
 
+    `evaluators`: for expressions about messages (`asyncapi`); without them only those of the fast path are evaluated.
     The executors of HTTP share one client and one memory of tokens, which the executor `http` closes.
     """
     from flint_worker.executors.outbound import Outbound  # noqa: PLC0415  (it imports this module)
     from flint_worker.executors.running import program_executors  # noqa: PLC0415
 
     outbound = Outbound(settings)
-    executors = {name: factory(settings) for name, factory in _factories(outbound).items()}
+    executors = {name: factory(settings) for name, factory in _factories(outbound, evaluators).items()}
     return {**executors, **program_executors(settings, executors["http"])}

@@ -97,7 +97,7 @@ class GrpcExecutor:
 
     async def _authorization(self, policy: dict[str, Any], target: Target) -> Metadata:
         """A policy as metadata. Digest has no place in gRPC. Raises Fault."""
-        if "digest" in policy:
+        if read_policy(policy).scheme == "digest":
             raise Fault(
                 ProblemType.CONFIGURATION, 400, "The policy cannot be used", "gRPC has no digest authentication"
             )
