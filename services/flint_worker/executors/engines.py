@@ -72,8 +72,7 @@ class Engine:
             descriptor = extra.fileno()
             words = tuple(f"/proc/self/fd/{descriptor}" if word == "{file}" else word for word in words)
             output = Output(limit)
-            stdout, out = await output.stream()
-            stderr, err = await output.stream()
+            stdout, out, stderr, err = await output.pair()
             try:
                 process = await asyncio.create_subprocess_exec(
                     self.command,
@@ -87,8 +86,7 @@ class Engine:
                     cwd="/",
                 )
             except BaseException:
-                await stdout.close(0)
-                await stderr.close(0)
+                await asyncio.gather(stdout.close(0), stderr.close(0))
                 raise
             finally:
                 os.close(out)
@@ -101,8 +99,7 @@ class Engine:
                     with suppress(ProcessLookupError):
                         process.kill()
                     await process.wait()
-                await stdout.close(_PIPES_S)
-                await stderr.close(_PIPES_S)
+                await asyncio.gather(stdout.close(_PIPES_S), stderr.close(_PIPES_S))
             code = process.returncode if process.returncode is not None else -1
             return Said(code, bytes(stdout.content), bytes(stderr.content), output.full.is_set())
 

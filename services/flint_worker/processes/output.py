@@ -16,6 +16,17 @@ class Output:
         self.left = limit_bytes
         self.full = asyncio.Event()
 
+    async def pair(self) -> tuple[Stream, int, Stream, int]:
+        """Two streams, each with the descriptor that the program writes to."""
+        first, out = await self.stream()
+        try:
+            second, err = await self.stream()
+        except BaseException:
+            os.close(out)
+            await first.close(0)
+            raise
+        return first, out, second, err
+
     async def stream(self) -> tuple[Stream, int]:
         """A stream and the file descriptor that the program writes to; the caller closes the latter."""
         reading, writing = os.pipe()

@@ -106,8 +106,7 @@ class ProcessRunner:
         keep_output: bool,
     ) -> Ending:
         output = Output(program.limits.output_bytes if keep_output else 0)
-        stdout, out = await output.stream()
-        stderr, err = await output.stream()
+        stdout, out, stderr, err = await output.pair()
         ours, theirs = socket.socketpair()
         with _content(program.stdin) as stdin:
             try:
@@ -128,8 +127,7 @@ class ProcessRunner:
                 )
             except BaseException:
                 ours.close()
-                await stdout.close(0)
-                await stderr.close(0)
+                await asyncio.gather(stdout.close(0), stderr.close(0))
                 raise
             finally:
                 theirs.close()
@@ -146,8 +144,7 @@ class ProcessRunner:
             with suppress(OSError):
                 await writer.wait_closed()
             await _gone(launcher)
-            await stdout.close(_PIPES_S)
-            await stderr.close(_PIPES_S)
+            await asyncio.gather(stdout.close(_PIPES_S), stderr.close(_PIPES_S))
         reason = answer.get("reason", "")
         if by is EndedBy.ITSELF:
             by = _REASONS.get(reason, EndedBy.NOT_ISOLATED if reason == "isolation" else by)
