@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flint_sdk import AsyncFlint, StartRequest
+from flint_sdk import AsyncFlint
 from support.outside import Outside, outside_world
 from support.record_reader import Record
 from support.stack import RunningStack, eventually, running_stack
@@ -48,9 +48,11 @@ class Families:
         await self.flint.apply(PARENT)
         self.world.gate.clear()
         for at in range(0, PARENTS, 10):  # in parts: both schedulers get theirs
-            requests = [StartRequest("parent", {"n": n, "url": self.world.url}) for n in range(at, at + 10)]
-            self.runs += [handle.id for handle in await self.flint.start_many(requests)]
+            self.runs += await asyncio.gather(*(self._begin(n) for n in range(at, at + 10)))
         await eventually(lambda: len(self.world.executions) >= PARENTS, timeout_s=60)
+
+    async def _begin(self, n: int) -> str:
+        return (await self.flint.start("parent", {"n": n, "url": self.world.url})).id
 
     async def finish(self) -> None:
         """Let the children go on, and check every result and that no child was started twice."""

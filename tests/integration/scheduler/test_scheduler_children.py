@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from flint_sdk import Run, StartRequest
+from flint_sdk import AsyncRunHandle, Run, StartRequest
 from support.house import House, open_house
 from support.stack import eventually
 
@@ -73,7 +73,7 @@ async def test_a_detached_child_is_not_waited_for(house: House) -> None:
     await eventually(lambda: nothing_left(house, run.id))
 
     async def sleeps() -> bool:
-        return (await house.flint.get_run(child_id)).state == "WAITING"
+        return bool((await house.flint.get_run(child_id)).state == "WAITING")
 
     await eventually(sleeps)
     await house.flint.cancel(child_id)
@@ -194,7 +194,8 @@ do:
 async def test_two_hundred_parents(house: House) -> None:
     child = await house.apply("do: [{pause: {call: noop}}, {double: {set: '${ {n: ($workflow.input.n * 2)} }'}}]")
     name = await house.apply(parent(child))
-    handles = await house.flint.start_many([StartRequest(name, {"n": n}) for n in range(200)])
+    requests = [StartRequest(name, {"n": n}) for n in range(200)]
+    handles = [h for h in await house.flint.start_many(requests) if isinstance(h, AsyncRunHandle)]
     ended: list[Run] = await asyncio.gather(*(house.flint.wait(handle.id, 60) for handle in handles))
     assert [run.output for run in ended] == [{"n": 2 * n} for n in range(200)]
     assert await house.record.number(
