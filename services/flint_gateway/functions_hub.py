@@ -47,6 +47,9 @@ _OUTCOME_TRIES: Final = 3
 _PAUSE_S: Final = 0.3
 _GIVE_UP_S: Final = 15.0
 _STARVED: Final = 10_000
+_BACKLOG: Final = 256
+_BACKLOG_S: Final = 2.0
+"""A call that waits is offered anew every second."""
 _HELD: Final = 12_000
 """Tasks of one function worker: those of its hello, and its credit."""
 
@@ -70,6 +73,8 @@ class FunctionHub:
         self._held: dict[tuple[bytes, int], Held] = {}
         """By call and its handing-out: what orders name."""
         self._starved: dict[Key, None] = {}
+        self._backlog: dict[Key, dict[tuple[str, bytes], float]] = {}
+        """Calls that were offered when there was no room, oldest first, until when: asked for as soon as there is."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []
         self.catalog: FunctionCatalog | None = None
@@ -137,6 +142,7 @@ class FunctionHub:
             else:
                 self._serving.pop(key, None)
                 self._starved.pop(key, None)
+                self._backlog.pop(key, None)
         for held in list(session.held.values()):
             self._forget(held)
             if not told:
@@ -146,9 +152,15 @@ class FunctionHub:
         """It has room: callers that found none are told."""
         if session.room <= 0:
             return
+        now = time.monotonic()
         for name, version in session.functions:
             key = (session.namespace, name, version)
-            if key in self._starved:
+            backlog = self._backlog.get(key)
+            while backlog and session.room > 0:
+                caller, call = next(iter(backlog))
+                if backlog.pop((caller, call)) > now:
+                    self._ask_for(session, caller, call, name, version)
+            if key in self._starved and session.room > 0:
                 self._starved.pop(key)
                 free = dispatch.FunctionFree(function=name, version=version, tasks=session.room)
                 self._bus.publish_now(function_free_subject(session.namespace, name), free.SerializeToString())
@@ -172,12 +184,27 @@ class FunctionHub:
             return
         for call in offer.calls:
             session = max(sessions, key=lambda session: session.room)
-            if session.room <= 0:
-                if len(self._starved) < _STARVED:
-                    self._starved[key] = None
+            if session.room > 0:
+                self._ask_for(session, offer.caller, call, offer.function, version)
+            elif not self._keep(key, offer.caller, call):
                 return
-            session.credit -= 1
-            self._spawn(self._take(session, offer.caller, call, offer.function, version))
+
+    def _keep(self, key: Key, caller: str, call: bytes) -> bool:
+        """Remembers a call for when there is room, and that room is to be told of; False when enough are waiting."""
+        if len(self._starved) < _STARVED:
+            self._starved[key] = None
+        backlog = self._backlog.setdefault(key, {})
+        now = time.monotonic()
+        if len(backlog) >= _BACKLOG and backlog[next(iter(backlog))] <= now:
+            self._backlog[key] = backlog = {entry: until for entry, until in backlog.items() if until > now}
+        if len(backlog) >= _BACKLOG and (caller, call) not in backlog:
+            return False
+        backlog[caller, call] = now + _BACKLOG_S
+        return True
+
+    def _ask_for(self, session: Session, caller: str, call: bytes, function: str, version: str) -> None:
+        session.credit -= 1
+        self._spawn(self._take(session, caller, call, function, version))
 
     async def _take(self, session: Session, caller: str, call: bytes, function: str, version: str) -> None:
         declared = session.functions[function, version]
