@@ -194,7 +194,7 @@ class _Version3(_Reader):
 
     def address_of(self, server: dict[str, Any]) -> str:
         path = str(server.get("pathname", ""))
-        return f"//{server.get('host', '')}{path if not path or path.startswith('/') else '/' + path}"
+        return f"{server.get('host', '')}{path if not path or path.startswith('/') else '/' + path}"
 
     def message_of(self, operation: dict[str, Any], channel: dict[str, Any]) -> dict[str, Any]:
         messages = operation.get("messages")

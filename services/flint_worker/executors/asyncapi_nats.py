@@ -90,6 +90,8 @@ class NatsLink:
                 [f"nats://{address}:{place.port}" for address in host],
                 name="flint",
                 allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
                 connect_timeout=_CONNECT_S,
                 error_cb=ignore,
                 dont_randomize=True,
