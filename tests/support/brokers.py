@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.support.nats_server import free_port
+from support.nats_server import free_port
 
 __all__ = ["Mosquitto", "RabbitMq"]
 

@@ -1,6 +1,6 @@
 """A server of the Model Context Protocol, made with the official SDK: for tests, over stdio or HTTP.
 
-python -m tests.support.mcp_server     serves standard input and output
+python tests/support/mcp_server.py     serves standard input and output
 """
 
 from __future__ import annotations

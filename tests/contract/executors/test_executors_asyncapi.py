@@ -16,8 +16,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from tests.support.brokers import Mosquitto, RabbitMq
-from tests.support.nats_server import NatsServer, free_port
+from support.brokers import Mosquitto, RabbitMq
+from support.nats_server import NatsServer, free_port
 
 from flint_core.problems import ProblemType
 from flint_jq import EvaluatorPool

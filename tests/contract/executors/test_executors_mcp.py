@@ -15,8 +15,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
-from tests.support.eventually import eventually
-from tests.support.mcp_server import make_server
+from support.eventually import eventually
+from support.mcp_server import make_server
 
 from flint_core.problems import ProblemType
 from flint_ops.config import LimitSettings, Settings, WorkerSettings
