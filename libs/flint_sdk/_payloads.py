@@ -1,0 +1,132 @@
+"""Large values: uploaded before a start whose input does not fit into one message, put into outputs that hold
+references.
+
+Uploads and downloads are named by content, so a repeat after a lost connection is harmless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+import grpc
+import orjson
+
+from flint_contracts.gen.flint.payloads.v1 import payloads_pb2
+from flint_sdk._errors import FlintError, Unavailable, error_from_rpc
+from flint_sdk._transport import Backoff, Transport, is_disconnect
+
+__all__ = ["INLINE_BYTES", "references_in", "resolve", "upload"]
+
+INLINE_BYTES: Final = 3 * 2**20
+"""An input up to this size goes with the start itself; the gateway takes it out of the run's state by itself."""
+_PIECE_BYTES: Final = 2**19
+_MEMBER: Final = "$payload"
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+
+
+def references_in(value: Any) -> list[str]:
+    """Digests of all references within a value, each once."""
+    found: dict[str, None] = {}
+    stack = [value]
+    while stack:
+        node = stack.pop()
+        digest = _digest(node)
+        if digest:
+            found[digest] = None
+        elif isinstance(node, dict):
+            stack.extend(node.values())
+        elif isinstance(node, list):
+            stack.extend(node)
+    return list(found)
+
+
+async def upload(transport: Transport, parent: str, data: bytes, timeout_s: float | None) -> Any:
+    """Stores a value's JSON; answers what stands for it. Raises the client's errors."""
+    sha256 = (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()
+
+    async def send(timeout_left_s: float) -> None:
+        gateway = transport.gateway()
+        await gateway.payloads.UploadPayload(
+            _pieces(parent, data), timeout=timeout_left_s, metadata=transport.metadata
+        )
+
+    await _repeated(transport, send, timeout_s)
+    return {_MEMBER: {"sha256": sha256, "bytes": len(data)}}
+
+
+async def resolve(transport: Transport, parent: str, value: Any, timeout_s: float | None) -> Any:
+    """The value with contents in place of references. Raises the client's errors."""
+    contents: dict[str, Any] = {}
+    for digest in references_in(value):
+        contents[digest] = await _download(transport, f"{parent}/payloads/{digest}", timeout_s)
+    return _with_contents(value, contents) if contents else value
+
+
+async def _download(transport: Transport, name: str, timeout_s: float | None) -> Any:
+    pieces: list[bytes] = []
+
+    async def receive(timeout_left_s: float) -> None:
+        pieces.clear()
+        gateway = transport.gateway()
+        call = gateway.payloads.DownloadPayload(
+            payloads_pb2.DownloadPayloadRequest(name=name), timeout=timeout_left_s, metadata=transport.metadata
+        )
+        pieces.extend([response.data async for response in call])
+
+    await _repeated(transport, receive, timeout_s)
+    data = b"".join(pieces)
+    digest = await asyncio.to_thread(hashlib.sha256, data)
+    if digest.hexdigest() != name.rpartition("/")[2]:
+        raise FlintError(f"{name}: what came is not what its name says")
+    return await asyncio.to_thread(orjson.loads, data)
+
+
+async def _repeated(transport: Transport, attempt: Any, timeout_s: float | None) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + (transport.timeout_s if timeout_s is None else timeout_s)
+    backoff = Backoff()
+    while True:
+        gateway = transport.gateway()
+        try:
+            await attempt(max(0.001, deadline - loop.time()))
+        except grpc.aio.AioRpcError as error:
+            typed = error_from_rpc(error)
+            if not is_disconnect(error) and not isinstance(typed, Unavailable):
+                raise typed from None
+            transport.leave(gateway)
+        else:
+            return
+        pause = backoff.next_s()
+        if loop.time() + pause >= deadline:
+            raise typed
+        await asyncio.sleep(pause)
+
+
+def _pieces(parent: str, data: bytes) -> Iterator[payloads_pb2.UploadPayloadRequest]:
+    for at in range(0, len(data), _PIECE_BYTES):
+        yield payloads_pb2.UploadPayloadRequest(parent=parent, data=data[at : at + _PIECE_BYTES])
+
+
+def _digest(value: Any) -> str:
+    if not isinstance(value, dict) or len(value) != 1:
+        return ""
+    content = value.get(_MEMBER)
+    if not isinstance(content, dict) or content.keys() != {"sha256", "bytes"}:
+        return ""
+    digest = content["sha256"]
+    return digest if isinstance(digest, str) and _SHA256.fullmatch(digest) else ""
+
+
+def _with_contents(value: Any, contents: dict[str, Any]) -> Any:
+    digest = _digest(value)
+    if digest:
+        return contents.get(digest, value)
+    if isinstance(value, dict):
+        return {key: _with_contents(member, contents) for key, member in value.items()}
+    if isinstance(value, list):
+        return [_with_contents(item, contents) for item in value]
+    return value
