@@ -24,7 +24,7 @@ from typing import Any, Final
 import jq
 import orjson
 
-from flint_jq.frames import CHECK, HEADER, LARGEST, frame
+from flint_jq.frames import CHECK, HEADER, LARGE, LARGEST, frame
 from flint_jq.wrapping import check_programs, wrap
 
 __all__ = ["main"]
@@ -79,6 +79,30 @@ def _evaluate(programs: _Programs, source: str, variables: tuple[str, ...], body
     return b"V" + answer
 
 
+def _large(programs: _Programs, source: str, variables: tuple[str, ...], options: Any, body: bytes) -> bytes:
+    from flint_jq.large import first_mismatch, taken_apart  # noqa: PLC0415 - loaded before the doors close, if at all
+
+    try:
+        value = orjson.loads(body) if not source else None
+    except orjson.JSONDecodeError as error:
+        return b"E" + f"not JSON: {error}"[:_DETAIL].encode()
+    if "schema" in options:
+        return b"V" + orjson.dumps(first_mismatch(value, options["schema"]))
+    if source:
+        answer = _evaluate(programs, source, variables, body.decode(), LARGEST)
+        if answer[:1] != b"V":
+            return answer
+        results = orjson.loads(answer[1:])
+        if len(results) > 1:
+            return b"Ethe expression has more than one result"
+        value = results[0] if results else None
+        del answer, results
+    packed = taken_apart(value, options)
+    if len(packed) > options["output_bytes"]:
+        return f"Othe result has {len(packed)} bytes, the limit is {options['output_bytes']}".encode()
+    return b"L" + packed
+
+
 def _check(source: str, variables: tuple[str, ...]) -> bytes:
     for program in check_programs(source, variables):
         try:
@@ -89,9 +113,11 @@ def _check(source: str, variables: tuple[str, ...]) -> bytes:
 
 
 def _answer(programs: _Programs, head: bytes, body: bytes, output_bytes: int) -> bytes:
-    operation, source, names = orjson.loads(head)
+    operation, source, names, *options = orjson.loads(head)
     variables = tuple(names)
     try:
+        if operation == LARGE:
+            return _large(programs, source, variables, options[0], body)
         if operation == CHECK:
             return _check(source, variables)
         return _evaluate(programs, source, variables, body.decode(), output_bytes)
@@ -158,11 +184,14 @@ def main() -> None:
     parser.add_argument("--memory-bytes", type=int, required=True)
     parser.add_argument("--output-bytes", type=int, required=True)
     parser.add_argument("--alarm-s", type=float, required=True)
+    parser.add_argument("--large", action="store_true")
     options = parser.parse_args()
     _die_with_parent(options.parent)
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C in a terminal is for the service, which then ends this process
+    if options.large:
+        import flint_jq.large  # noqa: F401, PLC0415 - later it could not open the file
     jq.compile(wrap(".", ())).input_text("[null, {}, 0]").first()  # jq's own library is loaded before the doors close
     _limit(options.memory_bytes)
     _serve(options.output_bytes, options.alarm_s)

@@ -11,7 +11,7 @@ When the service dies, its evaluators end: their input closes, and on Linux the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,7 +19,7 @@ from typing import Any, Final
 import orjson
 
 from flint_jq.errors import EvaluationFailed, EvaluatorsBusy, FailureKind
-from flint_jq.frames import CHECK, EVALUATE, LARGEST
+from flint_jq.frames import CHECK, EVALUATE, LARGE, LARGEST, unpack
 from flint_jq.process import EvaluatorProcess
 
 __all__ = ["EvaluatorPool", "single"]
@@ -45,14 +45,23 @@ class EvaluatorPool:
     """Evaluates jq in subprocesses that have limits on time, memory and output, and reach nothing outside.
 
     `size` processes; `evaluate_ms` of wall time per expression, counted from when its turn comes; `memory_bytes` per
-    process beyond what it needs itself; `output_bytes` of JSON per result; `waiting` questions in the queue at most.
+    process beyond what it needs itself; `output_bytes` of JSON per result; `waiting` questions in the queue at most;
+    `large`: it also answers `take_apart` and `mismatch`.
     For one event loop. `start` before use, `close` at the end.
     """
 
     def __init__(
-        self, size: int, evaluate_ms: int, memory_bytes: int, output_bytes: int, *, waiting: int = 10_000
+        self,
+        size: int,
+        evaluate_ms: int,
+        memory_bytes: int,
+        output_bytes: int,
+        *,
+        waiting: int = 10_000,
+        large: bool = False,
     ) -> None:
         self._size = size
+        self._large = large
         self._evaluate_s = evaluate_ms / 1000
         self._memory_bytes = memory_bytes
         self._output_bytes = min(output_bytes, LARGEST - 1)
@@ -104,6 +113,23 @@ class EvaluatorPool:
         """
         return await self._ask(EVALUATE, source, names, body)
 
+    async def take_apart(
+        self, body: bytes, limit: int, *, source: str = "", names: Sequence[str] = (), redact: Sequence[str] = ()
+    ) -> tuple[bytes, list[bytes]]:
+        """A large value, JSON, as a small one and the pieces that left it (`flint_core.payloads.spill`), in order.
+
+        With `source` the value is the expression's single result on the body, which is `[input, {variables}, now_ms]`
+        then. `redact`: texts to be replaced in its strings. Raises what `evaluate` raises; not JSON is a runtime
+        failure.
+        """
+        options = {"limit": limit, "redact": list(redact), "output_bytes": self._output_bytes}
+        return unpack(await self._ask(LARGE, source, list(names), body, options))
+
+    async def mismatch(self, body: bytes, schema: Any) -> str | None:
+        """Why a large value, JSON, does not match a JSON Schema; None when it does. Raises what `evaluate` raises."""
+        message: str | None = orjson.loads(await self._ask(LARGE, "", [], body, {"schema": schema}))
+        return message
+
     async def check(self, source: str, variables: frozenset[str]) -> str | None:
         """Compiles an expression without evaluating it. None when it is well-formed, else what is wrong."""
         try:
@@ -112,20 +138,23 @@ class EvaluatorPool:
             return failure.detail if failure.kind == "syntax" else str(failure)
         return None
 
-    async def _ask(self, operation: str, source: str, names: list[str], body: bytes) -> bytes:
+    async def _ask(
+        self, operation: str, source: str, names: list[str], body: bytes, options: dict[str, Any] | None = None
+    ) -> bytes:
         if self._closed or not self._lanes:
             raise EvaluatorsBusy("the evaluators are not running")
         if "\0" in source:
             raise EvaluationFailed("syntax", "the expression holds a NUL character")
         if len(body) > LARGEST:
             raise EvaluationFailed("memory", f"the input has {len(body)} bytes")
-        question = _Question(orjson.dumps([operation, source, names]), body, asyncio.Future())
+        head = [operation, source, names] if options is None else [operation, source, names, options]
+        question = _Question(orjson.dumps(head), body, asyncio.Future())
         try:
             self._questions.put_nowait(question)
         except asyncio.QueueFull:
             raise EvaluatorsBusy(f"{self._questions.maxsize} expressions wait already") from None
         answer = await question.answer
-        if answer[:1] == b"V":
+        if answer[:1] in (b"V", b"L"):
             return answer[1:]
         raise EvaluationFailed(_KINDS.get(answer[0], "runtime"), answer[1:].decode("utf-8", "replace"))
 
@@ -133,7 +162,7 @@ class EvaluatorPool:
         process = self._processes.get(lane)
         if process is None:
             process = await EvaluatorProcess.start(
-                self._memory_bytes, self._output_bytes, max(1.0, 2 * self._evaluate_s)
+                self._memory_bytes, self._output_bytes, max(1.0, 2 * self._evaluate_s), large=self._large
             )
             self._processes[lane] = process
         return process

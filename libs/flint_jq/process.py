@@ -26,7 +26,9 @@ class EvaluatorProcess:
         self._process = process
 
     @classmethod
-    async def start(cls, memory_bytes: int, output_bytes: int, alarm_s: float) -> EvaluatorProcess:
+    async def start(
+        cls, memory_bytes: int, output_bytes: int, alarm_s: float, *, large: bool = False
+    ) -> EvaluatorProcess:
         """A process that is ready to evaluate. Raises EvaluatorsBusy when none starts."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -37,6 +39,7 @@ class EvaluatorProcess:
             f"--memory-bytes={memory_bytes}",
             f"--output-bytes={output_bytes}",
             f"--alarm-s={alarm_s}",
+            *(["--large"] if large else []),
             stdin=PIPE,
             stdout=PIPE,
             stderr=DEVNULL,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -17,9 +18,10 @@ from flint_bus.payloads import PayloadMissing, PayloadsUnavailable
 from flint_core.effects import Call
 from flint_core.events import CallFailed, CallSucceeded
 from flint_core.problems import Problem, ProblemType
+from flint_jq import EvaluationFailed
 from flint_ops.clock import now_ms
 from flint_ops.logging import get_logger
-from flint_worker.executors import ExecutionFailed, Executor, ResolvedCall
+from flint_worker.executors import ExecutionFailed, Executor, RawJson, ResolvedCall
 from flint_worker.journal import LegStopped
 from flint_worker.lease import Lease
 from flint_worker.redaction import Redaction
@@ -85,11 +87,13 @@ class Caller:
             arguments = call.arguments
             if call.may_defer and has_deferred(arguments):
                 redaction = Redaction(self._resolver.values_in(arguments))
+            executor = self._executors.get(call.function)
             if large:
-                async with self._values.resolved(origin.namespace, arguments) as contents:
-                    output = await self._execute(call, contents, lease, origin, report, redaction, started_ms)
+                raw = getattr(executor, "raw_arguments", ())
+                async with self._values.resolved(origin.namespace, arguments, raw) as contents:
+                    output = await self._execute(call, executor, contents, lease, origin, report, redaction, started_ms)
             else:
-                output = await self._execute(call, arguments, lease, origin, report, redaction, started_ms)
+                output = await self._execute(call, executor, arguments, lease, origin, report, redaction, started_ms)
             output = await self._checked(output, call.step, redaction, lease, origin)
             if call.cache_key:
                 await self._values.cache(origin.namespace, call.cache_key, output, call.cache_ttl_ms)
@@ -120,6 +124,7 @@ class Caller:
     async def _execute(
         self,
         call: Call,
+        executor: Executor | None,
         arguments: Any,
         lease: Lease,
         origin: Origin,
@@ -129,7 +134,6 @@ class Caller:
     ) -> Any:
         if redaction is not None:
             arguments = await self._resolver.resolve(arguments, started_ms, call.step)
-        executor = self._executors.get(call.function)
         if executor is None:
             raise ExecutionFailed(
                 Problem(
@@ -174,14 +178,17 @@ class Caller:
         """The output as the JSON that a replay will read; a large one by reference. Raises ExecutionFailed."""
         if output is None or output is True or output is False:
             return output
+        unread: list[RawJson] = []
         try:
-            encoded = orjson.dumps(output)
+            encoded = orjson.dumps(output, default=partial(_as_fragment, unread))
         except TypeError as error:
             raise ExecutionFailed(
                 Problem(ProblemType.RUNTIME, 500, "Output is not JSON", str(error)[:_DETAIL_LIMIT], step)
             ) from None
-        if len(encoded) > self._values.payload_bytes:
-            return await self._by_reference(encoded, step, redaction, lease, origin)
+        if unread or len(encoded) > self._values.payload_bytes:
+            redact = [text for raw in unread for text in raw.redact]
+            redact += redaction.spellings if redaction is not None else []
+            return await self._by_reference(encoded, step, redact, lease, origin)
         if isinstance(output, str | int):
             return output if redaction is None else redaction.value(output)
         # Containers are read back: what the machine goes on with is then exactly what the journal holds (NaN, tuples,
@@ -189,17 +196,17 @@ class Caller:
         read = orjson.loads(encoded)
         return read if redaction is None else redaction.value(read)
 
-    async def _by_reference(
-        self, encoded: bytes, step: str, redaction: Redaction | None, lease: Lease, origin: Origin
-    ) -> Any:
+    async def _by_reference(self, encoded: bytes, step: str, redact: list[str], lease: Lease, origin: Origin) -> Any:
         limit = self._values.value_bytes
         if len(encoded) > limit:
             detail = f"the output is {len(encoded)} bytes; the limit is {limit}"
             raise ExecutionFailed(Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, "Payload too large", detail, step))
-        change = None if redaction is None else redaction.value
         while True:
             try:
-                return await self._values.spill(origin.namespace, origin.run, encoded, change)
+                return await self._values.spill(origin.namespace, origin.run, encoded, redact)
+            except EvaluationFailed as failure:
+                detail = f"the output of {len(encoded)} bytes cannot be kept: {failure}"
+                raise ExecutionFailed(Problem(ProblemType.RUNTIME, 500, "Output is not JSON", detail, step)) from None
             except PayloadsUnavailable as error:
                 # The side effect has happened: its outcome is not given up while it can still be recorded.
                 if not lease.valid():
@@ -214,6 +221,13 @@ class Caller:
                 problem.type, problem.status, problem.title, problem.detail[:_DETAIL_LIMIT], problem.instance
             )
         return CallFailed(call.effect_id, problem, started_ms, at_ms, retry_after_ms)
+
+
+def _as_fragment(unread: list[RawJson], value: Any) -> Any:
+    if isinstance(value, RawJson):
+        unread.append(value)
+        return orjson.Fragment(value.data)
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def _redacted(report: Callable[[float | None, str], None], redaction: Redaction) -> Callable[[float | None, str], None]:

@@ -36,6 +36,11 @@ class Redaction:
         # The longest first: one secret may be a part of another.
         self._spellings = sorted(spellings, key=lambda spelling: (-len(spelling), spelling))
 
+    @property
+    def spellings(self) -> list[str]:
+        """All that is replaced, the longest first: for a process that does it with a value which is not read here."""
+        return self._spellings
+
     def value(self, value: Any) -> Any:
         """The JSON value with every text in it cleaned, names of members included. Never changes it in place."""
         if not self._spellings:

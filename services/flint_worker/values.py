@@ -1,14 +1,16 @@
 """Large values on a worker: fetched for whoever needs their content, stored when they come into being.
 
-A value is in this process only while something works on it, and all of them together within
-`limits.values_in_memory_bytes`. Encoding and decoding happen in threads: nobody else waits for 50 MiB of JSON.
-Expressions over references run in an evaluator of their own, with room for them, started when it is first needed.
+A value is in this process only while something works on it, all of them together within
+`limits.values_in_memory_bytes`, and as far as possible as bytes: making objects of 50 MiB of JSON would stop every
+other leg for seconds. An evaluator of their own, with room for them and started when it is first needed, reads large
+values, evaluates expressions on them, checks them and takes them apart.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import hashlib
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -16,19 +18,20 @@ import orjson
 
 from flint_bus.payloads import PayloadClient, PayloadMissing, PayloadsUnavailable
 from flint_core.effects import Deferred, Evaluate
-from flint_core.payloads import Payload, Reference, holds_reference, reference_of, references_in, spill
-from flint_core.plan import Schema
+from flint_core.payloads import Payload, Reference, holds_reference, reference_of, references_in
 from flint_jq import EvaluationFailed, EvaluatorPool, EvaluatorsBusy
 from flint_jq.pool import single
 from flint_ops.config import LimitSettings
 from flint_ops.logging import get_logger
+from flint_worker.executors import RawJson
 
 __all__ = ["Values"]
 
 _log = get_logger("flint_worker.values")
 
+_SINGLE: Final = 'if length > 1 then error("the expression has more than one result") else .[0] end'
 _OVERHEAD: Final = 3
-"""How much more memory a value takes here than its JSON has bytes: the bytes, and Python's objects."""
+"""How much more memory a value takes here than its JSON has bytes."""
 
 
 class Values:
@@ -61,40 +64,52 @@ class Values:
         for payload in payloads:
             await self._client.put(namespace, payload, run_id)
 
-    async def spill(
-        self, namespace: str, run_id: bytes, encoded: bytes, change: Callable[[Any], Any] | None = None
-    ) -> Any:
-        """A value, JSON, as it may stand in the state; what had to leave it is stored. Raises PayloadsUnavailable.
+    async def spill(self, namespace: str, run_id: bytes, encoded: bytes, redact: Sequence[str] = ()) -> Any:
+        """A large value, JSON, as it may stand in the state; what had to leave it is stored.
 
-        `change` is applied to it first.
+        `redact`: texts that are replaced first. Raises PayloadsUnavailable, EvaluationFailed (not JSON, too much).
         """
-
-        def work() -> tuple[Any, list[Payload]]:
-            value = orjson.loads(encoded)
-            return spill(value if change is None else change(value), self._limits.payload_bytes)
-
         async with self._client.room(_OVERHEAD * len(encoded)):
-            small, payloads = await asyncio.to_thread(work)
-            await self.keep(namespace, run_id, payloads)
-        return small
+            try:
+                evaluators = await self._large_evaluators()
+                small, pieces = await evaluators.take_apart(encoded, self.payload_bytes, redact=redact)
+            except EvaluatorsBusy as error:
+                raise PayloadsUnavailable(str(error)) from None
+            return await self._stored(namespace, run_id, small, pieces)
+
+    async def _stored(self, namespace: str, run_id: bytes, small: bytes, pieces: list[bytes]) -> Any:
+        payloads: list[Payload] = []
+        for piece in pieces:
+            digest = await asyncio.to_thread(hashlib.sha256, piece)
+            payloads.append(Payload(Reference(digest.hexdigest(), len(piece)), piece))
+        await self.keep(namespace, run_id, payloads)
+        return orjson.loads(small)
 
     @asynccontextmanager
-    async def resolved(self, namespace: str, value: Any) -> AsyncIterator[Any]:
-        """The value with contents in place of references, in `Deferred` too, for as long as the block lasts.
+    async def resolved(
+        self, namespace: str, arguments: dict[str, Any], raw: Collection[str] = ()
+    ) -> AsyncIterator[dict[str, Any]]:
+        """A call's arguments with contents in place of references, in `Deferred` too, for as long as the block lasts.
 
-        Raises PayloadMissing, PayloadsUnavailable.
+        Those named in `raw` become `RawJson` when they are references. Raises PayloadMissing, PayloadsUnavailable.
         """
-        references = _references(value)
+        references = _references(arguments)
         if not references:
-            yield value
+            yield arguments
             return
         async with self._client.room(_OVERHEAD * sum(reference.size for reference in references)):
+            unread: dict[str, Any] = {}
+            for name in raw:
+                reference = reference_of(arguments.get(name))
+                if reference is not None:
+                    unread[name] = RawJson(await self._client.get(namespace, reference))
+            others = {name: value for name, value in arguments.items() if name not in unread}
             contents = {}
-            for reference in references:
+            for reference in _references(others):
                 data = await self._client.get(namespace, reference)
                 contents[reference] = await asyncio.to_thread(orjson.loads, data)
                 del data
-            yield _with_contents(value, contents)
+            yield {**_with_contents(others, contents), **unread}
 
     async def evaluate(self, namespace: str, run_id: bytes, question: Evaluate) -> Any:
         """The answer to the machine's question; a large one is stored and answered by reference.
@@ -113,26 +128,33 @@ class Values:
             raise EvaluatorsBusy(str(error)) from None
 
     async def _evaluate_large(self, namespace: str, run_id: bytes, question: Evaluate) -> Any:
-        if question.schema is not None:
-            async with self.resolved(namespace, question.input) as value:
-                return await asyncio.to_thread(lambda: Schema(question.schema).first_error(value))
         references = references_in([question.input, question.variables])
         async with self._client.room(_OVERHEAD * sum(reference.size for reference in references)):
             fragments: dict[Reference, Any] = {
                 reference: orjson.Fragment(await self._client.get(namespace, reference)) for reference in references
             }
-            body = await asyncio.to_thread(
-                lambda: orjson.dumps(_with_contents([question.input, question.variables, question.now_ms], fragments))
-            )
-            fragments.clear()
             evaluators = await self._large_evaluators()
-            answer = await evaluators.evaluate_json(question.source, sorted(question.variables), body)
-        return await self._answer(namespace, run_id, answer)
+            if question.schema is not None:
+                body = orjson.dumps(_with_contents(question.input, fragments))
+                fragments.clear()
+                return await evaluators.mismatch(body, question.schema)
+            body = orjson.dumps(_with_contents([question.input, question.variables, question.now_ms], fragments))
+            fragments.clear()
+            small, pieces = await evaluators.take_apart(
+                body, self.payload_bytes, source=question.source, names=sorted(question.variables)
+            )
+            del body
+            return await self._stored(namespace, run_id, small, pieces)
 
     async def _answer(self, namespace: str, run_id: bytes, answer: bytes) -> Any:
-        if len(answer) <= self._limits.payload_bytes:
+        if len(answer) <= self.payload_bytes:
             return single(orjson.loads(answer))
-        return await self.spill(namespace, run_id, answer, single)
+        async with self._client.room(_OVERHEAD * len(answer)):
+            evaluators = await self._large_evaluators()
+            body = b"[%s,{},0]" % answer
+            return await self._stored(
+                namespace, run_id, *await evaluators.take_apart(body, self.payload_bytes, source=_SINGLE)
+            )
 
     async def cached(self, namespace: str, run_id: bytes, key: str) -> tuple[Any] | None:
         """The result kept under the key, if there is one and what it names is still stored. Never raises: a cache that
@@ -162,7 +184,9 @@ class Values:
         async with self._starting:
             if self._evaluators is None:
                 limits = self._limits
-                pool = EvaluatorPool(1, limits.evaluate_large_ms, limits.evaluate_large_bytes, limits.value_bytes)
+                pool = EvaluatorPool(
+                    1, limits.evaluate_large_ms, limits.evaluate_large_bytes, 2 * limits.value_bytes, large=True
+                )
                 await pool.start()
                 self._evaluators = pool
             return self._evaluators

@@ -36,7 +36,13 @@ PERMISSIONS: Mapping[str, Mapping[str, list[str]]] = {
     "operator": {"publish": ["flint.>", "$JS.>", _INBOX], "subscribe": ["flint.>", "$JS.>", _INBOX]},
     # Hears what changed, tells owners what it is interested in; has no business with JetStream.
     "gateway": {
-        "publish": ["flint.owner.>", "flint.lifecycle.interest", *_FUNCTIONS_GATEWAY["publish"], _INBOX],
+        "publish": [
+            "flint.owner.>",
+            "flint.payloads",
+            "flint.lifecycle.interest",
+            *_FUNCTIONS_GATEWAY["publish"],
+            _INBOX,
+        ],
         "subscribe": [
             "flint.watchers.>",
             "flint.hints.>",
@@ -58,6 +64,7 @@ PERMISSIONS: Mapping[str, Mapping[str, list[str]]] = {
             "flint.hints.>",
             "flint.definitions.*",
             "flint.events.store",
+            "flint.payloads",
             *_FUNCTIONS_WORKER["publish"],
             "$JS.API.INFO",
             "$JS.API.STREAM.INFO.*",

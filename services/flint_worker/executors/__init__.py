@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flint_jq import EvaluatorPool
     from flint_worker.executors.outbound import Outbound
 
-__all__ = ["ExecutionFailed", "Executor", "ExecutorFactory", "ResolvedCall", "build_executors"]
+__all__ = ["ExecutionFailed", "Executor", "ExecutorFactory", "RawJson", "ResolvedCall", "build_executors"]
 
 
 def _unheard(percent: float | None, message: str) -> None:
@@ -45,6 +45,20 @@ class ResolvedCall(NamedTuple):
     workflow: str = ""
 
 
+class RawJson:
+    """JSON that nobody has read: a large value, which would take too long to become objects and text again.
+
+    An executor may give it as its output, or as a member of it, with the secrets that are to be taken out; and takes
+    it for the arguments that it names in `raw_arguments`. No dataclass: orjson would write its fields.
+    """
+
+    __slots__ = ("data", "redact")
+
+    def __init__(self, data: bytes, redact: tuple[str, ...] = ()) -> None:
+        self.data = data
+        self.redact = redact
+
+
 class ExecutionFailed(Exception):
     """The function failed in a way the definition may catch and retry.
 
@@ -60,7 +74,8 @@ class ExecutionFailed(Exception):
 class Executor(Protocol):
     """Carries out one function. One object serves many calls at once.
 
-    A cancelled `execute` stops as soon as it can and lets CancelledError pass.
+    A cancelled `execute` stops as soon as it can and lets CancelledError pass. An executor that has `raw_arguments`
+    (names) takes a `RawJson` for these.
     """
 
     @property

@@ -9,6 +9,7 @@ from typing import Any, Final
 import orjson
 
 from flint_core.problems import ProblemType
+from flint_worker.executors import RawJson
 from flint_worker.executors.client import Answer, public_uri, retry_after_ms
 from flint_worker.executors.faults import Fault
 from flint_worker.redaction import Redaction
@@ -18,6 +19,9 @@ __all__ = ["output_of"]
 _TEXT_MEDIA: Final = frozenset(
     {"application/xml", "application/yaml", "application/javascript", "application/x-www-form-urlencoded"}
 )
+
+
+_LARGE: Final = 2**20
 
 
 def output_of(answer: Answer, wanted: str, redirect: bool, credentials: Collection[str] = ()) -> Any:
@@ -30,7 +34,9 @@ def output_of(answer: Answer, wanted: str, redirect: bool, credentials: Collecti
     redaction = Redaction(credentials)
     if wanted == "raw":
         return base64.b64encode(answer.body).decode() if answer.body else None
-    content = redaction.value(_parsed(answer))
+    content = _parsed(answer, redaction.spellings)
+    if not isinstance(content, RawJson):
+        content = redaction.value(content)
     if wanted == "content":
         return content
     headers = {name: redaction.text(value) for name, value in answer.headers.items() if name != "set-cookie"}
@@ -47,14 +53,19 @@ def _refused(answer: Answer) -> Fault:
     return Fault(ProblemType.COMMUNICATION, answer.status, title, detail, wait_ms)
 
 
-def _parsed(answer: Answer) -> Any:
-    """JSON where the answer says so (or says nothing and is JSON), text where it is text, else base64."""
+def _parsed(answer: Answer, secrets: list[str]) -> Any:
+    """JSON where the answer says so (or says nothing and is JSON), text where it is text, else base64.
+
+    Large JSON is not read here; whoever keeps it finds out whether it is JSON.
+    """
     body = answer.body
     if not body:
         return None
     content_type = answer.headers.get("content-type", "")
     media = content_type.partition(";")[0].strip().lower()
     if media == "application/json" or media.endswith("+json"):
+        if len(body) > _LARGE:
+            return RawJson(body, tuple(secrets))
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError:

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import httpx
 import orjson
 
-from flint_worker.executors import ResolvedCall
+from flint_worker.executors import RawJson, ResolvedCall
 from flint_worker.executors.arguments import has_controls
 from flint_worker.executors.faults import invalid
 
@@ -66,6 +66,12 @@ def body_of(body: Any, headers: httpx.Headers) -> bytes | None:
     if body is None:
         return None
     media = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if isinstance(body, RawJson):
+        as_json = not media or media == "application/json" or media.endswith("+json")
+        if as_json and not body.data.startswith(b'"'):
+            headers.setdefault("content-type", "application/json")
+            return body.data
+        body = orjson.loads(body.data)
     if isinstance(body, str):
         headers.setdefault("content-type", "text/plain; charset=utf-8")
         return body.encode()

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from flint_ops.config import Settings
-from flint_worker.executors import ResolvedCall
+from flint_worker.executors import RawJson, ResolvedCall
 from flint_worker.executors.answers import output_of
 from flint_worker.executors.arguments import check_arguments
 from flint_worker.executors.bodies import add_standard_headers, body_of, headers_of, text_of
@@ -23,6 +23,7 @@ class HttpExecutor:
     """The function `http`. Closes the connections that it shares with the other executors of HTTP."""
 
     unfinished = 0  # nothing outlives its call
+    raw_arguments = frozenset({"body"})
 
     def __init__(self, settings: Settings, outbound: Outbound | None = None) -> None:
         self._outbound = Outbound(settings) if outbound is None else outbound
@@ -33,7 +34,10 @@ class HttpExecutor:
 
     async def execute(self, call: ResolvedCall) -> Any:
         """The answer as `output` asks for it. Raises ExecutionFailed."""
-        arguments = check_arguments(call)
+        body = call.arguments.get("body")
+        if isinstance(body, RawJson):
+            call = call._replace(arguments={**call.arguments, "body": None})
+        arguments = {**check_arguments(call), "body": body}
         try:
             return await self._exchange(call, arguments)
         except Fault as fault:
