@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+
 from support.nats_server import free_port
 
 __all__ = ["Mosquitto", "RabbitMq"]
@@ -63,9 +64,9 @@ class _Broker:
 
 
 class Mosquitto(_Broker):
-    """MQTT 3.1.1 and 5. With `user` and `password` nobody else may connect."""
+    """MQTT 3.1.1 and 5. With `user` and `password` nobody else may connect; with `certificate` (PEM files), by TLS."""
 
-    def start(self, user: str = "", password: str = "") -> None:
+    def start(self, user: str = "", password: str = "", certificate: tuple[Path, Path] | None = None) -> None:
         binary = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
         if binary is None:
             pytest.skip("mosquitto is not installed (Debian: apt-get install mosquitto)")
@@ -80,6 +81,8 @@ class Mosquitto(_Broker):
             lines += ["allow_anonymous false", f"password_file {passwords}"]
         else:
             lines.append("allow_anonymous true")
+        if certificate is not None:
+            lines += [f"certfile {certificate[0]}", f"keyfile {certificate[1]}"]
         config = self.folder / "mosquitto.conf"
         config.write_text("\n".join(lines) + "\n")
         _wait_for(self.port, self._run([binary, "-c", str(config)], dict(os.environ)), self.log)

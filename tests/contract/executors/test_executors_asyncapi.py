@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import aio_pika
 import orjson
 import pytest
+import trustme
 import uvicorn
 from amqtt.broker import Broker
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from support.brokers import Mosquitto, RabbitMq
-from support.nats_server import NatsServer, free_port
 
 from flint_core.problems import ProblemType
 from flint_jq import EvaluatorPool
@@ -25,6 +25,8 @@ from flint_ops.config import LimitSettings, Settings, WorkerSettings
 from flint_worker.executors import ExecutionFailed, ResolvedCall
 from flint_worker.executors.asyncapi import AsyncApiExecutor
 from flint_worker.executors.outbound import Outbound
+from support.brokers import Mosquitto, RabbitMq
+from support.nats_server import NatsServer, free_port
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 ADA = {"basic": {"username": "ada", "password": "s3cret"}}
@@ -429,3 +431,33 @@ async def test_a_cancelled_subscription_ends(executor: AsyncApiExecutor, world: 
     with suppress(asyncio.CancelledError):
         await task
     assert task.cancelled()
+
+
+async def test_tls_names_the_host_although_the_address_is_connected_to(
+    executor: AsyncApiExecutor, world: World, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    for name, host in (("right", "localhost"), ("wrong", "elsewhere.example.com")):
+        authority.issue_cert(host).private_key_and_cert_chain_pem.write_to_path(str(tmp_path / f"{name}.pem"))
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    worker = SETTINGS.worker.model_copy(update={"ca_file": str(tmp_path / "ca.pem")})
+    trusting = SETTINGS.model_copy(update={"worker": worker})
+    outbound = Outbound(trusting)
+    trusts = AsyncApiExecutor(trusting, outbound, None)
+    for name in ("right", "wrong"):
+        broker = Mosquitto(tmp_path / name)
+        pem = tmp_path / f"{name}.pem"
+        broker.start(certificate=(pem, pem))
+        try:
+            server = {"host": f"localhost:{broker.port}"}
+            document = world.put(name, version3("mqtts", broker.port, "x", server=server))
+            if name == "right":
+                await trusts.execute(call(document=document, operation="talk", message={"payload": 1}))
+            refused = await failed(
+                executor if name == "right" else trusts,
+                call(document=document, operation="talk", message={"payload": 1}),
+            )
+            assert refused.problem.type == ProblemType.COMMUNICATION
+        finally:
+            broker.stop()
+    await outbound.close()

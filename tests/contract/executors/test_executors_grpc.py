@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+import trustme
 import uvicorn
 from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, duration_pb2, message_factory
 from google.rpc import error_details_pb2, status_pb2
@@ -370,3 +371,35 @@ async def test_bad_arguments(executor: GrpcExecutor, plain: Served, more: dict[s
     refused = await failed(executor, call(plain, "Order", proto={"content": PROTO}, **more))
     assert refused.problem.type == ProblemType.VALIDATION
     assert "s3cret" not in refused.problem.detail
+
+
+async def test_tls(pool: descriptor_pool.DescriptorPool, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    certificate = authority.issue_cert("localhost")
+    shop = Shop(pool)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((shop.handler(),))
+    credentials = grpc.ssl_server_credentials(
+        [(certificate.private_key_pem.bytes(), b"".join(pem.bytes() for pem in certificate.cert_chain_pems))]
+    )
+    port = server.add_secure_port("localhost:0", credentials)
+    await server.start()
+    served = Served(shop, port)
+    for ca_file, host, works in (
+        ("ca.pem", "localhost", True),
+        ("ca.pem", "127.0.0.1", False),
+        ("", "localhost", False),
+    ):
+        worker = WorkerSettings(allow_private_addresses=True, ca_file=str(tmp_path / ca_file) if ca_file else "")
+        settings = Settings(worker=worker)
+        outbound = Outbound(settings)
+        executor = GrpcExecutor(settings, outbound)
+        resolved = call(served, "Order", proto={"content": PROTO}, service={"host": host, "tls": True})
+        if works:
+            assert (await executor.execute(resolved))["text"] == " x0"
+        else:
+            assert (await failed(executor, resolved)).problem.status == 503
+        await executor.close()
+        await outbound.close()
+    await server.stop(None)

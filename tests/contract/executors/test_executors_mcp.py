@@ -15,14 +15,14 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
-from support.eventually import eventually
-from support.mcp_server import make_server
 
 from flint_core.problems import ProblemType
 from flint_ops.config import LimitSettings, Settings, WorkerSettings
 from flint_worker.executors import ExecutionFailed, ResolvedCall
 from flint_worker.executors.mcp import McpExecutor
 from flint_worker.executors.outbound import Outbound
+from support.eventually import eventually
+from support.mcp_server import make_server
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 SCRIPT = str(Path(__file__).parents[2] / "support" / "mcp_server.py")
