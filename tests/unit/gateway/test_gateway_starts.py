@@ -8,7 +8,7 @@ import pytest
 
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_gateway.starts import StartBatcher
-from flint_gateway.validation import check_json
+from flint_gateway.validation import check_json, make_start
 from flint_rpc.errors import Refused, from_status_proto
 from support.eventually import eventually
 
@@ -135,10 +135,20 @@ async def test_every_wrong_field_is_named(house: Any, refused: Any, fields: dict
     assert house.record.batches == []
 
 
-async def test_a_large_input_is_refused(house: Any, refused: Any) -> None:
-    with refused(INVALID, "PAYLOAD_TOO_LARGE") as caught:
+async def test_a_large_input_needs_the_store(house: Any, refused: Any) -> None:
+    with refused(grpc.StatusCode.UNAVAILABLE, "COMPONENT_UNAVAILABLE"):
         await house.admin.start(input=b'"' + b"x" * 262_144 + b'"')
+    with refused(INVALID, "FIELD_INVALID") as caught:  # what is wrong with it is said before anything is stored
+        await house.admin.start(input=b'"' + b"x" * 262_144)
     assert caught["error"].field_violations[0].field == "input"
+
+
+def test_an_input_beyond_all_limits_is_refused() -> None:
+    request = runs_pb2.StartRunRequest(workflow_id="w", input=b'"' + b"x" * 100 + b'"')
+    with pytest.raises(Refused) as caught:
+        make_start(request, "default", bytes(16), 100)
+    assert caught.value.reason_name == "PAYLOAD_TOO_LARGE"
+    assert caught.value.field_violations[0].field == "input"
 
 
 def test_json_is_kept_exactly_or_refused() -> None:
