@@ -1,7 +1,7 @@
 """Reads a definition's text: YAML 1.2 (JSON is a subset) to plain values, with the place of each.
 
-Built on the parser's events without recursion, so that hostile nesting costs nothing; scalars follow the core schema of
-YAML 1.2 (`on` is text, `012` is twelve). Refused: duplicate keys, keys that are no text, integers beyond 64 bits,
+Built on libyaml's events without recursion, so that hostile nesting costs nothing and 1 MiB takes a fraction of a second;
+scalars are read here, by the core schema of YAML 1.2 (`on` is text, `012` is twelve), whatever version the parser is of. Refused: duplicate keys, keys that are no text, integers beyond 64 bits,
 several documents, tags of one's own, aliases that expand beyond the bound.
 """
 
@@ -12,9 +12,9 @@ import re
 from typing import Any, Final
 
 import orjson
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import (
+import yaml
+from yaml.error import MarkedYAMLError, YAMLError
+from yaml.events import (
     AliasEvent,
     DocumentStartEvent,
     MappingEndEvent,
@@ -34,6 +34,7 @@ _INT: Final = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _SPECIAL: Final = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _CORE: Final = "tag:yaml.org,2002:"
+_PAIR: Final = re.compile(r"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 
 
 class ReadError(Exception):
@@ -47,10 +48,13 @@ class ReadError(Exception):
         self.column = column
 
 
+_Loader: Final = getattr(yaml, "CLoader", yaml.Loader)  # only its events are used: nothing is resolved or constructed
+
+
 class Node:
     """A value in the text: a scalar, a list of nodes, or a mapping of keys to nodes."""
 
-    __slots__ = ("column", "depth", "keys", "line", "size", "value")
+    __slots__ = ("column", "depth", "keys", "line", "size", "span", "text", "value")
 
     def __init__(self, value: Any, line: int, column: int) -> None:
         self.value = value  # scalar, list[Node] or dict[str, Node]
@@ -59,6 +63,8 @@ class Node:
         self.column = column
         self.depth = 1  # levels of this value
         self.size = 1  # values within it, aliases expanded
+        self.span = (0, 0)  # a scalar's place in the text, characters
+        self.text = ""  # of the root: the whole text
 
     def plain(self) -> Any:
         """The value without places. Depth is bounded by `read`."""
@@ -83,6 +89,31 @@ class Node:
                 break
         return place
 
+    def at(self, pointer: str) -> Node | None:
+        """What a pointer names; None when it is not there."""
+        node = self
+        for part in split_pointer(pointer):
+            if isinstance(node.value, dict) and part in node.value:
+                node = node.value[part]
+            elif isinstance(node.value, list) and part.isdigit() and int(part) < len(node.value):
+                node = node.value[int(part)]
+            else:
+                return None
+        return node
+
+    def place_within(self, pointer: str, words: str) -> tuple[int, int]:
+        """Line and column of words within the text that a pointer names; of its beginning when they are not found.
+
+        Asked of the root. A text may be written in another way than it is read: folded, or with escapes.
+        """
+        node = self.at(pointer)
+        first = words.strip().partition("\n")[0].rstrip()
+        if node is not None and first:
+            found = self.text.find(first, *node.span)
+            if found >= 0:
+                return self.text.count("\n", 0, found) + 1, found - self.text.rfind("\n", 0, found)
+        return self.place(pointer)
+
 
 def split_pointer(pointer: str) -> list[str]:
     """The parts of a JSON pointer."""
@@ -105,7 +136,7 @@ def read(source: str | bytes, limits: DefinitionLimits) -> Node:
     except UnicodeDecodeError as error:
         raise ReadError(Rule.YAML, f"the definition is not UTF-8 (byte {error.start})") from None
     try:
-        return _Builder(limits).build(text)
+        return _Builder(limits).build(_without_pairs(text))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
@@ -113,6 +144,22 @@ def read(source: str | bytes, limits: DefinitionLimits) -> Node:
         raise ReadError(Rule.YAML, f"this is not well-formed YAML: {reason}", *place) from None
     except (YAMLError, ValueError) as error:
         raise ReadError(Rule.YAML, f"this is not well-formed YAML: {str(error)[:300]}") from None
+
+
+def _without_pairs(text: str) -> str:
+    """JSON writes characters beyond 16 bits as two escapes, which YAML does not know: the characters themselves then."""
+    if "\\u" not in text or not text.lstrip().startswith(("{", "[")):
+        return text
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text  # flow style of YAML, where the same letters may stand outside of quotes
+
+    def character(found: re.Match[str]) -> str:
+        high, low = int(found[2], 16), int(found[3], 16)
+        return found[1] + chr(0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00))
+
+    return _PAIR.sub(character, text)
 
 
 class _Builder:
@@ -123,10 +170,8 @@ class _Builder:
         self.root: Node | None = None
 
     def build(self, text: str) -> Node:
-        yaml = YAML(typ="safe", pure=True)
-        yaml.version = (1, 2)
         documents = 0
-        for event in yaml.parse(text):
+        for event in yaml.parse(text, Loader=_Loader):
             if isinstance(event, DocumentStartEvent):
                 documents += 1
                 if documents > 1:
@@ -152,6 +197,7 @@ class _Builder:
                 self.add(node, event)
         if self.root is None:
             raise ReadError(Rule.YAML, "the definition is empty")
+        self.root.text = text
         return self.root
 
     def anchored(self, event: Any, node: Node) -> Node:
@@ -190,12 +236,14 @@ class _Builder:
 
     def scalar(self, event: Any) -> Node:
         mark = event.start_mark
-        return Node(self.scalar_value(event), mark.line + 1, mark.column + 1)
+        node = Node(self.scalar_value(event), mark.line + 1, mark.column + 1)
+        node.span = (mark.index, event.end_mark.index)
+        return node
 
     def scalar_value(self, event: Any) -> Any:
         text: str = event.value
         tag = self.check_tag(event)
-        if tag == "str" or (tag is None and event.style is not None):
+        if tag == "str" or (tag is None and not event.implicit[0]):
             try:
                 orjson.dumps(text)
             except orjson.JSONEncodeError:

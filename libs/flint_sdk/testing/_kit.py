@@ -11,13 +11,15 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import jq
+import jsonschema_rs
 import orjson
 
-from flint_core.definition import DefinitionLimits, compile_definition
+from flint_core.definition import Compiled, DefinitionLimits, compile_definition
 from flint_core.definition.findings import Finding, Severity
 from flint_core.effects import Await, AwaitKind, Call, CancelEffect, Deferred, Evaluate, Timer
 from flint_core.events import (
@@ -30,6 +32,7 @@ from flint_core.events import (
     TimerFired,
 )
 from flint_core.expressions import compile_expression, compile_template
+from flint_core.functions import FUNCTIONS
 from flint_core.machine import Failed, Machine, MachineLimits, RunFacts, Succeeded
 from flint_core.problems import Problem, ProblemType
 from flint_core.program import Program
@@ -44,6 +47,9 @@ Definition = str | os.PathLike[str] | Mapping[str, Any]
 
 START_MS: Final = 1_767_225_600_000
 """2026-01-01T00:00:00Z: where the virtual clock stands when a simulation begins, unless told otherwise."""
+_VALIDATORS: Final = {
+    name: jsonschema_rs.validator_for(spec.resolved, mask="the value") for name, spec in FUNCTIONS.items()
+}
 _RUN: Final = "00000000-0000-7000-8000-000000000001"
 
 
@@ -106,10 +112,16 @@ def _program(definition: Definition) -> Program:
         source = Path(definition).read_bytes()
     else:
         source = str(definition).encode()
-    compiled = compile_definition(source, DefinitionLimits())
+    compiled = _compiled(source)
     if compiled.program is None:
         raise DefinitionRefused(name, compiled.findings)
     return compiled.program
+
+
+@lru_cache(maxsize=64)
+def _compiled(source: bytes) -> Compiled:
+    """Tests run one definition many times."""
+    return compile_definition(source, DefinitionLimits())
 
 
 class _Simulation:
@@ -227,7 +239,10 @@ class _Simulation:
             )
         )
         delay_ms = 0
-        if call.name in self._stubs:
+        wrong = _first_error(call.function, arguments)
+        if wrong:
+            answer = Failure(400, "Invalid arguments", wrong, ProblemType.VALIDATION)
+        elif call.name in self._stubs:
             answer = self._stubs.take(call.name, arguments)
         elif call.function == "noop":
             answer, delay_ms = _noop(arguments)
@@ -359,6 +374,14 @@ def _noop(arguments: Mapping[str, Any]) -> tuple[Any, int]:
             str(fail.get("type", ProblemType.RUNTIME)),
         ), delay_ms
     return arguments.get("output"), delay_ms
+
+
+def _first_error(function: str, arguments: Any) -> str:
+    """Why the arguments do not fit the function; the worker says the same."""
+    validator = _VALIDATORS.get(function)
+    for error in validator.iter_errors(arguments) if validator is not None else ():
+        return f"{''.join(f'/{step}' for step in error.instance_path) or '/'}: {error.message[:300]}"
+    return ""
 
 
 def _jq(source: str, data: Any, variables: Mapping[str, Any], now_ms: int) -> Any:
