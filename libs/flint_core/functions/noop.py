@@ -17,7 +17,8 @@ SPEC: Final = function(
             "output": {"description": "returned as it is"},
             "delay_ms": {"type": "number", "minimum": 0, "maximum": 3_600_000},
             "fail": {
-                "type": "object",
+                "type": ["object", "null"],
+                "description": "the problem to fail with; null: it does not fail",
                 "properties": {
                     "type": {"type": "string"},
                     "status": {"type": "integer"},

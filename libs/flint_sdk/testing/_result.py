@@ -71,6 +71,16 @@ class Result:
             made.name for made in self.attempts_made if made.state == StepState.SUCCEEDED and made.kind not in inner
         ]
 
+    @property
+    def undone(self) -> list[str]:
+        """Names of the steps whose compensation ended well, in the order in which they did."""
+        suffix = "/metadata/flint/compensate"
+        return [
+            name_of(made.step.removesuffix(suffix))
+            for made in self.attempts_made
+            if made.step.endswith(suffix) and made.state == StepState.SUCCEEDED
+        ]
+
     def attempts(self, name: str) -> int:
         """How often the step was tried."""
         numbers = [made for made in self.attempts_made if made.name == name and made.state in _ENDED]
@@ -95,7 +105,7 @@ def attempt_of(trace: StepTrace, start_ms: int) -> Attempt:
     """A trace as it is shown."""
     return Attempt(
         trace.step,
-        trace.step.rpartition("/")[2].replace("~1", "/").replace("~0", "~"),
+        name_of(trace.step),
         trace.iteration,
         trace.attempt,
         str(trace.state),
@@ -105,6 +115,11 @@ def attempt_of(trace: StepTrace, start_ms: int) -> Attempt:
         None if trace.ended_ms is None else (trace.ended_ms - start_ms) / 1000,
         problem_of(trace.problem),
     )
+
+
+def name_of(pointer: str) -> str:
+    """The last part of a step's pointer: its name."""
+    return pointer.rpartition("/")[2].replace("~1", "/").replace("~0", "~")
 
 
 def problem_of(problem: Problem | None) -> Mapping[str, Any] | None:

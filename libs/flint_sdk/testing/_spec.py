@@ -22,6 +22,7 @@
           calls: {pay: [{amount: 10}, {amount: 10}]}
           elapsed: {at_least: PT1S, at_most: PT1M}
           waits_for: [decide]
+          undone: [pay, fetch]      # compensated steps, in order
 
 What is not named in `expect` is not looked at. Objects in `error`, `events` and `calls` match when their members do.
 """
@@ -42,7 +43,7 @@ from flint_sdk.testing._kit import SimulationError, simulate
 from flint_sdk.testing._result import Result
 from flint_sdk.testing._stubs import Approval, Event, Failure, duration_ms
 
-__all__ = ["SpecError", "TestCase", "load_spec", "run_case"]
+__all__ = ["SpecError", "TestCase", "load_spec", "run_case", "simulated"]
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -108,6 +109,7 @@ class _Expect(_Part):
     calls: dict[str, list[Any]] = {}
     elapsed: _Elapsed | None = None
     waits_for: list[str] | None = None
+    undone: list[str] | None = None
 
 
 class _Case(_Part):
@@ -153,27 +155,28 @@ def load_spec(file: Path) -> list[TestCase]:
 
 def run_case(test: TestCase) -> list[str]:
     """What is not as the test expects; nothing when it passed. A definition that is refused counts too."""
-    spec, case, folder = test.spec, test.case, test.file.parent
-    stubs = {
-        name: [each.value() for each in stub] if isinstance(stub, list) else _constant(stub.value())
-        for name, stub in case.stubs.items()
-    }
     try:
-        result = simulate(
-            folder / spec.workflow,
-            case.input,
-            stubs={name: _script(value) for name, value in stubs.items()},
-            events=[Event(**event.model_dump()) for event in case.events],
-            workflows={name: folder / path for name, path in spec.workflows.items()},
-            secrets={**spec.secrets, **case.secrets},
-        )
+        result = simulated(test)
     except (SimulationError, OSError) as error:
         return [str(error)]
-    return _differences(case.expect, result)
+    return _differences(test.case.expect, result)
 
 
-def _constant(value: Any) -> Any:
-    return [value]
+def simulated(test: TestCase) -> Result:
+    """The run of a test. Raises SimulationError, OSError."""
+    spec, case, folder = test.spec, test.case, test.file.parent
+    stubs = {
+        name: _script([each.value() for each in stub] if isinstance(stub, list) else [stub.value()])
+        for name, stub in case.stubs.items()
+    }
+    return simulate(
+        folder / spec.workflow,
+        case.input,
+        stubs=stubs,
+        events=[Event(**event.model_dump()) for event in case.events],
+        workflows={name: folder / path for name, path in spec.workflows.items()},
+        secrets={**spec.secrets, **case.secrets},
+    )
 
 
 def _script(values: list[Any]) -> Any:
@@ -223,6 +226,8 @@ def _differences(expect: _Expect, result: Result) -> list[str]:
         wrong += _elapsed(expect.elapsed, result.elapsed_s)
     if expect.waits_for is not None and sorted(result.waits_for) != sorted(expect.waits_for):
         wrong.append(f"waits_for: expected {_show(expect.waits_for)}, but it waits for {_show(result.waits_for)}")
+    if expect.undone is not None and result.undone != expect.undone:
+        wrong.append(f"undone: expected {_show(expect.undone)}, but it is {_show(result.undone)}")
     return wrong
 
 
