@@ -44,7 +44,11 @@ async def decide(house: House, run: Run, case: TestCase) -> None:
 
         (waiting,) = await eventually(asked)
         await house.flint.decide_approval(
-            waiting.name, approval.decision, comment=approval.comment, fields=approval.fields, by=approval.by
+            waiting.name,
+            approve=approval.decision == "approved",
+            comment=approval.comment,
+            fields=approval.fields or None,
+            decided_by=approval.by,
         )
 
 
@@ -86,7 +90,7 @@ async def test_the_engine_does_what_the_kit_says(house: House, case: TestCase) -
     helping = asyncio.gather(decide(house, handle.run, case), tell(house, handle.id, case))
     run = await house.flint.wait(handle.id, 60)
     await helping
-    assert run.state == RunState(expected.state)
+    assert run.state == RunState(expected.state.upper())
     if run.state is RunState.SUCCEEDED:
         assert await house.flint.resolve(run.output) == expected.output
     else:
@@ -95,6 +99,6 @@ async def test_the_engine_does_what_the_kit_says(house: House, case: TestCase) -
         assert found == tuple(expected.error.get(name, "") for name in ("type", "status", "title", "instance"))
     history = [entry async for entry in house.flint.history(handle.id)]
     made = Counter(
-        step.step for entry in history for step in entry.steps if step.state.value in ("succeeded", "failed")
+        step.step for entry in history for step in entry.steps if step.state.value in ("SUCCEEDED", "FAILED")
     )
     assert made == tries(expected)
