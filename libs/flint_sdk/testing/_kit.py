@@ -384,8 +384,13 @@ def _first_error(function: str, arguments: Any) -> str:
     return ""
 
 
+@lru_cache(maxsize=512)
+def _jq_program(source: str, names: tuple[str, ...]) -> Any:
+    return jq.compile(wrap(source, list(names)))
+
+
 def _jq(source: str, data: Any, variables: Mapping[str, Any], now_ms: int) -> Any:
-    program = jq.compile(wrap(source, sorted(variables)))
+    program = _jq_program(source, tuple(sorted(variables)))
     results = orjson.loads(program.input_text(orjson.dumps([data, dict(variables), now_ms]).decode()).first())
     if len(results) > 1:
         raise ValueError("the expression has more than one result")
