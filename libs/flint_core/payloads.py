@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -18,6 +19,7 @@ __all__ = [
     "MEMBER",
     "Payload",
     "Reference",
+    "fill",
     "holds_reference",
     "is_reference",
     "reference_of",
@@ -99,6 +101,16 @@ def holds_reference(value: Any, depth: int = 1_000) -> bool:
         level = [node for node in below if type(node) is dict or type(node) is list]
         depth -= 1
     return False
+
+
+def fill(value: Any, content: Callable[[Reference], Any]) -> Any:
+    """The value with contents in place of references. Depth is that of the value: what a parser took."""
+    if type(value) is dict:
+        reference = reference_of(value)
+        if reference is not None:
+            return content(reference)
+        return {key: fill(member, content) for key, member in value.items()}
+    return [fill(item, content) for item in value] if type(value) is list else value
 
 
 def spill(value: Any, limit: int) -> tuple[Any, list[Payload]]:

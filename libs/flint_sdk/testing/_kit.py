@@ -34,6 +34,8 @@ from flint_core.events import (
 from flint_core.expressions import compile_expression, compile_template
 from flint_core.functions import FUNCTIONS
 from flint_core.machine import Failed, Machine, MachineLimits, RunFacts, Succeeded
+from flint_core.payloads import Payload, Reference, fill, spill
+from flint_core.plan import Schema
 from flint_core.problems import Problem, ProblemType
 from flint_core.program import Program
 from flint_jq.wrapping import wrap
@@ -137,7 +139,6 @@ class _Simulation:
         depth: int = 0,
     ) -> None:
         facts = RunFacts(_RUN, program.namespace, program.workflow_id, program.version, start_ms, 5, 0, 1 + depth)
-        self._machine = Machine.start(program, facts, _json(input, "the input"), start_ms, limits)
         self._program = program
         self._stubs = stubs
         self._workflows = workflows
@@ -154,6 +155,8 @@ class _Simulation:
         self._attempts: list[Attempt] = []
         self._emitted: list[Mapping[str, Any]] = []
         self._published = 0
+        self._large: dict[str, bytes] = {}
+        self._machine = Machine.start(program, facts, self._small(input, "the input"), start_ms, limits)
 
     # --- the loop
 
@@ -183,6 +186,7 @@ class _Simulation:
             while machine.advance(1_000):
                 pass
             self._attempts += [attempt_of(trace, self._start_ms) for trace in machine.take_records()]
+            self._keep(machine.take_payloads())
             questions: list[Evaluate] = []
             for effect in machine.take_effects():
                 match effect:
@@ -201,7 +205,7 @@ class _Simulation:
             if not questions:
                 return
             for question in questions:
-                machine.apply(_evaluated(question))
+                machine.apply(self._evaluated(question))
 
     def _later(self, at_ms: int, event: Event) -> None:
         heapq.heappush(self._agenda, (max(at_ms, self._now), next(self._order), event))
@@ -213,7 +217,7 @@ class _Simulation:
             state, output, error = "waiting", None, None
             waits = tuple(wait.name for wait in self._awaits.values())
         elif isinstance(end, Succeeded):
-            state, output, error = "succeeded", end.output, None
+            state, output, error = "succeeded", self._whole(end.output), None
         elif isinstance(end, Failed):
             state, output, error = "failed", None, problem_of(end.problem)
         else:
@@ -223,10 +227,43 @@ class _Simulation:
             state, output, error, tuple(self._calls), tuple(self._attempts), tuple(self._emitted), elapsed_s, waits
         )
 
+    # --- large values
+
+    def _keep(self, payloads: Sequence[Payload]) -> None:
+        for payload in payloads:
+            self._large[payload.reference.sha256] = payload.data
+
+    def _small(self, value: Any, what: str) -> Any:
+        """The value as the JSON that a run holds: large ones by reference."""
+        small, payloads = spill(_json(value, what), self._limits.payload_bytes)
+        self._keep(payloads)
+        return small
+
+    def _whole(self, value: Any) -> Any:
+        """The value with what its references stand for."""
+        return fill(value, self._content)
+
+    def _content(self, reference: Reference) -> Any:
+        if reference.sha256 not in self._large:
+            raise SimulationError(f"the run holds a reference to a value that is not here: {reference.sha256}")
+        return self._whole(orjson.loads(self._large[reference.sha256]))
+
+    def _evaluated(self, question: Evaluate) -> Event:
+        data = self._whole(question.input)
+        if question.schema is not None:
+            return Evaluated(question.effect_id, Schema(question.schema).first_error(data))
+        try:
+            value = _jq(question.source, data, self._whole(question.variables), question.now_ms)
+        except ValueError as error:
+            detail = str(error).splitlines()[0] if str(error) else "the expression failed"
+            problem = Problem(ProblemType.EXPRESSION, 400, "Expression failed", detail)
+            return EvaluateFailed(question.effect_id, problem, question.now_ms)
+        return Evaluated(question.effect_id, self._small(value, "a result"))
+
     # --- calls
 
     def _call(self, call: Call) -> None:
-        arguments = _resolved(call.arguments, self._secrets, self._now)
+        arguments = self._whole(_resolved(call.arguments, self._secrets, self._now))
         self._calls.append(
             CallMade(
                 call.step,
@@ -256,7 +293,7 @@ class _Simulation:
             wish = None if answer.retry_after is None else duration_ms(answer.retry_after)
             self._later(at_ms, CallFailed(call.effect_id, answer.problem(call.step), self._now, at_ms, wish))
         else:
-            output = _json(answer, f"what the stub of {call.name!r} gives")
+            output = self._small(answer, f"what the stub of {call.name!r} gives")
             self._later(at_ms, CallSucceeded(call.effect_id, output, self._now, at_ms))
 
     def _emit(self, call: Call, arguments: Mapping[str, Any]) -> Any:
@@ -315,11 +352,13 @@ class _Simulation:
             if isinstance(answer, Failure):
                 content = {"state": "failed", "run": run, "error": answer.problem("").to_json()}
             else:
-                content = {"state": "succeeded", "run": run, "output": _json(answer, f"the stub of {wait.name!r}")}
+                output = self._small(answer, f"the stub of {wait.name!r}")
+                content = {"state": "succeeded", "run": run, "output": output}
         elif name in self._workflows:
-            child = self._child(name, request["input"])
+            child = self._child(name, self._whole(request["input"]))
             took_ms = round(child.elapsed_s * 1000)
-            content = {"state": child.state, "run": run, "output": child.output, "error": child.error}
+            output = self._small(child.output, "a child's output")
+            content = {"state": child.state, "run": run, "output": output, "error": child.error}
             if child.state == "waiting":
                 return
         else:
@@ -395,16 +434,6 @@ def _jq(source: str, data: Any, variables: Mapping[str, Any], now_ms: int) -> An
     if len(results) > 1:
         raise ValueError("the expression has more than one result")
     return results[0] if results else None
-
-
-def _evaluated(question: Evaluate) -> Event:
-    try:
-        value = _jq(question.source, question.input, question.variables, question.now_ms)
-    except ValueError as error:
-        detail = str(error).splitlines()[0] if str(error) else "the expression failed"
-        problem = Problem(ProblemType.EXPRESSION, 400, "Expression failed", detail)
-        return EvaluateFailed(question.effect_id, problem, question.now_ms)
-    return Evaluated(question.effect_id, value)
 
 
 def _resolved(value: Any, secrets: Mapping[str, str], now_ms: int) -> Any:

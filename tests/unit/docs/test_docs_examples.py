@@ -56,7 +56,8 @@ def test_the_tests_and_files_that_the_architecture_names_exist() -> None:
     assert [name for name in named if not any(module.endswith(f"/{name}") for module in modules)] == []
 
 
-def test_the_configuration_reference_is_what_the_code_says() -> None:
-    command = [sys.executable, str(ROOT / "deploy/tools/generate_config_docs.py"), "--check"]
+@pytest.mark.parametrize("tool", ["generate_config_docs.py", "generate_language_schema.py"])
+def test_what_is_generated_is_what_the_code_says(tool: str) -> None:
+    command = [sys.executable, str(ROOT / "deploy/tools" / tool), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

@@ -124,3 +124,16 @@ def test_the_plug_in_collects_files(pytester: pytest.Pytester):
     result = pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider")
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(["*has no stub*"])
+
+
+def test_large_values_are_seen_whole():
+    definition = HEAD + (
+        "do:\n"
+        "  - fetch: {call: http, with: {method: get, endpoint: 'http://x.test'}}\n"
+        "  - send: {call: http, with: {method: post, endpoint: 'http://x.test', body: '${ .rows }'}}\n"
+        "  - count: {set: {n: '${ $steps.fetch.rows | length }', rows: '${ $steps.fetch.rows }'}}\n"
+    )
+    rows = [f"row {number}" for number in range(100_000)]
+    result = simulate(definition, stubs={"fetch": {"rows": rows}, "send": None})
+    assert result.output == {"n": len(rows), "rows": rows}
+    assert result.calls_of("send")[0].arguments["body"] == rows
