@@ -180,7 +180,7 @@ class _Builder:
             elif isinstance(event, ScalarEvent):
                 self.add(self.anchored(event, self.scalar(event)), event)
             elif isinstance(event, AliasEvent):
-                node = self.anchors.get(event.anchor)
+                node = self.anchors.get(event.anchor or "")
                 if node is None:
                     raise self.error(event, Rule.YAML, f"the alias *{event.anchor} names no finished anchor before it")
                 self.add(node, event)
@@ -189,8 +189,8 @@ class _Builder:
                 if len(self.open) >= self.limits.depth:
                     raise self.error(event, Rule.LIMIT, f"nested deeper than {self.limits.depth} levels")
                 container: Any = [] if isinstance(event, SequenceStartEvent) else {}
-                node = Node(container, event.start_mark.line + 1, event.start_mark.column + 1)
-                self.open.append((node, [], event.anchor))
+                mark: Any = event.start_mark
+                self.open.append((Node(container, mark.line + 1, mark.column + 1), [], event.anchor))
             elif isinstance(event, SequenceEndEvent | MappingEndEvent):
                 node, _, anchor = self.open.pop()
                 if anchor is not None:
