@@ -89,6 +89,7 @@ DOCUMENTS: Final[dict[str, Any]] = {
     "api3.json": _api("3.0.3"),
     "api2.json": _api("2.0"),
     "nats.json": _asyncapi("nats", "127.0.0.1:<nats>", "orders.new"),
+    "nats-amount.json": _asyncapi("nats", "127.0.0.1:<nats>", "orders.amount"),
     "nats-while.json": _asyncapi("nats", "127.0.0.1:<nats>", "orders.while"),
     "nats-until.json": _asyncapi("nats", "127.0.0.1:<nats>", "orders.until"),
     "nats-filter.json": _asyncapi("nats", "127.0.0.1:<nats>", "orders.filter"),

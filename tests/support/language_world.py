@@ -17,6 +17,7 @@ from typing import Any
 
 from aiosmtpd.smtp import SMTP, Envelope, Session
 from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -44,16 +45,13 @@ class World:
     async def echo(self, request: Request) -> Response:
         """What came, as JSON."""
         body = await request.body()
-        headers = dict(request.headers)
+        headers = {name: ", ".join(request.headers.getlist(name)) for name in request.headers}
         form: Any = None
         if headers.get("content-type", "").startswith("multipart/"):
-            parts = await request.form()
-            form = {
-                name: value
-                if isinstance(value, str)
-                else {"filename": value.filename, "type": value.content_type, "text": (await value.read()).decode()}
-                for name, value in parts.multi_items()
-            }
+            form = {}
+            async with request.form() as parts:
+                for name, value in parts.multi_items():
+                    form[name] = value if isinstance(value, str) else await _file(value)
         return JSONResponse(
             {
                 "method": request.method,
@@ -149,6 +147,10 @@ class World:
         """The one mail with this subject."""
         (found,) = [mail for mail in self.mails if mail["subject"] == subject]
         return found
+
+
+async def _file(value: UploadFile) -> dict[str, Any]:
+    return {"filename": value.filename, "type": value.content_type, "text": (await value.read()).decode()}
 
 
 @asynccontextmanager

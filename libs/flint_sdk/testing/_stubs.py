@@ -74,7 +74,7 @@ class Event:
         if self.subject:
             content["subject"] = self.subject
         if self.data is not None:
-            content["datacontenttype"] = "application/json"
+            content.setdefault("datacontenttype", "application/json")
             content["data"] = self.data
         return content
 

@@ -138,7 +138,7 @@ do:
     ),
     "variable-runtime": Case(
         "do: [{a: {set: {name: '${ $runtime.name }', version: '${ $runtime.version | type }', metadata: '${ $runtime.metadata | type }'}}}]",
-        {"name": "flint", "version": "string", "metadata": "object"},
+        {"name": "Flint", "version": "string", "metadata": "object"},
     ),
     "variable-input": Case("do: [{a: {input: {from: .order}, set: {n: '${ $input.n }'}}}]", {"n": 1}, input={"order": {"n": 1}}),
     "variable-now": Case("do: [{a: {set: {t: '${ now > 1000000000 }'}}}]", {"t": True}),
