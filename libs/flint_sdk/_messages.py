@@ -89,6 +89,7 @@ def run_from(message: runs_pb2.Run) -> Run:
         trace_id=message.trace_id,
         worker=message.worker,
         cancel_requested=message.cancel_requested,
+        schedule_time=moment(message, "schedule_time"),
     )
 
 
@@ -135,6 +136,8 @@ def workflow_from(message: workflows_pb2.Workflow) -> Workflow:
         definition_hash=message.definition_hash,
         create_time=moment(message, "create_time"),
         latest=message.latest,
+        scheduled=message.scheduled,
+        next_start_time=moment(message, "next_start_time"),
     )
 
 
@@ -170,6 +173,7 @@ def worker_from(message: fleet_pb2.Worker) -> Worker:
         labels=dict(message.labels),
         cpu_cores=message.cpu_cores,
         memory_bytes=message.memory_bytes,
+        functions=tuple(message.functions),
     )
 
 

@@ -99,6 +99,7 @@ class Run:
     trace_id: str
     worker: str
     cancel_requested: bool
+    schedule_time: datetime | None = None
 
     @property
     def id(self) -> str:
@@ -168,6 +169,8 @@ class Workflow:
     definition_hash: str
     create_time: datetime | None
     latest: bool
+    scheduled: bool = False
+    next_start_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +214,7 @@ class Worker:
     labels: dict[str, str]
     cpu_cores: float
     memory_bytes: int
+    functions: tuple[str, ...] = ()
 
     @property
     def incarnation(self) -> str:

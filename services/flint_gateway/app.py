@@ -34,6 +34,7 @@ from flint_gateway.definitions import DefinitionChecker
 from flint_gateway.event_feeds import EventFeeds
 from flint_gateway.events import EventServicer
 from flint_gateway.fleet import FleetServicer
+from flint_gateway.fleet_advice import FleetAdvice
 from flint_gateway.functions import FunctionServicer, FunctionWorkerServicer
 from flint_gateway.functions_advice import FunctionAdvice
 from flint_gateway.functions_catalog import FunctionCatalog
@@ -109,7 +110,13 @@ class Gateway:
             Service(
                 workflows_pb2.DESCRIPTOR.services_by_name["WorkflowService"],
                 workflows_pb2_grpc.add_WorkflowServiceServicer_to_server,
-                WorkflowServicer(scheduling, self._checker, settings.limits, FunctionAdvice(registry)),
+                WorkflowServicer(
+                    scheduling,
+                    self._checker,
+                    settings.limits,
+                    FunctionAdvice(registry),
+                    FleetAdvice(self._registries.client(RegistryServiceStub)),
+                ),
             ),
             Service(
                 fleet_pb2.DESCRIPTOR.services_by_name["FleetService"],

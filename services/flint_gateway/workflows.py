@@ -10,6 +10,7 @@ from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
 from flint_contracts.gen.flint.workflows.v1.workflows_pb2_grpc import WorkflowServiceServicer
 from flint_gateway.definitions import DefinitionChecker, finding_message
+from flint_gateway.fleet_advice import FleetAdvice
 from flint_gateway.functions_advice import FunctionAdvice
 from flint_gateway.validation import namespace_of_parent
 from flint_ops.config import LimitSettings
@@ -38,8 +39,10 @@ class WorkflowServicer(WorkflowServiceServicer):
         checker: DefinitionChecker,
         limits: LimitSettings,
         functions: FunctionAdvice | None = None,
+        fleet: FleetAdvice | None = None,
     ) -> None:
         self._client = client
+        self._fleet = fleet
         self._functions = functions
         self._checker = checker
         self._limits = limits
@@ -62,6 +65,8 @@ class WorkflowServicer(WorkflowServiceServicer):
         checked = await self._checker.check(request.source, namespace)
         program = checked.program
         warnings = checked.warnings
+        if self._fleet is not None:
+            await self._checker.refuse(request.source, await self._fleet.refusals(program))
         if self._functions is not None:
             faults = await self._functions.warnings(program, namespace)
             warnings = [*warnings, *await self._checker.warnings(request.source, faults)]

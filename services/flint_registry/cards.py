@@ -77,6 +77,7 @@ def shown(
         host=card.host,
         pid=card.pid,
         labels=card.labels,
+        functions=card.functions,
     )
     if beat is not None:
         worker.legs = beat.legs

@@ -38,7 +38,7 @@ from flint_core.payloads import Payload, Reference, fill, spill
 from flint_core.plan import Schema
 from flint_core.problems import Problem, ProblemType
 from flint_core.program import Program
-from flint_jq.wrapping import wrap
+from flint_jq.wrapping import check_programs, wrap
 from flint_sdk.testing import _stubs
 from flint_sdk.testing._result import Attempt, CallMade, Result, attempt_of, problem_of
 from flint_sdk.testing._stubs import Approval, Failure, Stubs, duration_ms
@@ -114,16 +114,25 @@ def _program(definition: Definition) -> Program:
         source = Path(definition).read_bytes()
     else:
         source = str(definition).encode()
-    compiled = _compiled(source)
-    if compiled.program is None:
-        raise DefinitionRefused(name, compiled.findings)
+    compiled, findings = _compiled(source)
+    if compiled.program is None or len(findings) > len(compiled.findings):
+        raise DefinitionRefused(name, findings)
     return compiled.program
 
 
 @lru_cache(maxsize=64)
-def _compiled(source: bytes) -> Compiled:
-    """Tests run one definition many times."""
-    return compile_definition(source, DefinitionLimits())
+def _compiled(source: bytes) -> tuple[Compiled, list[Finding]]:
+    """Tests run one definition many times. The findings are also those of jq, for what only jq can check."""
+    compiled = compile_definition(source, DefinitionLimits())
+    findings = list(compiled.findings)
+    for expression in compiled.guarded if compiled.program is not None else ():
+        for program in check_programs(expression.source, sorted(expression.variables)):
+            try:
+                jq.compile(program)
+            except ValueError as error:
+                findings.append(expression.refused(str(error).splitlines()[0].removeprefix("jq: error: ")))
+                break
+    return compiled, findings
 
 
 class _Simulation:

@@ -154,3 +154,13 @@ async def test_pages_of_versions(house: House) -> None:
     negative = workflows_pb2.ListWorkflowsRequest(parent=PARENT, page_size=-1)
     refused = await refusal(house.raw.workflows.ListWorkflows(negative, metadata=house.raw.metadata))
     assert [v.field for v in refused.violations] == ["page_size"]
+
+
+async def test_a_container_is_refused_where_no_worker_has_an_engine(house: House) -> None:
+    workers = [worker async for worker in house.flint.list_workers()]
+    if any("container" in worker.functions for worker in workers):
+        pytest.skip("a worker of this machine found a container engine")
+    with pytest.raises(DefinitionUnsupported) as refused:
+        await house.apply("do: [{a: {run: {container: {image: alpine}}}}]")
+    assert "no worker found a container engine" in refused.value.message
+    assert refused.value.violations[0].field.startswith("source:2:")

@@ -46,6 +46,11 @@ def test_a_definition_with_errors_names_line_and_column():
         simulate(HEAD + "do:\n  - a: {sett: {x: 1}}\n")
 
 
+def test_an_expression_that_jq_refuses_is_found_before_the_run():
+    with pytest.raises(DefinitionRefused, match=r"definition:2:\d+: jq refuses"):
+        simulate(HEAD + "do: [{a: {set: {x: '${ [.[] | foo(1)] }'}}}]")
+
+
 def test_the_speed_of_a_list_without_failures_is_its_value():
     assert simulate(
         HEAD + "do: [{a: {call: http, with: {method: get, endpoint: 'http://x.test'}}}]", stubs={"a": [1, 2]}

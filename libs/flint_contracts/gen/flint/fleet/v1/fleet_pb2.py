@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66lint/fleet/v1/fleet.proto\x12\x0e\x66lint.fleet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc5\x04\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0e\n\x06region\x18\x04 \x01(\t\x12+\n\x05state\x18\x05 \x01(\x0e\x32\x1c.flint.fleet.v1.Worker.State\x12\r\n\x05slots\x18\x06 \x01(\x05\x12\x0c\n\x04legs\x18\x07 \x01(\x05\x12\x31\n\rregister_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0eheartbeat_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x62uild_id\x18\x0b \x01(\t\x12\x0c\n\x04host\x18\x0c \x01(\t\x12\x0b\n\x03pid\x18\r \x01(\x03\x12\x32\n\x06labels\x18\x0e \x03(\x0b\x32\".flint.fleet.v1.Worker.LabelsEntry\x12\x11\n\tcpu_cores\x18\x0f \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x10 \x01(\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"d\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_READY\x10\x01\x12\x12\n\x0eSTATE_DRAINING\x10\x02\x12\x0f\n\x0bSTATE_ENDED\x10\x03\x12\x0e\n\nSTATE_LOST\x10\x04\"R\n\x04Pool\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0f\n\x07workers\x18\x03 \x01(\x05\x12\r\n\x05slots\x18\x04 \x01(\x05\x12\x0c\n\x04legs\x18\x05 \x01(\x05\"]\n\x12ListWorkersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x12\n\nshow_ended\x18\x04 \x01(\x08\"W\n\x13ListWorkersResponse\x12\'\n\x07workers\x18\x01 \x03(\x0b\x32\x16.flint.fleet.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x12\n\x10ListPoolsRequest\"8\n\x11ListPoolsResponse\x12#\n\x05pools\x18\x01 \x03(\x0b\x32\x14.flint.fleet.v1.Pool\"\"\n\x12\x44rainWorkerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x13\x44rainWorkerResponse\x12&\n\x06worker\x18\x01 \x01(\x0b\x32\x16.flint.fleet.v1.Worker2\x90\x02\n\x0c\x46leetService\x12V\n\x0bListWorkers\x12\".flint.fleet.v1.ListWorkersRequest\x1a#.flint.fleet.v1.ListWorkersResponse\x12P\n\tListPools\x12 .flint.fleet.v1.ListPoolsRequest\x1a!.flint.fleet.v1.ListPoolsResponse\x12V\n\x0b\x44rainWorker\x12\".flint.fleet.v1.DrainWorkerRequest\x1a#.flint.fleet.v1.DrainWorkerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66lint/fleet/v1/fleet.proto\x12\x0e\x66lint.fleet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd8\x04\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0e\n\x06region\x18\x04 \x01(\t\x12+\n\x05state\x18\x05 \x01(\x0e\x32\x1c.flint.fleet.v1.Worker.State\x12\r\n\x05slots\x18\x06 \x01(\x05\x12\x0c\n\x04legs\x18\x07 \x01(\x05\x12\x31\n\rregister_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0eheartbeat_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x62uild_id\x18\x0b \x01(\t\x12\x0c\n\x04host\x18\x0c \x01(\t\x12\x0b\n\x03pid\x18\r \x01(\x03\x12\x32\n\x06labels\x18\x0e \x03(\x0b\x32\".flint.fleet.v1.Worker.LabelsEntry\x12\x11\n\tcpu_cores\x18\x0f \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x10 \x01(\x03\x12\x11\n\tfunctions\x18\x11 \x03(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"d\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_READY\x10\x01\x12\x12\n\x0eSTATE_DRAINING\x10\x02\x12\x0f\n\x0bSTATE_ENDED\x10\x03\x12\x0e\n\nSTATE_LOST\x10\x04\"R\n\x04Pool\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0f\n\x07workers\x18\x03 \x01(\x05\x12\r\n\x05slots\x18\x04 \x01(\x05\x12\x0c\n\x04legs\x18\x05 \x01(\x05\"]\n\x12ListWorkersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x12\n\nshow_ended\x18\x04 \x01(\x08\"W\n\x13ListWorkersResponse\x12\'\n\x07workers\x18\x01 \x03(\x0b\x32\x16.flint.fleet.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x12\n\x10ListPoolsRequest\"8\n\x11ListPoolsResponse\x12#\n\x05pools\x18\x01 \x03(\x0b\x32\x14.flint.fleet.v1.Pool\"\"\n\x12\x44rainWorkerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x13\x44rainWorkerResponse\x12&\n\x06worker\x18\x01 \x01(\x0b\x32\x16.flint.fleet.v1.Worker2\x90\x02\n\x0c\x46leetService\x12V\n\x0bListWorkers\x12\".flint.fleet.v1.ListWorkersRequest\x1a#.flint.fleet.v1.ListWorkersResponse\x12P\n\tListPools\x12 .flint.fleet.v1.ListPoolsRequest\x1a!.flint.fleet.v1.ListPoolsResponse\x12V\n\x0b\x44rainWorker\x12\".flint.fleet.v1.DrainWorkerRequest\x1a#.flint.fleet.v1.DrainWorkerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,25 +35,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKER_LABELSENTRY']._loaded_options = None
   _globals['_WORKER_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_WORKER']._serialized_start=80
-  _globals['_WORKER']._serialized_end=661
-  _globals['_WORKER_LABELSENTRY']._serialized_start=514
-  _globals['_WORKER_LABELSENTRY']._serialized_end=559
-  _globals['_WORKER_STATE']._serialized_start=561
-  _globals['_WORKER_STATE']._serialized_end=661
-  _globals['_POOL']._serialized_start=663
-  _globals['_POOL']._serialized_end=745
-  _globals['_LISTWORKERSREQUEST']._serialized_start=747
-  _globals['_LISTWORKERSREQUEST']._serialized_end=840
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=842
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=929
-  _globals['_LISTPOOLSREQUEST']._serialized_start=931
-  _globals['_LISTPOOLSREQUEST']._serialized_end=949
-  _globals['_LISTPOOLSRESPONSE']._serialized_start=951
-  _globals['_LISTPOOLSRESPONSE']._serialized_end=1007
-  _globals['_DRAINWORKERREQUEST']._serialized_start=1009
-  _globals['_DRAINWORKERREQUEST']._serialized_end=1043
-  _globals['_DRAINWORKERRESPONSE']._serialized_start=1045
-  _globals['_DRAINWORKERRESPONSE']._serialized_end=1106
-  _globals['_FLEETSERVICE']._serialized_start=1109
-  _globals['_FLEETSERVICE']._serialized_end=1381
+  _globals['_WORKER']._serialized_end=680
+  _globals['_WORKER_LABELSENTRY']._serialized_start=533
+  _globals['_WORKER_LABELSENTRY']._serialized_end=578
+  _globals['_WORKER_STATE']._serialized_start=580
+  _globals['_WORKER_STATE']._serialized_end=680
+  _globals['_POOL']._serialized_start=682
+  _globals['_POOL']._serialized_end=764
+  _globals['_LISTWORKERSREQUEST']._serialized_start=766
+  _globals['_LISTWORKERSREQUEST']._serialized_end=859
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=861
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=948
+  _globals['_LISTPOOLSREQUEST']._serialized_start=950
+  _globals['_LISTPOOLSREQUEST']._serialized_end=968
+  _globals['_LISTPOOLSRESPONSE']._serialized_start=970
+  _globals['_LISTPOOLSRESPONSE']._serialized_end=1026
+  _globals['_DRAINWORKERREQUEST']._serialized_start=1028
+  _globals['_DRAINWORKERREQUEST']._serialized_end=1062
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=1064
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=1125
+  _globals['_FLEETSERVICE']._serialized_start=1128
+  _globals['_FLEETSERVICE']._serialized_end=1400
 # @@protoc_insertion_point(module_scope)

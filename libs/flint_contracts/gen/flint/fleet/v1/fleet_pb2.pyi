@@ -93,6 +93,7 @@ class Worker(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     CPU_CORES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    FUNCTIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name: workers/{incarnation}."""
     worker_id: _builtins.str
@@ -133,6 +134,10 @@ class Worker(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels it declared; at most 32, 63 characters each."""
 
+    @_builtins.property
+    def functions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it can execute: http, sql, script, … («container» only where it found an engine)."""
+
     def __init__(
         self,
         *,
@@ -152,10 +157,11 @@ class Worker(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         cpu_cores: _builtins.float = ...,
         memory_bytes: _builtins.int = ...,
+        functions: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "heartbeat_time", b"heartbeat_time", "register_time", b"register_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "cpu_cores", b"cpu_cores", "end_time", b"end_time", "heartbeat_time", b"heartbeat_time", "host", b"host", "labels", b"labels", "legs", b"legs", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "pool", b"pool", "region", b"region", "register_time", b"register_time", "slots", b"slots", "state", b"state", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "cpu_cores", b"cpu_cores", "end_time", b"end_time", "functions", b"functions", "heartbeat_time", b"heartbeat_time", "host", b"host", "labels", b"labels", "legs", b"legs", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "pool", b"pool", "region", b"region", "register_time", b"register_time", "slots", b"slots", "state", b"state", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
