@@ -182,6 +182,7 @@ class Program:
     document: Any = None  # the definition itself, kept only when an expression reads it
     timezone: str = ""  # IANA name that calendar units and the schedule follow; empty: UTC
     schedule: Schedule | None = None
+    level: int | None = None  # of runs whose start names none
 
     def encode(self) -> bytes:
         """Canonical JSON: the same program gives the same bytes, on every machine."""
@@ -203,6 +204,8 @@ class Program:
             document["timezone"] = self.timezone
         if self.schedule is not None:
             document["schedule"] = self.schedule.to_json()
+        if self.level is not None:
+            document["level"] = self.level
         return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
 
     @cached_property

@@ -10,11 +10,12 @@ from cronsim import CronSim, CronSimError
 
 from flint_core.durations import parse_duration
 
-__all__ = ["CronInvalid", "Schedule", "check_cron", "next_fire"]
+__all__ = ["CronInvalid", "Schedule", "check_cron", "latest_fire", "next_fire"]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _CRON_CHARACTERS: Final = 200
+_LATE_MS: Final = 1_000
 _MACROS: Final = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
@@ -32,22 +33,27 @@ class CronInvalid(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Exactly one of the four is set.
+    """Exactly one of the first four is set.
 
     `every`: a duration between starts, counted from when the definition became the current one, however long runs take.
     `cron`: 5 fields, or 6 with seconds first. `after`: a duration between the end of a run and the next start. `on`: an
     event consumption strategy as the definition wrote it; what it consumed is the input. Durations are as written
     (object or ISO 8601 text), without expressions.
+
+    `overlap`: "skip" leaves a time out while the run before has not ended; None allows any number at once.
+    `catch_up_ms`: how late a missed time may still be made up for; None leaves that to the settings.
     """
 
     every: Any = None
     cron: str | None = None
     after: Any = None
     on: Any = None
+    overlap: str | None = None
+    catch_up_ms: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The schedule as JSON: the member that is set."""
-        members = {"every": self.every, "cron": self.cron, "after": self.after, "on": self.on}
+        """The schedule as JSON: the members that are set."""
+        members = {name: getattr(self, name) for name in self.__slots__}
         return {name: value for name, value in members.items() if value is not None}
 
     @classmethod
@@ -78,6 +84,32 @@ def next_fire(schedule: Schedule, after_ms: int, zone: tzinfo = UTC, since_ms: i
     if schedule.every is None:
         return None
     return _every(schedule.every, after_ms, zone, since_ms)
+
+
+def latest_fire(
+    schedule: Schedule, first_ms: int, now_ms: int, catch_up_ms: int, zone: tzinfo = UTC, since_ms: int = 0
+) -> int | None:
+    """The last moment to be served now, of those that `first_ms` (which was due) begins; None: all came too long ago.
+
+    Moments older than `catch_up_ms` are left out, and of several the earlier ones. A moment that is at most one second
+    late is never too late, nor is the one of `after`, since nothing else would go on. The cost does not grow with how
+    many moments were missed.
+    """
+    if schedule.every is None and schedule.cron is None:
+        return first_ms
+    oldest = max(first_ms, now_ms - max(catch_up_ms, _LATE_MS))
+    back = _LATE_MS
+    while True:
+        start = max(oldest, now_ms - back)
+        found = next_fire(schedule, start - 1, zone, since_ms)
+        if found is not None and found <= now_ms:
+            break
+        if start == oldest:
+            return None
+        back *= 2
+    while (following := next_fire(schedule, found, zone, since_ms)) is not None and following <= now_ms:
+        found = following
+    return found
 
 
 def _every(every: Any, after_ms: int, zone: tzinfo, since_ms: int) -> int:

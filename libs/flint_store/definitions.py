@@ -41,17 +41,17 @@ READ_EPOCH = text("SELECT definition_epoch FROM namespace WHERE namespace_id = :
 # The epoch and the answer in one snapshot. Primary key of namespace; workflow_version_name or, for the latest, the
 # first entry of workflow_version_latest.
 RESOLVE_VERSION = text("""
-SELECT n.definition_epoch, d.definition_id, d.version, d.definition_hash
+SELECT n.definition_epoch, d.definition_id, d.version, d.definition_hash, d.level
 FROM namespace n
 LEFT JOIN workflow_version d ON d.namespace_id = n.namespace_id AND d.workflow_id = :workflow_id
     AND d.version = :version AND d.deleted_at IS NULL
 WHERE n.namespace_id = :namespace
 """)
 RESOLVE_LATEST = text("""
-SELECT n.definition_epoch, d.definition_id, d.version, d.definition_hash
+SELECT n.definition_epoch, d.definition_id, d.version, d.definition_hash, d.level
 FROM namespace n
 LEFT JOIN LATERAL (
-    SELECT definition_id, version, definition_hash FROM workflow_version
+    SELECT definition_id, version, definition_hash, level FROM workflow_version
     WHERE namespace_id = n.namespace_id AND workflow_id = :workflow_id AND deleted_at IS NULL
     ORDER BY version_sort DESC, version DESC LIMIT 1) d ON true
 WHERE n.namespace_id = :namespace
@@ -60,12 +60,15 @@ WHERE n.namespace_id = :namespace
 
 @dataclass(frozen=True, slots=True)
 class ResolvedDefinition:
-    """What a start runs. `epoch`: the namespace's definition epoch under which this was the answer."""
+    """What a start runs. `epoch`: the namespace's definition epoch under which this was the answer; `level`: of runs
+    whose start names none, if the definition says it.
+    """
 
     definition_id: int
     version: str
     definition_hash: bytes
     epoch: int
+    level: int | None = None
 
 
 @dataclass(slots=True)
@@ -172,9 +175,9 @@ class DefinitionCache:
         if not rows:
             self._namespaces.pop(namespace, None)
             raise NamespaceNotFound(f"there is no namespace {namespace!r}")
-        epoch, definition_id, found_version, definition_hash = rows[0]
+        epoch, definition_id, found_version, definition_hash, level = rows[0]
         answer = (
-            ResolvedDefinition(definition_id, found_version, bytes(definition_hash), epoch)
+            ResolvedDefinition(definition_id, found_version, bytes(definition_hash), epoch, level)
             if definition_id is not None
             else None
         )

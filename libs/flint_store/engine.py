@@ -23,7 +23,7 @@ from flint_store.errors import StoreError, StoreUnavailable
 if TYPE_CHECKING:
     from flint_ops.config import PostgresSettings
 
-__all__ = ["Purpose", "connected", "create_engine", "database_url", "fetch", "write"]
+__all__ = ["Purpose", "connected", "create_engine", "database_url", "fetch", "transaction", "write"]
 
 Purpose = Literal["lane", "reading"]
 """`lane`: the owners' hot statements, whose plans must stay on indexes however the statistics stand after a burst.
@@ -116,6 +116,18 @@ async def connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         if error.connection_invalidated:
             raise StoreUnavailable(f"PostgreSQL: {_reason(error)}") from error
         raise
+
+
+@asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Several statements that happen together or not at all, at READ COMMITTED; the deadline is that of `connected`.
+
+    When the commit's answer is lost (`StoreUnavailable`) they may have happened.
+    """
+    async with connected(engine) as connection:
+        connection = await connection.execution_options(isolation_level="READ COMMITTED")
+        async with connection.begin():
+            yield connection
 
 
 async def fetch(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_store.schedule_names import SCHEDULE_REQUEST_PREFIX, scheduled_at
 from flint_store.timestamps import set_timestamp
 
 __all__ = ["LIST_ERROR_BYTES", "RUN_COLUMNS", "run_message"]
@@ -69,6 +70,8 @@ def run_message(row: Sequence[Any]) -> runs_pb2.Run:
         message.error.MergeFromString(error)
     if request_id and not request_id.startswith(GATEWAY_REQUEST_PREFIX):
         message.request_id = request_id
+    elif request_id and request_id.startswith(SCHEDULE_REQUEST_PREFIX):
+        set_timestamp(message.schedule_time, scheduled_at(request_id) or created_at)
     if trace_id:
         message.trace_id = trace_id.hex()
     if claimant:

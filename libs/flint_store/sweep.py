@@ -1,13 +1,14 @@
 """The owner's sweep and the inbox (R0, R7): the one small query that an idle scheduler makes.
 
 It is fenced, so an idle owner learns from it that another replica took over; and it finds what a lost nudge left
-behind: runs that another replica accepted, rows in inboxes, waits that will be due soon. Due times are PostgreSQL's.
+behind: runs that another replica accepted, rows in inboxes, waits and schedules that will be due soon. Due times are
+PostgreSQL's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
@@ -28,10 +29,11 @@ class Sweep:
     inbox: list[bytes]
     due: list[tuple[bytes, int]]  # run, due time in milliseconds since the Unix epoch
     awaits: list[bytes]  # runs with awaits that are not served
+    schedules: list[tuple[bytes, int]] = field(default_factory=list)  # schedule, when to look at it (as `due`)
 
 
 # Partial indexes run(group_id) WHERE adopt, run(group_id, wake_at) WHERE wake_at IS NOT NULL, run_await(group_id,
-# run_id) WHERE NOT served, and inbox(group_id, run_id).
+# run_id) WHERE NOT served, inbox(group_id, run_id), schedule_due, and schedule_after with the run's primary key.
 SWEEP = text(f"""
 WITH fence AS MATERIALIZED ({FENCE})
 SELECT 0 AS kind, NULL::uuid AS run_id, clock_timestamp() AS at FROM fence
@@ -45,6 +47,13 @@ UNION ALL (SELECT 3, r.run_id, r.wake_at FROM fence, run r
            ORDER BY r.wake_at LIMIT :limit)
 UNION ALL (SELECT DISTINCT 4, a.run_id, NULL::timestamptz FROM fence, run_await a
            WHERE a.group_id = ANY(CAST(:groups AS int[])) AND NOT a.served LIMIT :limit)
+UNION ALL (SELECT 5, s.schedule_id, s.next_fire_at FROM fence, schedule s
+           WHERE s.group_id = ANY(CAST(:groups AS int[])) AND s.next_fire_at IS NOT NULL
+             AND s.next_fire_at <= clock_timestamp() + make_interval(secs => :horizon_s)
+           ORDER BY s.next_fire_at LIMIT :limit)
+UNION ALL (SELECT 5, s.schedule_id, r.ended_at FROM fence, schedule s JOIN run r ON r.run_id = s.last_run_id
+           WHERE s.group_id = ANY(CAST(:groups AS int[])) AND s.kind = 'after' AND s.next_fire_at IS NULL
+             AND r.ended_at IS NOT NULL LIMIT :limit)
 """)
 
 # The unique key makes a repeated request one row. Runs that have ended get none. Row order: as asked.
@@ -86,6 +95,7 @@ async def sweep(
     inbox: list[bytes] = []
     due: list[tuple[bytes, int]] = []
     awaits: list[bytes] = []
+    schedules: list[tuple[bytes, int]] = []
     at: datetime | None = None
     for row in rows:
         match row.kind:
@@ -97,11 +107,13 @@ async def sweep(
                 inbox.append(row.run_id.bytes)
             case 3:
                 due.append((row.run_id.bytes, int(row.at.timestamp() * 1000)))
-            case _:
+            case 4:
                 awaits.append(row.run_id.bytes)
+            case _:
+                schedules.append((row.run_id.bytes, int(row.at.timestamp() * 1000)))
     if at is None:
         raise Fenced(session)
-    return Sweep(at, accepted, inbox, due, awaits)
+    return Sweep(at, accepted, inbox, due, awaits, schedules)
 
 
 async def put_inbox(

@@ -2,7 +2,8 @@
 
 A version never changes. Deleting one hides it (soft): its row stays, because finished runs name it, and because a start
 that another replica is accepting at that moment keeps the definition that it resolved. Every put that stores something
-and every delete raises `namespace.definition_epoch` in the same statement: `flint_store.definitions` relies on it.
+and every delete raises `namespace.definition_epoch` in the same statement: `flint_store.definitions` relies on it. The
+schedule in force changes in the same transaction (`flint_store.schedules`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import TextClause, text
 
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
-from flint_store.engine import fetch, write
+from flint_store.engine import fetch, transaction
 from flint_store.errors import NamespaceNotFound, StoreUnavailable, VersionExists, WorkflowInUse, WorkflowNotFound
+from flint_store.schedules import sync_schedule
 from flint_store.timestamps import set_timestamp
 from flint_store.version_order import version_sort
 
@@ -37,7 +39,7 @@ PUT_ATTEMPTS = 5
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """A compiled definition to store. `definition_hash`: SHA-256 of `program`."""
+    """A compiled definition to store. `definition_hash`: SHA-256 of `program`. `schedule`, `level`: see `spec_of`."""
 
     namespace: str
     workflow_id: str
@@ -47,6 +49,8 @@ class NewVersion:
     source: str
     program: bytes
     definition_hash: bytes
+    schedule: bytes | None = None
+    level: int | None = None
 
 
 # Inserts unless the name is taken, and raises the epoch only then. Unique index workflow_version_name (the conflict),
@@ -54,8 +58,9 @@ class NewVersion:
 INSERT_VERSION = text("""
 WITH inserted AS (
     INSERT INTO workflow_version (namespace_id, workflow_id, version, version_sort, title, summary, source, program,
-                                  definition_hash)
-    SELECT namespace_id, :workflow_id, :version, :version_sort, :title, :summary, :source, :program, :definition_hash
+                                  definition_hash, schedule, level)
+    SELECT namespace_id, :workflow_id, :version, :version_sort, :title, :summary, :source, :program, :definition_hash,
+           :schedule, CAST(:level AS smallint)
     FROM namespace WHERE namespace_id = :namespace
     ON CONFLICT (namespace_id, workflow_id, version) WHERE deleted_at IS NULL DO NOTHING
     RETURNING definition_id),
@@ -72,8 +77,11 @@ _COLUMNS = """
 SELECT d.namespace_id, d.workflow_id, d.version, d.title, d.summary, {source}, d.definition_hash, d.created_at,
        NOT EXISTS (SELECT FROM workflow_version h
                    WHERE h.namespace_id = d.namespace_id AND h.workflow_id = d.workflow_id AND h.deleted_at IS NULL
-                     AND (h.version_sort, h.version) > (d.version_sort, d.version)) AS latest
+                     AND (h.version_sort, h.version) > (d.version_sort, d.version)) AS latest,
+       s.schedule_id IS NOT NULL AS scheduled, s.next_fire_at
 FROM workflow_version d
+LEFT JOIN schedule s ON s.namespace_id = d.namespace_id AND s.workflow_id = d.workflow_id
+    AND s.definition_id = d.definition_id
 """
 _WITH_SOURCE = _COLUMNS.format(source="d.source")
 _WITHOUT_SOURCE = _COLUMNS.format(source="''")
@@ -99,12 +107,15 @@ LIST_VERSIONS = text(
 
 # workflow_version_latest in its order: the first row of each workflow.
 LIST_WORKFLOWS = text("""
-SELECT DISTINCT ON (d.workflow_id) d.namespace_id, d.workflow_id, d.version, d.title, d.summary, '', d.definition_hash,
-       d.created_at, true AS latest
-FROM workflow_version d
-WHERE d.namespace_id = :namespace AND d.workflow_id > :after AND d.deleted_at IS NULL
-ORDER BY d.workflow_id, d.version_sort DESC, d.version DESC
-LIMIT :limit
+SELECT d.*, s.schedule_id IS NOT NULL AS scheduled, s.next_fire_at
+FROM (SELECT DISTINCT ON (d.workflow_id) d.namespace_id, d.workflow_id, d.version, d.title, d.summary, '' AS source,
+             d.definition_hash, d.created_at, true AS latest
+      FROM workflow_version d
+      WHERE d.namespace_id = :namespace AND d.workflow_id > :after AND d.deleted_at IS NULL
+      ORDER BY d.workflow_id, d.version_sort DESC, d.version DESC
+      LIMIT :limit) d
+LEFT JOIN schedule s ON s.namespace_id = d.namespace_id AND s.workflow_id = d.workflow_id
+ORDER BY d.workflow_id
 """)
 
 # Index workflow_version_hash; deleted versions too: their runs still need them.
@@ -145,10 +156,15 @@ async def put_version(engine: AsyncEngine, new: NewVersion) -> tuple[workflows_p
         "source": new.source,
         "program": new.program,
         "definition_hash": new.definition_hash,
+        "schedule": new.schedule,
+        "level": new.level,
     }
     # A version that is deleted between the refused insert and the read is neither inserted nor found: begin again.
     for _ in range(PUT_ATTEMPTS):
-        created = bool(await write(engine, INSERT_VERSION, parameters))
+        async with transaction(engine) as connection:
+            created = (await connection.execute(INSERT_VERSION, parameters)).first() is not None
+            if created:
+                await sync_schedule(connection, new.namespace, new.workflow_id)
         rows = await fetch(engine, READ_VERSION, key)
         if rows:
             stored = _message(rows[0])
@@ -205,10 +221,14 @@ async def delete_version(engine: AsyncEngine, namespace: str, workflow_id: str, 
 
     A start that is being accepted at this very moment may still use it; it runs to its end.
     """
-    rows = await write(engine, DELETE_VERSION, {"namespace": namespace, "workflow_id": workflow_id, "version": version})
-    if not rows:
+    key = {"namespace": namespace, "workflow_id": workflow_id, "version": version}
+    async with transaction(engine) as connection:
+        row = (await connection.execute(DELETE_VERSION, key)).first()
+        if row is not None and not row.yes:
+            await sync_schedule(connection, namespace, workflow_id)
+    if row is None:
         raise WorkflowNotFound(f"there is no version {version} of workflow {workflow_id}")
-    if rows[0][0]:
+    if row.yes:
         raise WorkflowInUse(f"runs of version {version} of workflow {workflow_id} have not ended yet")
 
 
@@ -217,7 +237,9 @@ async def _list(engine: AsyncEngine, statement: TextClause, parameters: dict[str
 
 
 def _message(row: Sequence[Any]) -> workflows_pb2.Workflow:
-    namespace, workflow_id, version, title, summary, source, definition_hash, created_at, latest = row
+    namespace, workflow_id, version, title, summary, source, definition_hash, created_at, latest, scheduled, next_at = (
+        row
+    )
     message = workflows_pb2.Workflow(
         name=f"namespaces/{namespace}/workflows/{workflow_id}/versions/{version}",
         workflow_id=workflow_id,
@@ -227,6 +249,8 @@ def _message(row: Sequence[Any]) -> workflows_pb2.Workflow:
         source=source,
         definition_hash=definition_hash.hex(),
         latest=latest,
+        scheduled=scheduled,
     )
     set_timestamp(message.create_time, created_at)
+    set_timestamp(message.next_start_time, next_at)
     return message

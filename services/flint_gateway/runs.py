@@ -133,7 +133,7 @@ class RunServicer(RunServiceServicer):
         run.name = name
         run.workflow = format_version(namespace, start.workflow_id, result.version)
         run.state = result.state or runs_pb2.Run.STATE_QUEUED
-        run.level = start.level
+        run.level = start.level if start.HasField("level") else result.level
         run.create_time.CopyFrom(result.create_time)
         request_id = start.request_id
         if not request_id.startswith(OWN_REQUEST_ID):

@@ -16,7 +16,6 @@ from flint_rpc.errors import ErrorReason, FieldViolation, Refused, field_invalid
 from flint_rpc.names import is_label, is_version, parse_parent
 
 __all__ = [
-    "DEFAULT_LEVEL",
     "OWN_REQUEST_ID",
     "check_json",
     "make_start",
@@ -24,7 +23,6 @@ __all__ = [
     "page_token_invalid",
 ]
 
-DEFAULT_LEVEL = 5
 OWN_REQUEST_ID = "~"
 """Prefix of request ids that the gateway made itself; clients may not use it."""
 
@@ -48,8 +46,8 @@ def make_start(
     version = request.version
     if version and not _version(version):
         violations.append(FieldViolation(prefix + "version", "must be a semantic version such as 1.0.0, or empty"))
-    level = request.level if request.HasField("level") else DEFAULT_LEVEL
-    if not 0 <= level <= 9:
+    level = request.level if request.HasField("level") else None  # the definition's
+    if level is not None and not 0 <= level <= 9:
         violations.append(FieldViolation(prefix + "level", "must be between 0 (most urgent) and 9"))
     request_id = request.request_id
     if not request_id:

@@ -52,6 +52,7 @@ from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record
 from flint_scheduler.recovery import Recovery
 from flint_scheduler.roster import follow_workers, on_beats
+from flint_scheduler.schedules import Schedules, nudge_schedule_of
 from flint_scheduler.servicer import SchedulingServicer
 from flint_scheduler.steward import Steward
 from flint_scheduler.timers import Timers
@@ -63,7 +64,7 @@ __all__ = ["serve"]
 
 log = get_logger(__name__)
 
-_LANES = 5  # accept, open, fold, sweep, generation
+_LANES = 6  # accept, open, fold, sweep, generation, schedules
 _OWN_READS = 3  # the orchestrator's own reads never wait behind those of clients
 _MIN_PAYLOAD_BYTES = 4 * 2**20  # a job with its state, a compiled definition
 
@@ -113,6 +114,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         mine.sweep_interval_s,
         settings.journal.keep_folded_s,
     )
+    schedules = Schedules(record, holdings, acceptor, queue, clock, mine, settings.limits)
     definitions = DefinitionCache(engine)
     children = ChildRuns(record, bus, definitions, acceptor, queue, settings.limits, mine.queue_limit)
     agent.serve(journal_pb2.AwaitOpened.KIND_RUN, children)
@@ -169,6 +171,8 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     folder.on_awaits = agent.tell
     folder.on_answered = partial(nudge_inboxes, bus)
     folder.on_cancel = recovery.cancel_leg
+    folder.on_ended = partial(nudge_schedule_of, bus, settings.cluster.shard_groups)
+    attention.on_schedules = schedules.due
     folder.reload = steward.reload
     folder.on_cancel_nonce = recovery.cancel_nonce
     dispatcher.on_stream_missing = readers.suspect
@@ -233,6 +237,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     spawn("recovery", recovery.run())
     spawn("attention", attention.run())
     spawn("awaits", agent.run())
+    spawn("schedules", schedules.run())
     spawn("generation", readers.keep())
     spawn("roster", follow_workers(coord, fleet, claimants))
     spawn("steward", steward.run())

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from google.protobuf.message import DecodeError
@@ -98,6 +98,7 @@ class Attention:
         self._swept_at = 0.0
         self._saved_at = 0.0
         self._purged_at = 0.0
+        self.on_schedules: Callable[[list[tuple[bytes, int]]], None] = lambda moments: None
         self._samples: list[tuple[float, int, dict[int, int]]] = []  # when, generation, folded by group
 
     # -- nudges --------------------------------------------------------------------------------------------------------
@@ -126,6 +127,10 @@ class Attention:
             return
         for interest in nudge.interests:
             self._announcer.interested(interest)
+        if nudge.schedules:
+            self.on_schedules([(schedule_id, 0) for schedule_id in nudge.schedules])
+        if nudge.workflows:
+            self.sweep_soon()
         if nudge.accepted or nudge.inbox:
             if len(self._accepted) + len(self._inbox) < 100_000:  # else the sweep finds them
                 self._accepted.update(nudge.accepted)
@@ -188,6 +193,7 @@ class Attention:
         await self._take_in([run_id for run_id, _ in found.due])
         await self._serve_inbox(found.inbox)
         self._agent.tell(found.awaits)
+        self.on_schedules(found.schedules)
         return len(fresh) == _SWEEP_LIMIT
 
     async def _take_in(self, run_ids: Sequence[bytes] | set[bytes]) -> list[RunCard]:
@@ -221,7 +227,10 @@ class Attention:
         ended: list[bytes] = []
         if missing:
             now = asyncio.get_running_loop().time()
-            for row in await self._record.read(lambda c: load_runs(c, missing)):
+            found_rows = await self._record.read(lambda c: load_runs(c, missing))
+            # An inbox that is no run's is a schedule's.
+            self.on_schedules([(r, 0) for r in set(missing) - {row.run_id for row in found_rows}])
+            for row in found_rows:
                 if row.state in ENDED:
                     ended.append(row.run_id)
                 elif self._holdings.owns(row.group) and self._book.get(row.run_id) is None:

@@ -113,6 +113,7 @@ class Folder(Lane[Reading | Command]):
         self.on_awaits: Callable[[list[bytes]], None] = lambda run_ids: None
         self.on_answered: Callable[[list[Target]], None] = lambda targets: None
         self.on_cancel: Callable[[RunCard], None] = lambda card: None
+        self.on_ended: Callable[[str], None] = lambda request_id: None
         self.reload: Callable[[set[int]], Awaitable[None]] | None = None
 
     # -- in ------------------------------------------------------------------------------------------------------------
@@ -341,6 +342,7 @@ class Folder(Lane[Reading | Command]):
             self._book.drop(card)
             self._announcer.changed(card, steps, draft.ending)
             _ENDED[draft.ending.state].inc()
+            self.on_ended(card.request_id)
             self.on_ready()
             return
         if draft.closed:

@@ -20,6 +20,7 @@ __all__ = [
     "QUEUE_DEPTH",
     "QUEUE_WAIT",
     "RUNS_ENDED",
+    "SCHEDULES",
     "SEALS",
     "STEP_DOWNS",
     "TAKEOVERS",
@@ -40,6 +41,7 @@ MESSAGES_DELIVERED = counter("scheduler_messages_delivered", "Messages sent to o
 QUEUE_DEPTH = gauge("scheduler_queue_depth", "Runs that wait for a slot", ("pool", "level"))
 QUEUE_WAIT = histogram("scheduler_queue_wait_seconds", "From ready to the leg's opening", ("pool", "level"))
 RUNS_ENDED = counter("scheduler_runs_ended", "Runs that reached a terminal state", ("state",))
+SCHEDULES = counter("scheduler_schedules", "What schedules did: started, missed, skipped and so on", ("outcome",))
 SEALS = counter("scheduler_seals", "SEALs appended", ("reason",))
 STEP_DOWNS = counter("scheduler_step_downs", "Times this replica lost or gave up all its groups", ("reason",))
 TAKEOVERS = counter("scheduler_group_takeovers", "Groups taken over")

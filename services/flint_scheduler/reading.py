@@ -19,6 +19,7 @@ from flint_rpc.errors import ErrorReason, Refused, field_invalid
 from flint_scheduler.refusals import store_refusals
 from flint_store import history, runs_read, workflows
 from flint_store.definitions import DefinitionCache
+from flint_store.schedules import spec_of
 from flint_store.timestamps import from_timestamp
 from flint_store.version_order import version_sort
 
@@ -116,6 +117,7 @@ class Reading:
         """Store a version. After the answer this replica's starts use it; others by the broadcast or within the ttl."""
         if sha256(request.program).digest() != request.definition_hash:
             raise field_invalid(("definition_hash", "is not the SHA-256 of the program"))
+        schedule, level = spec_of(request.program)
         with store_refusals():
             stored, created = await workflows.put_version(
                 self._engine,
@@ -128,6 +130,8 @@ class Reading:
                     source=request.source,
                     program=request.program,
                     definition_hash=request.definition_hash,
+                    schedule=schedule,
+                    level=level,
                 ),
             )
         # Also when it was there before: the answer to the call that stored it may have been lost, and its hint with it.

@@ -26,6 +26,7 @@ from flint_scheduler.reading import Reading
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.refusals import store_refusals
+from flint_scheduler.schedules import nudge_workflow
 from flint_scheduler.starts import resolve_start
 from flint_store import runs_read
 from flint_store.accept import Accepted
@@ -158,6 +159,7 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
     async def _tell_replicas(self, namespace: str, workflow_id: str) -> None:
         changed = dispatch_pb2.WorkflowsChanged(namespace=namespace, workflow_id=workflow_id)
         self._bus.publish_now(WORKFLOWS, changed.SerializeToString())
+        nudge_workflow(self._bus, self._holdings.group_count, namespace, workflow_id)
 
 
 def _fill(result: pb.AcceptResult, start: NewStart, answer: Accepted) -> None:
@@ -173,5 +175,6 @@ def _fill(result: pb.AcceptResult, start: NewStart, answer: Accepted) -> None:
     result.created = answer.created
     result.version = start.version
     result.state = answer.state  # type: ignore[assignment]
+    result.level = start.level
     at_us = int(answer.created_at.timestamp() * 1_000_000)
     result.create_time.CopyFrom(Timestamp(seconds=at_us // 1_000_000, nanos=at_us % 1_000_000 * 1000))

@@ -73,6 +73,7 @@ def get(context: typer.Context, run: RunArgument, output: FormatOption = Format.
             ("ended", moment(found.end_time)),
             ("duration", _lasted(found)),
             ("wakes", moment(found.wake_time)),
+            ("scheduled for", moment(found.schedule_time)),
             ("worker", found.worker),
             ("leg", found.leg),
             ("entries", found.position),

@@ -33,10 +33,18 @@ def list_(
         print_json(found)
         return
     rows = [
-        (w.workflow_id, w.version, "yes" if w.latest else "", moment(w.create_time), w.definition_hash[:12], w.title)
+        (
+            w.workflow_id,
+            w.version,
+            "yes" if w.latest else "",
+            moment(w.create_time),
+            moment(w.next_start_time) or ("scheduled" if w.scheduled else ""),
+            w.definition_hash[:12],
+            w.title,
+        )
         for w in found
     ]
-    print_table(("WORKFLOW", "VERSION", "LATEST", "APPLIED", "HASH", "TITLE"), rows, "No workflows.")
+    print_table(("WORKFLOW", "VERSION", "LATEST", "APPLIED", "NEXT RUN", "HASH", "TITLE"), rows, "No workflows.")
 
 
 @app.command()

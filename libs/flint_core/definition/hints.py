@@ -8,6 +8,7 @@ from flint_core.definition import unsupported
 from flint_core.definition.context import Context, kind_of
 from flint_core.definition.findings import Rule, suggestion
 from flint_core.definition.reader import join_pointer
+from flint_core.durations import DurationError, parse_duration
 from flint_core.zones import ZoneUnknown, zone_named, zone_names
 
 if TYPE_CHECKING:
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["document_hints", "hints_of", "task_hints"]
 
 _TASK: Final = ("idempotencyKey", "cache", "compensate", "parallel")
-_DOCUMENT: Final = ("timezone",)
+_DOCUMENT: Final = ("timezone", "schedule", "level")
 _KEYED: Final = ("call", "emit", "run")
 _CACHED: Final = ("call", "run")
+_LEAST_URGENT: Final = 9
 
 
 def hints_of(context: Context, value: Any, pointer: str, known: tuple[str, ...], elsewhere: tuple[str, ...]) -> Any:
@@ -49,20 +51,54 @@ def hints_of(context: Context, value: Any, pointer: str, known: tuple[str, ...],
 
 
 def document_hints(context: Context, metadata: Any) -> dict[str, Any]:
-    """Members of the program that the document's hints give."""
+    """Members of the program that the document's hints give; `policy` are members of its schedule."""
     hints = hints_of(context, metadata, "/document/metadata", _DOCUMENT, _TASK)
-    if "timezone" not in hints:
-        return {}
-    place = "/document/metadata/flint/timezone"
-    name = context.text(hints["timezone"], place, "'timezone'")
+    result: dict[str, Any] = {}
+    place = "/document/metadata/flint"
+    if "timezone" in hints:
+        result["timezone"] = _timezone(context, hints["timezone"], join_pointer(place, "timezone"))
+    if "schedule" in hints:
+        result["policy"] = _schedule_policy(context, hints["schedule"], join_pointer(place, "schedule"))
+    if "level" in hints:
+        level = hints["level"]
+        if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level <= _LEAST_URGENT:
+            message = f"'level' must be a number from 0 (most urgent) to {_LEAST_URGENT}"
+            context.error(Rule.INVALID_VALUE, message, join_pointer(place, "level"))
+        else:
+            result["level"] = level
+    return result
+
+
+def _timezone(context: Context, value: Any, place: str) -> str:
+    name = context.text(value, place, "'timezone'")
     try:
         if name:
             zone_named(name)
     except ZoneUnknown:
         near = suggestion(name, zone_names()) or "; it is an IANA name such as Europe/Berlin or UTC"
         context.error(Rule.INVALID_VALUE, f"there is no time zone '{name[:80]}'{near}", place)
-        return {}
-    return {"timezone": name}
+    return name
+
+
+def _schedule_policy(context: Context, value: Any, place: str) -> dict[str, Any]:
+    """Members of the program's schedule."""
+    members = context.mapping(value, place, "'schedule'", frozenset({"overlap", "catchUp"}))
+    result: dict[str, Any] = {}
+    if "overlap" in members:
+        if members["overlap"] not in ("allow", "skip"):
+            message = "'overlap' is allow (any number of runs at once) or skip (none while the one before goes on)"
+            context.error(Rule.INVALID_VALUE, message, join_pointer(place, "overlap"))
+        elif members["overlap"] == "skip":
+            result["overlap"] = "skip"
+    if "catchUp" in members:
+        spot = join_pointer(place, "catchUp")
+        try:
+            late_ms = parse_duration(members["catchUp"]).length_ms(0)
+        except DurationError as error:
+            context.error(Rule.INVALID_VALUE, f"'catchUp': {error}", spot)
+        else:
+            result["catch_up_ms"] = late_ms
+    return result
 
 
 def task_hints(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from flint_core.bindings import template_strings
+from flint_core.bindings import Binding, template_strings
 from flint_core.definition.context import Context, kind_of
 from flint_core.definition.findings import Rule
 from flint_core.definition.reader import join_pointer
 from flint_core.durations import DurationError, parse_duration
+from flint_core.expressions import ExpressionSyntaxError
+from flint_core.patterns import PatternError, check_pattern
 from flint_core.schedule import CronInvalid, Schedule, check_cron
 
 __all__ = ["SHORTEST_MS", "compile_schedule"]
 
 _WAYS: Final = ("every", "cron", "after", "on")
 _STRATEGIES: Final = ("all", "any", "one")
+_HINT: Final = "a schedule holds before there is a run"
 SHORTEST_MS: Final = 1_000
 """The shortest interval of `every`."""
 
@@ -80,8 +83,43 @@ def _strategy(context: Context, value: Any, pointer: str) -> bool:
     if ways[0] == "all" and not content:
         context.error(Rule.INVALID_VALUE, "'all' needs at least one filter", place)
         return False
+    if len(content) > context.limits.filters:
+        message = f"'{ways[0]}' has {len(content)} filters; the limit is {context.limits.filters}"
+        context.error(Rule.LIMIT, message, place)
+        return False
     checked = [_filter(context, each, join_pointer(place, position)) for position, each in enumerate(content)]
     return all(checked)  # all of them are looked at, so that all mistakes are told
+
+
+def _patterns(context: Context, attributes: dict[str, Any], pointer: str) -> None:
+    """Checks regular expressions and expressions of a filter."""
+    unseen: list[tuple[str, Any]] = [(pointer, attributes)]
+    while unseen:
+        place, node = unseen.pop()
+        if isinstance(node, dict):
+            unseen.extend((join_pointer(place, name), part) for name, part in node.items())
+        elif isinstance(node, list) and any(True for _ in template_strings(node)):
+            message = "a list in a filter is compared as a whole: use one expression for all of it"
+            context.error(Rule.INVALID_VALUE, message, place)
+        elif isinstance(node, str) and "${" in node:
+            _plain(context, node, place)
+        elif isinstance(node, str):
+            try:
+                check_pattern(node)
+            except PatternError as error:
+                context.error(Rule.INVALID_VALUE, str(error), place)
+
+
+def _plain(context: Context, text: str, pointer: str) -> None:
+    """An expression whose value depends on the event alone, without what only jq itself knows."""
+    try:
+        binding = Binding(text, frozenset())
+    except ExpressionSyntaxError as error:
+        context.error(Rule.EXPRESSION, f"{error}; {_HINT}: only the event is there", pointer)
+        return
+    if binding.guarded or binding.deferred or binding.names:
+        message = f"{_HINT}: an expression may use paths, comparisons, arithmetic, `and or not` and `//`"
+        context.error(Rule.INVALID_VALUE, message, pointer)
 
 
 def _filter(context: Context, value: Any, pointer: str) -> bool:
@@ -92,10 +130,22 @@ def _filter(context: Context, value: Any, pointer: str) -> bool:
         if not isinstance(attributes, dict) or not attributes:
             message = "'with' of an event filter is an object with at least one attribute"
             context.error(Rule.WRONG_TYPE, message, join_pointer(pointer, "with"))
+        else:
+            _patterns(context, attributes, join_pointer(pointer, "with"))
     place = join_pointer(pointer, "correlate")
     correlate = members.get("correlate", {})
     known = correlate if isinstance(correlate, dict) else {}
     for name, correlation in context.mapping(correlate, place, "'correlate'", known).items():
         spot = join_pointer(place, name)
-        context.mapping(correlation, spot, "a correlation", frozenset({"from", "expect"}), ("from",))
+        parts = context.mapping(correlation, spot, "a correlation", frozenset({"from", "expect"}), ("from",))
+        if "from" in parts:
+            source = parts["from"]
+            if not isinstance(source, str):
+                message = f"'from' must be an expression over the event, not {kind_of(source)}"
+                context.error(Rule.WRONG_TYPE, message, join_pointer(spot, "from"))
+            else:
+                _plain(context, source if "${" in source else f"${{ {source} }}", join_pointer(spot, "from"))
+        if any(True for _ in template_strings(parts.get("expect"))):
+            message = f"{_HINT}: 'expect' must be a constant"
+            context.error(Rule.INVALID_VALUE, message, join_pointer(spot, "expect"))
     return len(context.findings) == before

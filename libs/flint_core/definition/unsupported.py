@@ -10,9 +10,7 @@ TASKS: Final[dict[str, str]] = {}
 
 CALLS: Final[dict[str, str]] = {}
 
-TOP_LEVEL: Final = {
-    "schedule": "schedules are not built yet; start runs from cron with `flint run`",
-}
+TOP_LEVEL: Final[dict[str, str]] = {}
 
 FLINT_HINTS: Final = {
     "pool": "naming a pool is not built yet",
@@ -20,5 +18,4 @@ FLINT_HINTS: Final = {
     "concurrency": "concurrency keys are not built yet",
     "sla": "service levels are not built yet; use `timeout`",
     "residency": "residency is not built yet",
-    "level": "a definition cannot choose its level yet; give one with each run that is started",
 }

@@ -55,6 +55,15 @@ def compile_workflow(context: Context, source: Any) -> Program | None:
     if "do" in document:
         scope = compiler.scope(document["do"], "/do", "'do'", None, (), "timeout" in document)
     schedule = compile_schedule(context, document["schedule"]) if "schedule" in document else None
+    policy = head.pop("policy", None)
+    if policy is not None and "schedule" not in document:
+        message = "there is no 'schedule' that this hint could be about"
+        context.error(Rule.INVALID_VALUE, message, "/document/metadata/flint/schedule", key=True)
+    elif policy is not None and schedule is not None:
+        if schedule.every is None and schedule.cron is None:
+            message = "this hint is for the schedules every and cron"
+            context.error(Rule.INVALID_VALUE, message, "/document/metadata/flint/schedule", key=True)
+        schedule = replace(schedule, **policy)
     reusable.check_unused()
     authentications.check(Places("call", ()).arguments)
     with context.aside():

@@ -186,6 +186,9 @@ class SchedulerSettings(_Section):
     overcommit: float = Field(1.25, ge=1, le=4, description="legs sent per slot")
     queue_limit: int = Field(200_000, ge=1, description="accepted runs waiting for a slot, per scheduler")
     drain_s: float = Field(10.0, gt=0)
+    schedule_catch_up_s: float = Field(
+        300.0, ge=0, le=31 * 86_400, description="a schedule's time that was missed is made up for if it is not older"
+    )
 
 
 class RegistrySettings(_Section):

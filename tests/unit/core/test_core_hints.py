@@ -220,9 +220,8 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("what", SCHEDULES)
-def test_a_schedule_is_part_of_the_program(what, monkeypatch):
+def test_a_schedule_is_part_of_the_program(what):
     text, schedule = SCHEDULES[what]
-    monkeypatch.delitem(unsupported.TOP_LEVEL, "schedule", raising=False)
     program = compile_definition(HEAD + f"schedule: {text}\ndo: [{{t: {{call: noop}}}}]\n").program
     assert program.schedule == schedule
     assert Program.decode(program.encode()).schedule == schedule

@@ -128,13 +128,14 @@ class Scheduler(pb_grpc.SchedulingServiceServicer, pb_grpc.PrincipalServiceServi
                     workflow=format_version(start.namespace, start.workflow_id, start.version or "1.0.0"),
                     state=Run.STATE_QUEUED,
                     input=start.input,
-                    level=start.level,
+                    level=start.level if start.HasField("level") else 5,
                     change=1,
                     trace_id=start.trace_id.hex(),
                 )
             result.run_id = run_id
             result.version = start.version or "1.0.0"
             result.state = self.record.runs[run_id].state
+            result.level = self.record.runs[run_id].level
         if self.lose_answers:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the answer got lost after the commit")
         return response

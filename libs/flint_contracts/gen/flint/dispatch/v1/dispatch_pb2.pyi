@@ -53,6 +53,7 @@ class Job(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     INBOX_FIELD_NUMBER: _builtins.int
     AWAITS_FIELD_NUMBER: _builtins.int
+    COMPENSATES_FIELD_NUMBER: _builtins.int
     run_id: _builtins.bytes
     """The run, 16 bytes."""
     namespace: _builtins.str
@@ -99,6 +100,8 @@ class Job(_message.Message):
     """When this leg was opened, milliseconds since the Unix epoch (PostgreSQL's clock)."""
     seed: _builtins.int
     """Seed of deterministic jitter."""
+    compensates: _builtins.bool
+    """Whether the record knows that the run has something to undo."""
     @_builtins.property
     def events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Events recorded after the snapshot, in order, one per entry."""
@@ -140,10 +143,11 @@ class Job(_message.Message):
         seed: _builtins.int = ...,
         inbox: _abc.Iterable[Global___InboxMessage] | None = ...,
         awaits: _abc.Iterable[_builtins.str] | None = ...,
+        compensates: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits", b"awaits", "cancel_requested", b"cancel_requested", "claimant", b"claimant", "create_time_ms", b"create_time_ms", "definition_hash", b"definition_hash", "events", b"events", "expected_sequence", b"expected_sequence", "generation", b"generation", "group", b"group", "inbox", b"inbox", "input", b"input", "leg", b"leg", "leg_nonce", b"leg_nonce", "level", b"level", "namespace", b"namespace", "open_time_ms", b"open_time_ms", "owner_session", b"owner_session", "position", b"position", "run_id", b"run_id", "seed", b"seed", "sequence", b"sequence", "snapshot", b"snapshot", "trace_id", b"trace_id", "version", b"version", "watermark", b"watermark", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits", b"awaits", "cancel_requested", b"cancel_requested", "claimant", b"claimant", "compensates", b"compensates", "create_time_ms", b"create_time_ms", "definition_hash", b"definition_hash", "events", b"events", "expected_sequence", b"expected_sequence", "generation", b"generation", "group", b"group", "inbox", b"inbox", "input", b"input", "leg", b"leg", "leg_nonce", b"leg_nonce", "level", b"level", "namespace", b"namespace", "open_time_ms", b"open_time_ms", "owner_session", b"owner_session", "position", b"position", "run_id", b"run_id", "seed", b"seed", "sequence", b"sequence", "snapshot", b"snapshot", "trace_id", b"trace_id", "version", b"version", "watermark", b"watermark", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -427,6 +431,10 @@ class OwnerNudge(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     INBOX_FIELD_NUMBER: _builtins.int
     INTERESTS_FIELD_NUMBER: _builtins.int
+    SCHEDULES_FIELD_NUMBER: _builtins.int
+    WORKFLOWS_FIELD_NUMBER: _builtins.int
+    workflows: _builtins.bool
+    """Versions of a workflow of this group changed: its schedule may have."""
     @_builtins.property
     def accepted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Runs that another replica accepted, 16 bytes each."""
@@ -439,16 +447,22 @@ class OwnerNudge(_message.Message):
     def interests(self) -> _containers.RepeatedCompositeFieldContainer[Global___Interest]:
         """Watches to add or renew; each lasts 60 s."""
 
+    @_builtins.property
+    def schedules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Schedules whose last run has ended, 16 bytes each."""
+
     def __init__(
         self,
         *,
         accepted: _abc.Iterable[_builtins.bytes] | None = ...,
         inbox: _abc.Iterable[_builtins.bytes] | None = ...,
         interests: _abc.Iterable[Global___Interest] | None = ...,
+        schedules: _abc.Iterable[_builtins.bytes] | None = ...,
+        workflows: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "inbox", b"inbox", "interests", b"interests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "inbox", b"inbox", "interests", b"interests", "schedules", b"schedules", "workflows", b"workflows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

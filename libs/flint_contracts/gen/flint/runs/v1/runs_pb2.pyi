@@ -85,6 +85,7 @@ class Run(_message.Message):
     TRACE_ID_FIELD_NUMBER: _builtins.int
     WORKER_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name: namespaces/{namespace}/runs/{run}; {run} is a UUID."""
     workflow: _builtins.str
@@ -131,6 +132,10 @@ class Run(_message.Message):
     def wake_time(self) -> _timestamp_pb2.Timestamp:
         """When a WAITING run wakes."""
 
+    @_builtins.property
+    def schedule_time(self) -> _timestamp_pb2.Timestamp:
+        """Set when the workflow's schedule started it: the moment that the schedule named. For a start by events: create_time."""
+
     def __init__(
         self,
         *,
@@ -152,10 +157,11 @@ class Run(_message.Message):
         trace_id: _builtins.str = ...,
         worker: _builtins.str = ...,
         cancel_requested: _builtins.bool = ...,
+        schedule_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "start_time", b"start_time", "wake_time", b"wake_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "schedule_time", b"schedule_time", "start_time", b"start_time", "wake_time", b"wake_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "change", b"change", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "input", b"input", "leg", b"leg", "level", b"level", "name", b"name", "output", b"output", "position", b"position", "request_id", b"request_id", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "wake_time", b"wake_time", "worker", b"worker", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "change", b"change", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "input", b"input", "leg", b"leg", "level", b"level", "name", b"name", "output", b"output", "position", b"position", "request_id", b"request_id", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "wake_time", b"wake_time", "worker", b"worker", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -344,7 +350,7 @@ class StartRunRequest(_message.Message):
     is refused (REQUEST_ID_REUSED). At most 128 printable ASCII characters; empty means none.
     """
     level: _builtins.int
-    """Priority level, 0 (most urgent) to 9. Unset means 5."""
+    """Priority level, 0 (most urgent) to 9. Unset means the definition's (metadata.flint.level), or else 5."""
     def __init__(
         self,
         *,

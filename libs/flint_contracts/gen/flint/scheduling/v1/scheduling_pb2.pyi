@@ -49,7 +49,7 @@ class Start(_message.Message):
     replica after an unanswered call cannot start twice.
     """
     level: _builtins.int
-    """Level, 0 to 9."""
+    """Level, 0 to 9. Unset: the definition's, or else 5."""
     trace_id: _builtins.bytes
     """W3C trace id, 16 bytes."""
     def __init__(
@@ -60,14 +60,16 @@ class Start(_message.Message):
         version: _builtins.str = ...,
         input: _builtins.bytes = ...,
         request_id: _builtins.str = ...,
-        level: _builtins.int = ...,
+        level: _builtins.int | None = ...,
         trace_id: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_level", b"_level", "level", b"level"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "level", b"level", "namespace", b"namespace", "request_id", b"request_id", "trace_id", b"trace_id", "version", b"version", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_level", b"_level", "input", b"input", "level", b"level", "namespace", b"namespace", "request_id", b"request_id", "trace_id", b"trace_id", "version", b"version", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__level: _TypeAlias = _typing.Literal["level"]  # noqa: Y015
+    _WhichOneofArgType__level: _TypeAlias = _typing.Literal["_level", b"_level"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__level) -> _WhichOneofReturnType__level | None: ...
 
 Global___Start: _TypeAlias = Start  # noqa: Y015
 
@@ -135,6 +137,7 @@ class AcceptResult(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
     run_id: _builtins.bytes
     """The accepted run's id, 16 bytes (a UUID of version 7 whose rand_a field holds the shard)."""
     created: _builtins.bool
@@ -143,6 +146,8 @@ class AcceptResult(_message.Message):
     """Version that was chosen."""
     state: _runs_pb2.Run.State.ValueType
     """State at the answer."""
+    level: _builtins.int
+    """Level of the run."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted: the time in its id."""
@@ -160,10 +165,11 @@ class AcceptResult(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         error: _status_pb2.Status | None = ...,
         state: _runs_pb2.Run.State.ValueType = ...,
+        level: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "created", b"created", "error", b"error", "run_id", b"run_id", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "created", b"created", "error", b"error", "level", b"level", "run_id", b"run_id", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"flint/workflows/v1/workflows.proto\x12\x12\x66lint.workflows.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc8\x01\n\x08Workflow\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\r\n\x05title\x18\x04 \x01(\t\x12\x0f\n\x07summary\x18\x05 \x01(\t\x12\x0e\n\x06source\x18\x06 \x01(\t\x12\x17\n\x0f\x64\x65\x66inition_hash\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06latest\x18\t \x01(\x08\"\xdf\x01\n\x07\x46inding\x12\x36\n\x08severity\x18\x01 \x01(\x0e\x32$.flint.workflows.v1.Finding.Severity\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07pointer\x18\x03 \x01(\t\x12\x0c\n\x04line\x18\x04 \x01(\x05\x12\x0e\n\x06\x63olumn\x18\x05 \x01(\x05\x12\x0c\n\x04rule\x18\x06 \x01(\t\"N\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x12\n\x0eSEVERITY_ERROR\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\"M\n\x14\x41pplyWorkflowRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"\x87\x01\n\x15\x41pplyWorkflowResponse\x12.\n\x08workflow\x18\x01 \x01(\x0b\x32\x1c.flint.workflows.v1.Workflow\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12-\n\x08\x66indings\x18\x03 \x03(\x0b\x32\x1b.flint.workflows.v1.Finding\"\"\n\x12GetWorkflowRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x13GetWorkflowResponse\x12.\n\x08workflow\x18\x01 \x01(\x0b\x32\x1c.flint.workflows.v1.Workflow\"M\n\x14ListWorkflowsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x15ListWorkflowsResponse\x12/\n\tworkflows\x18\x01 \x03(\x0b\x32\x1c.flint.workflows.v1.Workflow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x15\x44\x65leteWorkflowRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16\x44\x65leteWorkflowResponse2\xa6\x03\n\x0fWorkflowService\x12\x64\n\rApplyWorkflow\x12(.flint.workflows.v1.ApplyWorkflowRequest\x1a).flint.workflows.v1.ApplyWorkflowResponse\x12^\n\x0bGetWorkflow\x12&.flint.workflows.v1.GetWorkflowRequest\x1a\'.flint.workflows.v1.GetWorkflowResponse\x12\x64\n\rListWorkflows\x12(.flint.workflows.v1.ListWorkflowsRequest\x1a).flint.workflows.v1.ListWorkflowsResponse\x12g\n\x0e\x44\x65leteWorkflow\x12).flint.workflows.v1.DeleteWorkflowRequest\x1a*.flint.workflows.v1.DeleteWorkflowResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"flint/workflows/v1/workflows.proto\x12\x12\x66lint.workflows.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x02\n\x08Workflow\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\r\n\x05title\x18\x04 \x01(\t\x12\x0f\n\x07summary\x18\x05 \x01(\t\x12\x0e\n\x06source\x18\x06 \x01(\t\x12\x17\n\x0f\x64\x65\x66inition_hash\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06latest\x18\t \x01(\x08\x12\x11\n\tscheduled\x18\n \x01(\x08\x12\x33\n\x0fnext_start_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xdf\x01\n\x07\x46inding\x12\x36\n\x08severity\x18\x01 \x01(\x0e\x32$.flint.workflows.v1.Finding.Severity\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07pointer\x18\x03 \x01(\t\x12\x0c\n\x04line\x18\x04 \x01(\x05\x12\x0e\n\x06\x63olumn\x18\x05 \x01(\x05\x12\x0c\n\x04rule\x18\x06 \x01(\t\"N\n\x08Severity\x12\x18\n\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x12\n\x0eSEVERITY_ERROR\x10\x01\x12\x14\n\x10SEVERITY_WARNING\x10\x02\"M\n\x14\x41pplyWorkflowRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"\x87\x01\n\x15\x41pplyWorkflowResponse\x12.\n\x08workflow\x18\x01 \x01(\x0b\x32\x1c.flint.workflows.v1.Workflow\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12-\n\x08\x66indings\x18\x03 \x03(\x0b\x32\x1b.flint.workflows.v1.Finding\"\"\n\x12GetWorkflowRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"E\n\x13GetWorkflowResponse\x12.\n\x08workflow\x18\x01 \x01(\x0b\x32\x1c.flint.workflows.v1.Workflow\"M\n\x14ListWorkflowsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"a\n\x15ListWorkflowsResponse\x12/\n\tworkflows\x18\x01 \x03(\x0b\x32\x1c.flint.workflows.v1.Workflow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x15\x44\x65leteWorkflowRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x18\n\x16\x44\x65leteWorkflowResponse2\xa6\x03\n\x0fWorkflowService\x12\x64\n\rApplyWorkflow\x12(.flint.workflows.v1.ApplyWorkflowRequest\x1a).flint.workflows.v1.ApplyWorkflowResponse\x12^\n\x0bGetWorkflow\x12&.flint.workflows.v1.GetWorkflowRequest\x1a\'.flint.workflows.v1.GetWorkflowResponse\x12\x64\n\rListWorkflows\x12(.flint.workflows.v1.ListWorkflowsRequest\x1a).flint.workflows.v1.ListWorkflowsResponse\x12g\n\x0e\x44\x65leteWorkflow\x12).flint.workflows.v1.DeleteWorkflowRequest\x1a*.flint.workflows.v1.DeleteWorkflowResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,27 +33,27 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'flint.workflows.v1.workflow
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WORKFLOW']._serialized_start=92
-  _globals['_WORKFLOW']._serialized_end=292
-  _globals['_FINDING']._serialized_start=295
-  _globals['_FINDING']._serialized_end=518
-  _globals['_FINDING_SEVERITY']._serialized_start=440
-  _globals['_FINDING_SEVERITY']._serialized_end=518
-  _globals['_APPLYWORKFLOWREQUEST']._serialized_start=520
-  _globals['_APPLYWORKFLOWREQUEST']._serialized_end=597
-  _globals['_APPLYWORKFLOWRESPONSE']._serialized_start=600
-  _globals['_APPLYWORKFLOWRESPONSE']._serialized_end=735
-  _globals['_GETWORKFLOWREQUEST']._serialized_start=737
-  _globals['_GETWORKFLOWREQUEST']._serialized_end=771
-  _globals['_GETWORKFLOWRESPONSE']._serialized_start=773
-  _globals['_GETWORKFLOWRESPONSE']._serialized_end=842
-  _globals['_LISTWORKFLOWSREQUEST']._serialized_start=844
-  _globals['_LISTWORKFLOWSREQUEST']._serialized_end=921
-  _globals['_LISTWORKFLOWSRESPONSE']._serialized_start=923
-  _globals['_LISTWORKFLOWSRESPONSE']._serialized_end=1020
-  _globals['_DELETEWORKFLOWREQUEST']._serialized_start=1022
-  _globals['_DELETEWORKFLOWREQUEST']._serialized_end=1059
-  _globals['_DELETEWORKFLOWRESPONSE']._serialized_start=1061
-  _globals['_DELETEWORKFLOWRESPONSE']._serialized_end=1085
-  _globals['_WORKFLOWSERVICE']._serialized_start=1088
-  _globals['_WORKFLOWSERVICE']._serialized_end=1510
+  _globals['_WORKFLOW']._serialized_end=364
+  _globals['_FINDING']._serialized_start=367
+  _globals['_FINDING']._serialized_end=590
+  _globals['_FINDING_SEVERITY']._serialized_start=512
+  _globals['_FINDING_SEVERITY']._serialized_end=590
+  _globals['_APPLYWORKFLOWREQUEST']._serialized_start=592
+  _globals['_APPLYWORKFLOWREQUEST']._serialized_end=669
+  _globals['_APPLYWORKFLOWRESPONSE']._serialized_start=672
+  _globals['_APPLYWORKFLOWRESPONSE']._serialized_end=807
+  _globals['_GETWORKFLOWREQUEST']._serialized_start=809
+  _globals['_GETWORKFLOWREQUEST']._serialized_end=843
+  _globals['_GETWORKFLOWRESPONSE']._serialized_start=845
+  _globals['_GETWORKFLOWRESPONSE']._serialized_end=914
+  _globals['_LISTWORKFLOWSREQUEST']._serialized_start=916
+  _globals['_LISTWORKFLOWSREQUEST']._serialized_end=993
+  _globals['_LISTWORKFLOWSRESPONSE']._serialized_start=995
+  _globals['_LISTWORKFLOWSRESPONSE']._serialized_end=1092
+  _globals['_DELETEWORKFLOWREQUEST']._serialized_start=1094
+  _globals['_DELETEWORKFLOWREQUEST']._serialized_end=1131
+  _globals['_DELETEWORKFLOWRESPONSE']._serialized_start=1133
+  _globals['_DELETEWORKFLOWRESPONSE']._serialized_end=1157
+  _globals['_WORKFLOWSERVICE']._serialized_start=1160
+  _globals['_WORKFLOWSERVICE']._serialized_end=1582
 # @@protoc_insertion_point(module_scope)

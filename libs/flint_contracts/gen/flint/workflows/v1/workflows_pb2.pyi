@@ -35,6 +35,8 @@ class Workflow(_message.Message):
     DEFINITION_HASH_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     LATEST_FIELD_NUMBER: _builtins.int
+    SCHEDULED_FIELD_NUMBER: _builtins.int
+    NEXT_START_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name: namespaces/{namespace}/workflows/{workflow}/versions/{version}."""
     workflow_id: _builtins.str
@@ -51,9 +53,15 @@ class Workflow(_message.Message):
     """SHA-256 of the compiled form, in hexadecimal; two versions with the same hash behave the same."""
     latest: _builtins.bool
     """Whether it is the version that StartRun uses when none is named (the highest by semantic version order)."""
+    scheduled: _builtins.bool
+    """Whether its schedule is in force: that of the latest version is."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the version was first applied."""
+
+    @_builtins.property
+    def next_start_time(self) -> _timestamp_pb2.Timestamp:
+        """When the schedule starts the next run; unset while that depends on events, or on the end of a run."""
 
     def __init__(
         self,
@@ -67,10 +75,12 @@ class Workflow(_message.Message):
         definition_hash: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         latest: _builtins.bool = ...,
+        scheduled: _builtins.bool = ...,
+        next_start_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "next_start_time", b"next_start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "definition_hash", b"definition_hash", "latest", b"latest", "name", b"name", "source", b"source", "summary", b"summary", "title", b"title", "version", b"version", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "definition_hash", b"definition_hash", "latest", b"latest", "name", b"name", "next_start_time", b"next_start_time", "scheduled", b"scheduled", "source", b"source", "summary", b"summary", "title", b"title", "version", b"version", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
