@@ -39,6 +39,7 @@ lint: $(DEV_STAMP)
 	$(VENV)/bin/python deploy/tools/generate_stubs.py --check
 	$(VENV)/bin/python deploy/tools/check_contracts.py
 	$(VENV)/bin/python deploy/tools/generate_config_docs.py --check
+	$(VENV)/bin/python deploy/tools/generate_language_schema.py --check
 
 # Stubs from the contracts; committed, so that running needs no compiler.
 proto: $(DEV_STAMP)

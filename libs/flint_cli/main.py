@@ -11,6 +11,7 @@ import typer
 from flint_cli.commands import (
     apply,
     approvals,
+    config,
     doctor,
     down,
     events,
@@ -20,6 +21,7 @@ from flint_cli.commands import (
     migrate,
     run,
     runs,
+    schema,
     test,
     up,
     version,
@@ -68,7 +70,9 @@ app.add_typer(workers.app)
 app.add_typer(functions.app)
 app.add_typer(keys.app)
 app.command("lint")(lint.lint)
+app.command("schema")(schema.schema)
 app.command("test")(test.test)
+app.add_typer(config.app)
 app.command("migrate")(migrate.migrate)
 app.command("version")(version.version)
 

@@ -16,7 +16,7 @@ import grpc
 
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
 from flint_core.definition import Compiled
-from flint_core.definition.findings import DefinitionLimits, Finding, Rule, Severity
+from flint_core.definition.findings import DefinitionLimits, Finding, Guarded, Rule, Severity
 from flint_core.definition.reader import read
 from flint_core.program import Program
 from flint_jq.errors import EvaluatorsBusy
@@ -85,6 +85,11 @@ class DefinitionChecker:
         placed = await asyncio.to_thread(self._place, source, faults) if faults else []
         return [replace(finding, severity=Severity.WARNING) for finding in placed]
 
+    async def refuse(self, source: str, faults: list[tuple[str, str, str]]) -> None:
+        """Raises `Refused` for (rule, message, pointer), if there are any."""
+        if faults:
+            raise _refused(await asyncio.to_thread(self._place, source, faults))
+
     async def _check(self, compiled: Compiled, source: str, namespace: str) -> Checked:
         program = compiled.program
         errors = [finding for finding in compiled.findings if finding.severity == Severity.ERROR]
@@ -95,9 +100,9 @@ class DefinitionChecker:
             message = f"is '{program.namespace}', but the definition is applied to namespace '{namespace}'"
             faults = [(Rule.INVALID_VALUE, message, "/document/namespace")]
             raise _refused(await asyncio.to_thread(self._place, source, faults))
-        faults = await self._check_expressions(program)
-        if faults:
-            raise _refused(await asyncio.to_thread(self._place, source, faults))
+        refused = await self._check_expressions(compiled.guarded)
+        if refused:
+            raise _refused(refused)
         return Checked(program, program.encode(), warnings)
 
     def _place(self, source: str, faults: list[tuple[str, str, str]]) -> list[Finding]:
@@ -108,22 +113,21 @@ class DefinitionChecker:
             for rule, message, pointer in faults
         ]
 
-    async def _check_expressions(self, program: Program) -> list[tuple[str, str, str]]:
-        sources = program.jq_sources()
-        if not sources:
+    async def _check_expressions(self, expressions: Sequence[Guarded]) -> list[Finding]:
+        if not expressions:
             return []
-        faults = []
+        refused = []
         try:
             if not self._pool_started:
                 await self._pool.start()
                 self._pool_started = True
-            for text, variables, pointer in sources:
-                message = await self._pool.check(text, variables)
+            for expression in expressions:
+                message = await self._pool.check(expression.source, expression.variables)
                 if message is not None:
-                    faults.append((Rule.EXPRESSION, f"jq refuses '{text}': {message}", pointer))
+                    refused.append(expression.refused(message))
         except EvaluatorsBusy as error:
             raise component_unavailable("evaluator", str(error)) from None
-        return faults
+        return refused
 
 
 def finding_message(finding: Finding) -> workflows_pb2.Finding:

@@ -58,6 +58,10 @@ class Script:
 
     refusals: list[status_pb2.Status] = field(default_factory=list)
     starts: list[runs_pb2.StartRunRequest] = field(default_factory=list)
+    applied: list[workflows_pb2.ApplyWorkflowRequest] = field(default_factory=list)
+    applied_version: str = "1.0.0"
+    stored: dict[str, str] = field(default_factory=dict)  # version to source; the greatest is the latest
+    findings: list[workflows_pb2.Finding] = field(default_factory=list)
     batches: list[runs_pb2.StartRunsRequest] = field(default_factory=list)
     start_result: Callable[[runs_pb2.StartRunRequest], runs_pb2.StartRunResult | None] = lambda request: None
     await_streams: int = 0
@@ -149,8 +153,21 @@ class Workflows(workflows_pb2_grpc.WorkflowServiceServicer):
     async def ApplyWorkflow(self, request: Any, context: Any) -> workflows_pb2.ApplyWorkflowResponse:
         if self.script.refusals:
             await abort(context, self.script.refusals.pop(0))
-        workflow = workflows_pb2.Workflow(workflow_id="greet", version="1.0.0", source=request.source)
-        return workflows_pb2.ApplyWorkflowResponse(workflow=workflow, created=True)
+        version = self.script.applied_version
+        workflow = workflows_pb2.Workflow(
+            workflow_id="greet", version=version, source=request.source, definition_hash=request.source
+        )
+        self.script.applied.append(request)
+        return workflows_pb2.ApplyWorkflowResponse(workflow=workflow, created=True, findings=self.script.findings)
+
+    async def GetWorkflow(self, request: Any, context: Any) -> workflows_pb2.GetWorkflowResponse:
+        asked = request.name.partition("/versions/")[2] or max(self.script.stored, default="")
+        if asked not in self.script.stored:
+            status = refusal(grpc.StatusCode.NOT_FOUND, "WORKFLOW_NOT_FOUND", f"there is no {request.name}")
+            await abort(context, status)
+        source = self.script.stored[asked]
+        workflow = workflows_pb2.Workflow(workflow_id="greet", version=asked, source=source, definition_hash=source)
+        return workflows_pb2.GetWorkflowResponse(workflow=workflow)
 
 
 class ScriptedGateway:

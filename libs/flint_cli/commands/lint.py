@@ -42,8 +42,7 @@ async def check(source: str) -> list[Finding]:
     Raises CommandFailed when the guarded evaluator cannot be started here.
     """
     # Here and not above: the compiler takes longer to load than most other commands need in all.
-    from flint_core.definition import DefinitionLimits, Finding, Rule, Severity  # noqa: PLC0415
-    from flint_core.definition.reader import read  # noqa: PLC0415
+    from flint_core.definition import DefinitionLimits  # noqa: PLC0415
     from flint_jq import EvaluatorPool, EvaluatorsBusy  # noqa: PLC0415
     from flint_ops.config import LimitSettings  # noqa: PLC0415
     from flint_ops.resources import ResourceLimits, ResourceReader, compile_with_resources  # noqa: PLC0415
@@ -55,19 +54,16 @@ async def check(source: str) -> list[Finding]:
         compiled = await compile_with_resources(source, limits, reader)
     finally:
         await reader.close()
-    expressions = compiled.program.jq_sources() if compiled.program is not None else []
-    if not expressions:
-        return compiled.findings
     found = list(compiled.findings)
-    root = read(source, limits)
+    if not compiled.guarded:
+        return found
     pool = EvaluatorPool(1, settings.evaluate_ms, settings.evaluate_bytes, settings.payload_bytes)
     try:
         await pool.start()
-        for expression, variables, pointer in expressions:
-            message = await pool.check(expression, variables)
+        for expression in compiled.guarded:
+            message = await pool.check(expression.source, expression.variables)
             if message is not None:
-                line, column = root.place(pointer, key=True)
-                found.append(Finding(Severity.ERROR, Rule.EXPRESSION, message, pointer, line, column))
+                found.append(expression.refused(message))
     except EvaluatorsBusy as error:
         raise CommandFailed(f"the expressions could not be checked: {error}", ExitCode.UNAVAILABLE) from error
     finally:

@@ -6,24 +6,26 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from flint_core.definition.context import Context
-from flint_core.definition.findings import DefinitionLimits, Finding, Rule, Severity
+from flint_core.definition.findings import DefinitionLimits, Finding, Guarded, Rule, Severity
 from flint_core.definition.reader import ReadError, read
 from flint_core.definition.resources import Resource
 from flint_core.definition.workflow import compile_workflow
 from flint_core.program import Program
 
-__all__ = ["Compiled", "DefinitionLimits", "Finding", "Resource", "Rule", "Severity", "compile_definition"]
+__all__ = ["Compiled", "DefinitionLimits", "Finding", "Guarded", "Resource", "Rule", "Severity", "compile_definition"]
 
 
 class Compiled(NamedTuple):
     """What came of a definition. `program` is None exactly when a finding is an error, or `needs` has entries.
 
-    `needs`: texts that the definition refers to and that were not in `resources`.
+    `needs`: texts that the definition refers to and that were not in `resources`. `guarded`: expressions outside the
+    fast path, in document order: nothing but a guarded jq can tell whether they compile.
     """
 
     program: Program | None
     findings: list[Finding]
     needs: tuple[Resource, ...] = ()
+    guarded: tuple[Guarded, ...] = ()
 
 
 def compile_definition(
@@ -34,7 +36,7 @@ def compile_definition(
     `resources`: the texts that it refers to, by address. Nothing is fetched here: fetch what `needs` names and compile
     again with all of it, until nothing is needed (a text may refer to further ones).
 
-    Expressions outside the fast path are not compiled here: check `program.jq_sources()` with a guarded jq as well.
+    Expressions outside the fast path are not compiled here: check `guarded` with a guarded jq as well.
     """
     bounds = limits or DefinitionLimits()
     try:
@@ -47,4 +49,5 @@ def compile_definition(
     findings = sorted(context.findings, key=lambda finding: (finding.line, finding.column))
     # Through the encoding and back, so that what is linted here is exactly what a worker will execute.
     compiled = None if program is None else Program.decode(program.encode())
-    return Compiled(compiled, findings, tuple(context.needs.values()))
+    guarded = sorted(context.guarded.values(), key=lambda each: (each.line, each.column))
+    return Compiled(compiled, findings, tuple(context.needs.values()), tuple(guarded))

@@ -74,6 +74,7 @@ class Authentications:
             hint = suggestion(name, self._policies) or "; define it in use.authentications"
             self._context.error(Rule.REFERENCE, f"use.authentications has no '{name[:80]}'{hint}", pointer)
             return None
+        self._context.used.add(("authentications", name))
         place = join_pointer("/use/authentications", name)
         origin = Origin(self._context.root, place)
         self._context.origins.add(pointer.removesuffix("/use") if isinstance(value, dict) else pointer, origin)
@@ -112,6 +113,7 @@ class Authentications:
         if not isinstance(name, str) or not name:
             context.error(Rule.WRONG_TYPE, f"'use' names a secret; it is {kind_of(name)}", pointer)
             return "${ {} }"
+        context.used.add(("secrets", name))
         if name not in context.secrets:
             hint = suggestion(name, context.secrets) or "; list it in use.secrets"
             context.error(Rule.SECRET, f"the secret '{name[:80]}' is not declared{hint}", pointer)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 import jsonschema_rs
 
 from flint_core.bindings import expressions_in, template_strings
-from flint_core.definition.findings import DefinitionLimits, Finding, Rule, Severity, suggestion
+from flint_core.definition.findings import DefinitionLimits, Finding, Guarded, Rule, Severity, suggestion
 from flint_core.definition.origins import Origins
 from flint_core.definition.reader import Node, ReadError, join_pointer, read
 from flint_core.definition.resources import Resource, resource_at
 from flint_core.durations import DurationError, parse_duration
-from flint_core.expressions import ExpressionSyntaxError, compile_template
+from flint_core.expressions import ExpressionSyntaxError, compile_expression, compile_template
 from flint_core.plan import Schema
 from flint_core.program import READS_DEFINITION
 
@@ -57,6 +57,8 @@ class Context:
         self.task_kinds: frozenset[str] = frozenset()
         self.limits = limits
         self.findings: list[Finding] = []
+        self.guarded: dict[tuple[str, frozenset[str], str], Guarded] = {}  # expressions that only jq can check
+        self.used: set[tuple[str, str]] = set()  # what is named of `use`: kind and name
         self.seen: set[tuple[str, str, str]] = set()
         self.secrets: frozenset[str] = frozenset()
         self.namespace = ""  # the document's own
@@ -196,7 +198,7 @@ class Context:
                     self.error(Rule.SECRET, message, join_pointer(pointer, *path))
                     return value
         try:
-            compile_template(value, variables=variables)
+            template = compile_template(value, variables=variables)
         except ExpressionSyntaxError as error:
             place = pointer + str(getattr(error, "pointer", ""))
             self.error(Rule.EXPRESSION, f"expression: {error.message}", place, offset=error.offset)
@@ -204,7 +206,22 @@ class Context:
         for path, text in strings:
             for source in expressions_in(text):
                 self._note(source, join_pointer(pointer, *path))
+                if template.parts or template.deferred:
+                    self._guard(source, variables, join_pointer(pointer, *path))
         return value
+
+    def _guard(self, source: str, variables: frozenset[str], pointer: str) -> None:
+        """Keep an expression for jq when the fast path does not take it."""
+        if compile_expression(source, variables=variables).fast:
+            return
+        origin = self.origins.of(pointer)
+        line, column = origin.root.place_within(origin.pointer, source)
+        within, pointer = "", origin.pointer
+        if origin.label:
+            within, pointer = f"{origin.label}, line {line}, column {column}", origin.at
+            line, column = self.root.place(pointer)
+        key = (source, variables, f"{within}{pointer}")
+        self.guarded.setdefault(key, Guarded(source, variables, pointer or "/", line, column, within))
 
     def expression(self, value: Any, pointer: str, variables: frozenset[str], what: str) -> str | None:
         """A place that takes one expression, with or without `${ }`."""
@@ -291,6 +308,7 @@ class Context:
                 self.step_places.setdefault((self.task, name), pointer)
         for match in _SECRET.finditer(source):
             name = match.group(1) or match.group(2)
+            self.used.add(("secrets", name or ""))
             if not name:
                 self.error(Rule.SECRET, "name the secret outright, as in $secrets.apiKey", pointer)
             elif name not in self.secrets:

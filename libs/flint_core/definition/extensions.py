@@ -15,13 +15,13 @@ from flint_core.program import Task
 if TYPE_CHECKING:
     from flint_core.definition.tasks import Scope, TaskCompiler
 
-__all__ = ["Extension", "compile_extended", "matching", "parse_extensions"]
+__all__ = ["EXTENDED", "Extension", "compile_extended", "matching", "parse_extensions"]
 
 _ALL: Final = "all"
 _OF_EXTENSIONS: Final = "extension"
 _COMPOSITE: Final = frozenset({"do", "fork"})
 _KINDS: Final = ("call", "emit", "for", "listen", "raise", "run", "set", "switch", "try", "wait")
-_EXTENDED: Final = (_ALL, "composite", _OF_EXTENSIONS, *_KINDS)
+EXTENDED: Final = (_ALL, "composite", _OF_EXTENSIONS, *_KINDS)
 
 
 class Extension(NamedTuple):
@@ -55,8 +55,8 @@ def parse_extensions(context: Context, value: Any) -> tuple[Extension, ...]:
         allowed = frozenset({"extend", "when", "before", "after"})
         members = context.mapping(body, place, f"the extension '{name[:80]}'", allowed, ("extend",))
         extend = members.get("extend")
-        if extend is not None and extend not in _EXTENDED:
-            hint = suggestion(str(extend), _EXTENDED) or f"; known are {', '.join(_EXTENDED)}"
+        if extend is not None and extend not in EXTENDED:
+            hint = suggestion(str(extend), EXTENDED) or f"; known are {', '.join(EXTENDED)}"
             message = f"'{str(extend)[:80]}' is nothing that can be extended{hint}"
             context.error(Rule.INVALID_VALUE, message, join_pointer(place, "extend"))
             continue

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["DefinitionLimits", "Finding", "Rule", "Severity", "suggestion"]
+__all__ = ["DefinitionLimits", "Finding", "Guarded", "Rule", "Severity", "suggestion"]
 
 
 class Severity(StrEnum):
@@ -37,6 +37,20 @@ class Rule:
     NO_TIMEOUT = "no-timeout"
     UNREACHABLE = "unreachable"
     UNKNOWN_FUNCTION = "unknown-function"  # no function worker ever registered it
+    # Advice: see `advice.py`.
+    RETRY_NOT_IDEMPOTENT = "retry-not-idempotent"
+    RETRY_EVERYTHING = "retry-everything"
+    WAIT_IN_RETRY = "wait-in-retry"
+    SWALLOWED_ERROR = "swallowed-error"
+    DISCARDED_ERROR = "discarded-error"
+    EXPOSED_SECRET = "exposed-secret"  # noqa: S105 - the name of a rule
+    COULD_FORK = "could-fork"
+    COULD_BE_PARALLEL = "could-be-parallel"
+    ENDLESS_LOOP = "endless-loop"
+    TIMEOUT_TOO_SHORT = "timeout-too-short"
+    SHADOWED_NAME = "shadowed-name"
+    LARGE_CONSTANT = "large-constant"
+    UNUSED = "unused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +63,24 @@ class Finding:
     pointer: str
     line: int
     column: int
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """An expression that only jq itself can check, and where it stands. `variables`: what its place defines."""
+
+    source: str
+    variables: frozenset[str]
+    pointer: str
+    line: int
+    column: int
+    within: str = ""  # the text from elsewhere that it stands in
+
+    def refused(self, reason: str) -> Finding:
+        """The finding when jq refuses it."""
+        place = f"in {self.within}: " if self.within else ""
+        message = f"{place}jq refuses '{self.source[:200]}': {reason}"
+        return Finding(Severity.ERROR, Rule.EXPRESSION, message, self.pointer, self.line, self.column)
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,7 @@ class Library:
     def find(self, name: str, pointer: str) -> Named | None:
         """What `name` means for a call at `pointer`; None when it is none of the library's."""
         if name in self._functions:
+            self._context.used.add(("functions", name))
             origin = Origin(self._context.root, join_pointer("/use/functions", name))
             return Named(Definition(name, name, self._functions[name], origin))
         if "://" in name:
@@ -138,6 +139,7 @@ class Library:
             hint = suggestion(catalog, known) or "; define it in use.catalogs"
             context.error(Rule.REFERENCE, f"use.catalogs has no '{catalog[:80]}'{hint}", pointer)
             return Named()
+        context.used.add(("catalogs", catalog))
         place = join_pointer("/use/catalogs", catalog, "endpoint")
         resource = resource_at(context, self._catalogs[catalog], place)
         if resource is None:

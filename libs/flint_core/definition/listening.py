@@ -16,11 +16,11 @@ from flint_core.program import Listen
 if TYPE_CHECKING:
     from flint_core.definition.tasks import Scope, TaskCompiler
 
-__all__ = ["compile_listen"]
+__all__ = ["FOREACH_MEMBERS", "MODES", "READ", "compile_listen"]
 
-_MODES: Final = ("one", "any", "all")
-_READ: Final = ("data", "envelope", "raw")
-_FOREACH: Final = frozenset({"item", "at", "do", "output", "export"})
+MODES: Final = ("one", "any", "all")
+READ: Final = ("data", "envelope", "raw")
+FOREACH_MEMBERS: Final = frozenset({"item", "at", "do", "output", "export"})
 _NEVER: Final = frozenset({"false", "${ false }"})
 
 
@@ -38,8 +38,8 @@ def compile_listen(
     place = join_pointer(pointer, "listen")
     parts = context.mapping(members["listen"], place, "'listen'", frozenset({"to", "read"}), ("to",))
     read = parts.get("read", "data")
-    if read not in _READ:
-        hint = suggestion(str(read), _READ) or "; it must be data, envelope or raw"
+    if read not in READ:
+        hint = suggestion(str(read), READ) or "; it must be data, envelope or raw"
         context.error(Rule.INVALID_VALUE, f"'read' is '{str(read)[:80]}'{hint}", join_pointer(place, "read"))
         read = "data"
     loop: dict[str, Any] = {}
@@ -64,7 +64,7 @@ def compile_listen(
 
 def _strategy(compiler: TaskCompiler, value: Any, place: str, places: Places, inner: Places) -> dict[str, Any]:
     context = compiler.context
-    parts = context.mapping(value, place, "'to'", frozenset({*_MODES, "until"}))
+    parts = context.mapping(value, place, "'to'", frozenset({*MODES, "until"}))
     mode = _mode(compiler, parts, value, place, "'to'")
     if mode is None:
         return {}
@@ -84,7 +84,7 @@ def _strategy(compiler: TaskCompiler, value: Any, place: str, places: Places, in
     elif isinstance(until, str):
         result["until"] = context.expression(until, spot, inner.body, "'until'")
     elif isinstance(until, dict):
-        ends = context.mapping(until, spot, "'until'", frozenset(_MODES))
+        ends = context.mapping(until, spot, "'until'", frozenset(MODES))
         mode = _mode(compiler, ends, until, spot, "'until'")
         if mode is not None:
             result["until_mode"] = mode
@@ -98,7 +98,7 @@ def _strategy(compiler: TaskCompiler, value: Any, place: str, places: Places, in
 
 
 def _mode(compiler: TaskCompiler, parts: dict[str, Any], value: Any, place: str, what: str) -> str | None:
-    modes = [name for name in _MODES if name in parts]
+    modes = [name for name in MODES if name in parts]
     if len(modes) == 1:
         return modes[0]
     if isinstance(value, dict) and len(parts) == len(value):
@@ -190,7 +190,7 @@ def _foreach_head(
     """The names of the loop's variables, and what its places see."""
     context = compiler.context
     place = join_pointer(pointer, "foreach")
-    parts = context.mapping(value, place, "'foreach'", _FOREACH)
+    parts = context.mapping(value, place, "'foreach'", FOREACH_MEMBERS)
     item = compiler.variable(parts.get("item", "item"), join_pointer(place, "item"), "'item'")
     at = compiler.variable(parts.get("at", "index"), join_pointer(place, "at"), "'at'")
     if item == at:

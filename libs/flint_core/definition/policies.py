@@ -9,12 +9,12 @@ from flint_core.definition.findings import Rule, suggestion
 from flint_core.definition.reader import join_pointer
 from flint_core.program import Retry
 
-__all__ = ["Reusable"]
+__all__ = ["BACKOFFS", "ERROR_MEMBERS", "FILTER_MEMBERS", "RETRY_MEMBERS", "Reusable"]
 
-_RETRY: Final = frozenset({"when", "exceptWhen", "delay", "backoff", "limit", "jitter"})
-_ERROR: Final = frozenset({"type", "status", "title", "detail", "instance"})
-_FILTER: Final = frozenset({"type", "status", "title", "detail", "details", "instance"})
-_BACKOFFS: Final = {
+RETRY_MEMBERS: Final = frozenset({"when", "exceptWhen", "delay", "backoff", "limit", "jitter"})
+ERROR_MEMBERS: Final = frozenset({"type", "status", "title", "detail", "instance"})
+FILTER_MEMBERS: Final = frozenset({"type", "status", "title", "detail", "details", "instance"})
+BACKOFFS: Final = {
     "constant": frozenset[str](),
     "linear": frozenset({"increment", "maxDelay"}),
     "exponential": frozenset({"factor", "multiplier", "maxDelay"}),
@@ -35,6 +35,7 @@ class Reusable:
         if not isinstance(value, str):
             return value, pointer
         if value in known:
+            self.context.used.add((kind, value))
             return known[value], join_pointer("/use", kind, value)
         hint = suggestion(value, known) or f"; define it in use.{kind}"
         self.context.error(Rule.REFERENCE, f"use.{kind} has no '{value[:80]}'{hint}", pointer)
@@ -58,7 +59,7 @@ class Reusable:
         if found is None:
             return None
         value, pointer = found
-        members = context.mapping(value, pointer, "an error", _ERROR, ("type", "status"))
+        members = context.mapping(value, pointer, "an error", ERROR_MEMBERS, ("type", "status"))
         for name, member in members.items():
             place = join_pointer(pointer, name)
             if name == "status":
@@ -76,7 +77,7 @@ class Reusable:
             return {}
         place = join_pointer(pointer, "with")
         matches: dict[str, Any] = {}
-        for name, member in context.mapping(errors["with"], place, "'with'", _FILTER).items():
+        for name, member in context.mapping(errors["with"], place, "'with'", FILTER_MEMBERS).items():
             spot = join_pointer(place, name)
             if name == "status":
                 context.integer(member, spot, "the status", 100, 599)
@@ -97,7 +98,7 @@ class Reusable:
             return None
         value, pointer = found
         caught = variables | {error}
-        members = context.mapping(value, pointer, "a retry policy", _RETRY)
+        members = context.mapping(value, pointer, "a retry policy", RETRY_MEMBERS)
         policy: dict[str, Any] = {}
         for name, target in (("when", "when"), ("exceptWhen", "except_when")):
             if name in members:
@@ -118,7 +119,7 @@ class Reusable:
 
     def _backoff(self, value: Any, pointer: str, variables: frozenset[str]) -> dict[str, Any]:
         context = self.context
-        members = context.mapping(value, pointer, "'backoff'", _BACKOFFS)
+        members = context.mapping(value, pointer, "'backoff'", BACKOFFS)
         if len(members) != 1:
             if isinstance(value, dict) and len(members) == len(value):
                 context.error(Rule.INVALID_VALUE, "'backoff' is one of constant, linear and exponential", pointer)
@@ -126,7 +127,7 @@ class Reusable:
         kind, options = next(iter(members.items()))
         place = join_pointer(pointer, kind)
         policy: dict[str, Any] = {"backoff": kind}
-        allowed = context.mapping({} if options is None else options, place, f"'{kind}'", _BACKOFFS[kind])
+        allowed = context.mapping({} if options is None else options, place, f"'{kind}'", BACKOFFS[kind])
         for name, target in (("increment", "increment"), ("maxDelay", "max_delay")):
             if name in allowed:
                 spot = join_pointer(place, name)
@@ -163,7 +164,12 @@ class Reusable:
     def check_unused(self) -> None:
         """Check the named parts even if no task names them."""
         variables = frozenset({"context", "task", "workflow", "runtime", "steps", "input"})
+        used = set(self.context.used)
         for name in self.timeouts:
             self.timeout(name, join_pointer("/use/timeouts", name), variables)
         for name in self.errors:
             self.error(name, join_pointer("/use/errors", name), variables)
+        for name in self.retries:
+            if ("retries", name) not in used:
+                self.retry(name, join_pointer("/use/retries", name), variables, "error")
+        self.context.used = used

@@ -15,11 +15,11 @@ from flint_core.plan import Places
 if TYPE_CHECKING:
     from flint_core.definition.tasks import TaskCompiler
 
-__all__ = ["compile_run"]
+__all__ = ["RETURNS", "WORKFLOW_MEMBERS", "compile_run"]
 
 _KINDS: Final = frozenset({*PROCESSES, "workflow"})
-_WORKFLOW: Final = frozenset({"namespace", "name", "version", "input"})
-_RETURNS: Final = ("stdout", "stderr", "code", "all", "none")
+WORKFLOW_MEMBERS: Final = frozenset({"namespace", "name", "version", "input"})
+RETURNS: Final = ("stdout", "stderr", "code", "all", "none")
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 # What is executed stands as it is written: a value that is put into it could bring code of its own.
 _CODE: Final = {"script": ("code", "source", "language"), "shell": ("command",), "container": ("command",)}
@@ -62,7 +62,7 @@ def _workflow(compiler: TaskCompiler, parts: dict[str, Any], spot: str, place: s
     if "return" in parts:
         message = "'return' belongs to script, shell and container; a workflow gives its output"
         context.error(Rule.INVALID_VALUE, message, join_pointer(place, "return"), key=True)
-    arguments = context.mapping(parts["workflow"], spot, "'workflow'", _WORKFLOW, ("name",))
+    arguments = context.mapping(parts["workflow"], spot, "'workflow'", WORKFLOW_MEMBERS, ("name",))
     for name in ("namespace", "name", "version"):
         at = join_pointer(spot, name)
         value = context.text(arguments.get(name, ""), at, f"'{name}'")
@@ -89,8 +89,8 @@ def _process(
         context.error(Rule.WRONG_TYPE, f"'{kind}' must be an object, not {kind_of(body)}", spot)
         return {}
     returns = parts.get("return", "stdout")
-    if returns not in _RETURNS:
-        hint = suggestion(str(returns), _RETURNS) or f"; it must be one of {', '.join(_RETURNS)}"
+    if returns not in RETURNS:
+        hint = suggestion(str(returns), RETURNS) or f"; it must be one of {', '.join(RETURNS)}"
         context.error(Rule.INVALID_VALUE, f"'return' is '{str(returns)[:80]}'{hint}", join_pointer(place, "return"))
         returns = "stdout"
     for name in _CODE[kind]:

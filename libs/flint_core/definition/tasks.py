@@ -26,10 +26,10 @@ from flint_core.functions.function import parse_call
 from flint_core.plan import Places
 from flint_core.program import Case, Catch, Flow, FlowKind, Task
 
-__all__ = ["Scope", "TaskCompiler"]
+__all__ = ["COMMON_MEMBERS", "TASK_MEMBERS", "Scope", "TaskCompiler"]
 
-_COMMON: Final = frozenset({"if", "input", "output", "export", "timeout", "then", "metadata"})
-_MEMBERS: Final = {
+COMMON_MEMBERS: Final = frozenset({"if", "input", "output", "export", "timeout", "then", "metadata"})
+TASK_MEMBERS: Final = {
     "call": frozenset({"call", "with"}),
     "do": frozenset({"do"}),
     "emit": frozenset({"emit"}),
@@ -43,7 +43,7 @@ _MEMBERS: Final = {
     "try": frozenset({"try", "catch"}),
     "wait": frozenset({"wait"}),
 }
-_KINDS: Final = (*(kind for kind in _MEMBERS if kind != "do"), *unsupported.TASKS, "do")
+_KINDS: Final = (*(kind for kind in TASK_MEMBERS if kind != "do"), *unsupported.TASKS, "do")
 _RESERVED: Final = frozenset(
     {"context", "input", "output", "secrets", "task", "workflow", "runtime", "steps", "authorization"}
 )
@@ -83,7 +83,7 @@ class TaskCompiler:
         self.compensating = False
         self._within: tuple[Extension, ...] = ()
         self._subject = 0
-        context.task_kinds = frozenset(_MEMBERS) | frozenset(unsupported.TASKS)
+        context.task_kinds = frozenset(TASK_MEMBERS) | frozenset(unsupported.TASKS)
 
     # --- places of steps
 
@@ -187,7 +187,7 @@ class TaskCompiler:
         kind = self._kind(name, body, pointer)
         if kind is None:
             return None
-        members = context.mapping(body, pointer, f"a {kind} task", _MEMBERS[kind] | _COMMON)
+        members = context.mapping(body, pointer, f"a {kind} task", TASK_MEMBERS[kind] | COMMON_MEMBERS)
         places = Places(kind, local)
         context.task = index
         origin = context.origins.of(pointer)
@@ -226,8 +226,8 @@ class TaskCompiler:
         if "for" in found and "do" in found:
             found.remove("do")
         if not found:
-            near = next((hint for key in body if key not in _COMMON and (hint := suggestion(key, _KINDS))), "")
-            known = ", ".join(sorted(_MEMBERS))
+            near = next((hint for key in body if key not in COMMON_MEMBERS and (hint := suggestion(key, _KINDS))), "")
+            known = ", ".join(sorted(TASK_MEMBERS))
             message = f"the task '{name[:80]}' has no kind{near or f': it needs one of {known}'}"
             context.error(Rule.MISSING_FIELD, message, pointer)
             return None

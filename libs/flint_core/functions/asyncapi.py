@@ -6,7 +6,7 @@ from typing import Final
 
 from flint_core.functions.schemas import AUTHENTICATION, DURATION, RESOURCE, SCALAR, Schema, function, object_of
 
-__all__ = ["PER_MESSAGE", "PROTOCOLS", "REFUSED_PROTOCOLS", "SPEC"]
+__all__ = ["MESSAGE_EXPRESSION", "PER_MESSAGE", "PROTOCOLS", "REFUSED_PROTOCOLS", "SPEC"]
 
 PROTOCOLS: Final = ("amqp", "http", "mqtt", "mqtt5", "nats")
 """The protocols that are spoken; `https`, `amqps` and `mqtts` are these with TLS."""
@@ -32,7 +32,7 @@ REFUSED_PROTOCOLS: Final = {
 PER_MESSAGE: Final = ("filter", "while", "until")
 """Expressions that are evaluated for every message that comes, where it comes."""
 
-_EXPRESSION: Final[Schema] = object_of(
+MESSAGE_EXPRESSION: Final[Schema] = object_of(
     ["expression", "variables"],
     {
         "expression": {"type": "string", "minLength": 1, "maxLength": 100_000},
@@ -68,14 +68,14 @@ SPEC: Final = function(
             "subscription": object_of(
                 ["consume"],
                 {
-                    "filter": _EXPRESSION,
+                    "filter": MESSAGE_EXPRESSION,
                     "consume": object_of(
                         [],
                         {
                             "amount": {"type": "integer", "minimum": 1},
                             "for": DURATION,
-                            "while": _EXPRESSION,
-                            "until": _EXPRESSION,
+                            "while": MESSAGE_EXPRESSION,
+                            "until": MESSAGE_EXPRESSION,
                         },
                         anyOf=[{"required": [way]} for way in ("amount", "while", "until", "for")],
                     ),

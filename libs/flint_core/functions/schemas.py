@@ -108,7 +108,7 @@ _OIDC: Final[dict[str, Schema]] = {
             "assertion": {"type": "string", "description": "a signed JWT, for the two *_jwt ways"},
             "key": {
                 "type": "string",
-                "description": "private key (PEM or JWK) that signs an assertion for private_key_jwt (Flint's addition)",
+                "description": "private key (PEM or JWK) that signs for private_key_jwt (Flint's addition)",
             },
             "authentication": {
                 "type": "string",
@@ -169,7 +169,7 @@ ENDPOINT: Final[Schema] = {
                 "variables": {
                     "type": "object",
                     "maxProperties": 100,
-                    "description": "what the URI's template (RFC 6570) is filled with; members of the input unless told",
+                    "description": "what fills the URI's template (RFC 6570); members of the input unless told",
                 },
             },
         ),

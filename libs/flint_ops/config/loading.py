@@ -67,15 +67,21 @@ def parse_args(argv: Sequence[str] | None = None, *, program: str | None = None)
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Settings, and where their values came from: path of the key → source. What is not in `sources` is a default."""
+    """Settings, and where their values came from. `given`: what somebody set, in sections; `sources`: who, by path."""
 
     settings: Settings
+    given: Mapping[str, Any]
     sources: Mapping[tuple[str, ...], str]
     file: Path | None
     """The file that was read, if there was one."""
 
     def source(self, path: tuple[str, ...]) -> str:
         """Where the value at a path came from; `DEFAULT` when nobody set it."""
+        value: Any = self.given
+        for part in path:
+            if not isinstance(value, Mapping) or part not in value:
+                return DEFAULT
+            value = value[part]
         return _source_of(path, self.sources, DEFAULT)
 
 
@@ -131,7 +137,7 @@ def load_with_sources(
     ]
     if missing:
         raise ConfigError(missing)
-    return Loaded(settings, sources, file if document or file.exists() else None)
+    return Loaded(settings, values, sources, file if document or file.exists() else None)
 
 
 def _read_file(flag: Path | None, environ: Mapping[str, str]) -> tuple[dict[str, Any], Path]:

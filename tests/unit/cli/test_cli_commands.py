@@ -204,7 +204,7 @@ async def test_lint_finds_nothing_in_a_good_definition(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("expression", "place"),
-    [(". + $nobody", "w.yaml:6:"), ("[.[] | nonsense(1)]", "w.yaml:5:")],
+    [(". + $nobody", "w.yaml:6:"), ("[.[] | nonsense(1)]", "w.yaml:6:23: ")],
     ids=["plain", "guarded"],
 )
 async def test_lint_names_line_column_and_rule(tmp_path: Path, expression: str, place: str) -> None:

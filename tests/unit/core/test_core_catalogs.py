@@ -172,7 +172,7 @@ POLICIES = (
 def test_a_policy_stands_inline_in_the_program_with_secrets_deferred(authentication, policy):
     body = http(f"{{uri: 'https://x.example', authentication: {authentication}}}", POLICIES)
     compiled = compile_definition(HEAD + body)
-    assert compiled.findings == []
+    assert [finding for finding in compiled.findings if finding.rule != "unused"] == []
     assert compiled.program.tasks[1].arguments["endpoint"]["authentication"] == policy
     driver = Driver(Machine.start(compiled.program, FACTS, {}, 1_000))
     driver.settle()

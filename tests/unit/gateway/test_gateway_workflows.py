@@ -58,7 +58,7 @@ async def test_a_missing_workflow(house: Any, refused: Any) -> None:
         (
             GOOD.format(name="flow").replace("| add", "| no_such_function"),
             "DEFINITION_INVALID",
-            "source:7:",
+            "source:9:17",
             "no_such_function",
         ),
         (
