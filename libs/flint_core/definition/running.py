@@ -19,6 +19,7 @@ __all__ = ["RETURNS", "WORKFLOW_MEMBERS", "compile_run"]
 
 _KINDS: Final = frozenset({*PROCESSES, "workflow"})
 WORKFLOW_MEMBERS: Final = frozenset({"namespace", "name", "version", "input"})
+_ALIASES: Final = {"javascript": "js"}  # the specification's text says one, its examples the other
 RETURNS: Final = ("stdout", "stderr", "code", "all", "none")
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 # What is executed stands as it is written: a value that is put into it could bring code of its own.
@@ -93,6 +94,8 @@ def _process(
         hint = suggestion(str(returns), RETURNS) or f"; it must be one of {', '.join(RETURNS)}"
         context.error(Rule.INVALID_VALUE, f"'return' is '{str(returns)[:80]}'{hint}", join_pointer(place, "return"))
         returns = "stdout"
+    if kind == "script" and body.get("language") in _ALIASES:
+        body = {**body, "language": _ALIASES[body["language"]]}
     for name in _CODE[kind]:
         _fixed(compiler, kind, body.get(name), join_pointer(spot, name))
     context.template(body, spot, places.arguments)

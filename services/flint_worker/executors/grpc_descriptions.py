@@ -168,52 +168,55 @@ async def _ask(
     channel: grpc.aio.Channel, path: str, service: str, metadata: list[tuple[str, str | bytes]]
 ) -> list[bytes]:
     """The files of a service, each after those it imports."""
-    stream = channel.stream_stream(
-        path,
-        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
-        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
-    )(metadata=tuple(metadata))
     files: dict[str, tuple[bytes, list[str]]] = {
         name: (content, list(descriptor_pb2.FileDescriptorProto.FromString(content).dependency))
         for name, content in _WELL_KNOWN.items()
     }
     asked: set[str] = set()
     size = 0
+    questions = [reflection_pb2.ServerReflectionRequest(file_containing_symbol=service)]
+    while questions:
+        answer = await _answer(channel, path, questions.pop(), metadata)
+        if answer.WhichOneof("message_response") != "file_descriptor_response":
+            if answer.error_response.error_code == grpc.StatusCode.UNIMPLEMENTED.value[0]:
+                raise NoReflection
+            raise DescriptionError(f"the service's reflection knows no {service}")
+        for content in answer.file_descriptor_response.file_descriptor_proto:
+            size += len(content)
+            parsed = descriptor_pb2.FileDescriptorProto.FromString(content)
+            files.setdefault(parsed.name, (content, list(parsed.dependency)))
+            if size > _MOST_BYTES or len(files) > _MOST_FILES:
+                raise DescriptionError("the service's description is too large")
+        missing = {name for _, imports in files.values() for name in imports} - files.keys() - asked
+        for name in sorted(missing):
+            if len(asked) >= _MOST_FILES:
+                raise DescriptionError("the service's description is too large")
+            asked.add(name)
+            questions.append(reflection_pb2.ServerReflectionRequest(file_by_filename=name))
+    return _ordered(files)
+
+
+async def _answer(
+    channel: grpc.aio.Channel,
+    path: str,
+    question: reflection_pb2.ServerReflectionRequest,
+    metadata: list[tuple[str, str | bytes]],
+) -> reflection_pb2.ServerReflectionResponse:
+    """One question on a stream of its own, sent as a whole: what is written to a stream while the other side refuses
+    it comes out as INTERNAL half of the time instead of the status that says why (grpc/grpc#36066).
+    """
+    stream = channel.unary_stream(
+        path,
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )(question, metadata=tuple(metadata))
     try:
-        await _put(stream, reflection_pb2.ServerReflectionRequest(file_containing_symbol=service))
-        open_questions = 1
-        while open_questions:
-            answer = await stream.read()
-            if not isinstance(answer, reflection_pb2.ServerReflectionResponse):
-                raise DescriptionError("reflection ended without an answer")
-            open_questions -= 1
-            if answer.WhichOneof("message_response") != "file_descriptor_response":
-                if answer.error_response.error_code == grpc.StatusCode.UNIMPLEMENTED.value[0]:
-                    raise NoReflection
-                raise DescriptionError(f"the service's reflection knows no {service}")
-            for content in answer.file_descriptor_response.file_descriptor_proto:
-                size += len(content)
-                parsed = descriptor_pb2.FileDescriptorProto.FromString(content)
-                files.setdefault(parsed.name, (content, list(parsed.dependency)))
-                if size > _MOST_BYTES or len(files) > _MOST_FILES:
-                    raise DescriptionError("the service's description is too large")
-            missing = {name for _, imports in files.values() for name in imports} - files.keys() - asked
-            for name in sorted(missing):
-                if len(asked) >= _MOST_FILES:
-                    raise DescriptionError("the service's description is too large")
-                asked.add(name)
-                await _put(stream, reflection_pb2.ServerReflectionRequest(file_by_filename=name))
-                open_questions += 1
-        return _ordered(files)
+        answer = await stream.read()
     finally:
         stream.cancel()
-
-
-async def _put(stream: Any, question: reflection_pb2.ServerReflectionRequest) -> None:
-    try:
-        await stream.write(question)
-    except asyncio.InvalidStateError:
-        return  # the service ended the stream: reading tells why
+    if not isinstance(answer, reflection_pb2.ServerReflectionResponse):
+        raise DescriptionError("reflection ended without an answer")
+    return answer
 
 
 def _ordered(files: dict[str, tuple[bytes, list[str]]]) -> list[bytes]:
