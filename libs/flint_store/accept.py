@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from uuid import UUID
 
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -31,6 +32,8 @@ class Parent:
     await_key: str
     waits: bool  # whether the child's end is its answer
     depth: int  # of the child: runs above it
+    root: bytes  # the run at the top of the tree
+    tree_runs: int  # it starts only while the tree has fewer runs than this
 
 
 @dataclass(slots=True)
@@ -56,7 +59,8 @@ class NewRun:
 class Accepted:
     """What one start became. `same_request` is False when the request id was used for other content.
 
-    A child that nobody waits for any more is not stored: not created, and cancelled.
+    A child that nobody waits for any more is not stored: not created, and cancelled. Nor is one for which there is no
+    room in its tree (`tree_full`).
     """
 
     run_id: bytes
@@ -64,18 +68,32 @@ class Accepted:
     same_request: bool
     created_at: datetime
     state: int
+    tree_full: bool = False
 
 
 _CHILD_ARRAYS = """,
-        CAST(:parents AS uuid[]), CAST(:await_keys AS text[]), CAST(:waits AS boolean[]), CAST(:depths AS int[])"""
+        CAST(:parents AS uuid[]), CAST(:await_keys AS text[]), CAST(:waits AS boolean[]), CAST(:depths AS int[]),
+        CAST(:roots AS uuid[]), CAST(:tree_runs AS bigint[])"""
 
 _WAITING = """waiting AS MATERIALIZED (
     SELECT a.run_id, a.key FROM unnest(CAST(:parents AS uuid[]), CAST(:await_keys AS text[])) AS p(run_id, key)
-    JOIN run_await a ON a.run_id = p.run_id AND a.key = p.key AND NOT a.closed FOR SHARE OF a),"""
+    JOIN run_await a ON a.run_id = p.run_id AND a.key = p.key AND NOT a.closed FOR SHARE OF a),
+trees AS MATERIALIZED (
+    SELECT t.root, t.most, count_tree(t.root, t.most) AS below
+    FROM (SELECT root, min(most) AS most
+          FROM unnest(CAST(:roots AS uuid[]), CAST(:tree_runs AS bigint[])) AS u(root, most)
+          WHERE root IS NOT NULL GROUP BY root ORDER BY root) t),"""
+
+# `place`: which of the children of its tree it is in this statement.
+_PLACED = "(SELECT v.*, row_number() OVER (PARTITION BY v.root ORDER BY v.n) FROM "
+_CHILDREN = """WITH ORDINALITY AS v(run_id, namespace_id, definition_id, group_id, level, request_id, request_hash,
+           trace_id, input, leg_nonce, claimant, leg_generation, created_ms, parent_run_id, await_key, waits, depth,
+           root, tree_runs, n))"""
 
 _WAITED_FOR = """
     WHERE u.parent_run_id IS NULL
-       OR EXISTS (SELECT 1 FROM waiting w WHERE w.run_id = u.parent_run_id AND w.key = u.await_key)"""
+       OR (EXISTS (SELECT 1 FROM waiting w WHERE w.run_id = u.parent_run_id AND w.key = u.await_key)
+           AND EXISTS (SELECT 1 FROM trees t WHERE t.root = u.root AND t.below + u.place < t.most))"""
 
 
 def _statement(*, owned: bool, children: bool) -> TextClause:
@@ -83,7 +101,8 @@ def _statement(*, owned: bool, children: bool) -> TextClause:
 
     Owned: fenced by the owner's session, no row at all when it has ended; else the runs wait for their owner. With
     children: those whose await is closed are left out, and an await that is open stays so until the commit, so that
-    whoever closes it finds the child.
+    whoever closes it finds the child; and those for which their tree has no room. Trees are counted one after another,
+    so no two statements use the same room.
     """
     return text(f"""
 WITH {f"fence AS MATERIALIZED ({FENCE})," if owned else ""} {_WAITING if children else ""}
@@ -92,25 +111,27 @@ inserted AS (
     INSERT INTO run (run_id, namespace_id, definition_id, group_id, state, level, request_id, request_hash, trace_id,
                      input, change, position, snapshot_position, leg, leg_nonce, claimant, leg_generation, losses,
                      cancel_requested, adopt, created_at, started_at
-                     {", parent_run_id, parent_key, depth" if children else ""})
+                     {", parent_run_id, parent_key, depth, root_run_id" if children else ""})
     SELECT u.run_id, u.namespace_id, u.definition_id, u.group_id,
            CASE WHEN u.leg_nonce IS NULL THEN 1 ELSE 2 END, u.level, u.request_id, u.request_hash, u.trace_id, u.input,
            1, 0, 0, CASE WHEN u.leg_nonce IS NULL THEN 0 ELSE 1 END, u.leg_nonce, u.claimant, u.leg_generation,
            0, false, {"false" if owned else "true"}, to_timestamp(u.created_ms / 1000.0),
            CASE WHEN u.leg_nonce IS NULL THEN NULL ELSE moment.at END
-           {", u.parent_run_id, CASE WHEN u.waits THEN u.await_key END, u.depth" if children else ""}
-    FROM {"fence," if owned else ""} moment, unnest(
+           {", u.parent_run_id, CASE WHEN u.waits THEN u.await_key END, u.depth, u.root" if children else ""}
+    FROM {"fence," if owned else ""} moment, {_PLACED if children else ""} unnest(
         CAST(:run_ids AS uuid[]), CAST(:namespaces AS text[]), CAST(:definitions AS bigint[]), CAST(:groups AS int[]),
         CAST(:levels AS int[]), CAST(:request_ids AS text[]), CAST(:request_hashes AS bytea[]),
         CAST(:trace_ids AS bytea[]), CAST(:inputs AS bytea[]), CAST(:nonces AS uuid[]), CAST(:claimants AS text[]),
         CAST(:generations AS bigint[]), CAST(:created AS bigint[]){_CHILD_ARRAYS if children else ""}
-    ) AS u(run_id, namespace_id, definition_id, group_id, level, request_id, request_hash, trace_id, input, leg_nonce,
-           claimant, leg_generation, created_ms{", parent_run_id, await_key, waits, depth" if children else ""})
+    ) {_CHILDREN if children else ""} AS u(run_id, namespace_id, definition_id, group_id, level, request_id,
+           request_hash, trace_id, input, leg_nonce, claimant, leg_generation, created_ms
+           {", parent_run_id, await_key, waits, depth, root, tree_runs, n, place" if children else ""})
     {_WAITED_FOR if children else ""}
     ON CONFLICT (namespace_id, request_id) WHERE request_id IS NOT NULL DO NOTHING
     RETURNING 1)
 SELECT {"(SELECT count(*) FROM fence)" if owned else "1"} AS held, (SELECT count(*) FROM inserted) AS inserted,
        (SELECT at FROM moment) AS at
+       {", (SELECT jsonb_object_agg(root, below) FROM trees) AS trees" if children else ""}
 """)
 
 
@@ -152,6 +173,8 @@ def _parents(runs: Sequence[NewRun]) -> dict[str, object]:
         "await_keys": texts([p.await_key if p else None for p in parents]),
         "waits": bools([p is not None and p.waits for p in parents]),
         "depths": integers([p.depth if p else 0 for p in parents]),
+        "roots": uuids([p.root if p else None for p in parents]),
+        "tree_runs": integers([p.tree_runs if p else 0 for p in parents]),
     }
 
 
@@ -166,7 +189,8 @@ async def accept_runs(
     """
     parameters = _parameters(runs)
     owned, foreign = ACCEPT_OWNED, ACCEPT_FOREIGN
-    if any(r.parent is not None for r in runs):
+    parented = any(r.parent is not None for r in runs)
+    if parented:
         owned, foreign = ACCEPT_CHILDREN_OWNED, ACCEPT_CHILDREN_FOREIGN
         parameters |= _parents(runs)
     if session is not None:
@@ -196,14 +220,28 @@ async def accept_runs(
         },
     )
     stored = {(f.namespace_id, f.request_id): f for f in found}
+    full = _without_room(runs, row.trees or {}) if parented else set()
     answers = []
     for run, mine in zip(runs, fresh, strict=True):
         first = stored.get((run.namespace, run.request_id)) if run.request_id else None
         if first is None and run.parent is not None:
-            answers.append(Accepted(run.run_id, False, True, mine.created_at, _CANCELLED))
+            answers.append(Accepted(run.run_id, False, True, mine.created_at, _CANCELLED, run.run_id in full))
         elif first is None or first.run_id.bytes == run.run_id:
             answers.append(mine)
         else:
             same = bytes(first.request_hash) == run.request_hash
             answers.append(Accepted(first.run_id.bytes, False, same, first.created_at, first.state))
     return answers
+
+
+def _without_room(runs: Sequence[NewRun], below: dict[str, int]) -> set[bytes]:
+    """The children that the statement left out because their trees are full, if they were not there already."""
+    places: dict[bytes, int] = {}
+    full: set[bytes] = set()
+    for run in runs:
+        if run.parent is not None:
+            root = run.parent.root
+            place = places[root] = places.get(root, 0) + 1
+            if below.get(str(UUID(bytes=root)), 0) + place >= run.parent.tree_runs:
+                full.add(run.run_id)
+    return full

@@ -21,6 +21,7 @@ class ParentFacts:
     trace_id: bytes
     depth: int
     children: int
+    root: bytes  # the run at the top of the tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Child:
 
 # Primary key; for each, a range of the partial index run_children, at most `most` of it.
 READ_PARENTS = text("""
-SELECT r.run_id, r.level, r.trace_id, r.depth,
+SELECT r.run_id, r.level, r.trace_id, r.depth, COALESCE(r.root_run_id, r.run_id) AS root,
        (SELECT count(*) FROM (SELECT 1 FROM run c WHERE c.parent_run_id = r.run_id LIMIT :most) few) AS children
 FROM run r WHERE r.run_id = ANY(CAST(:run_ids AS uuid[]))
 """)
@@ -49,7 +50,9 @@ JOIN run r ON r.namespace_id = u.namespace_id AND r.request_id = u.request_id
 async def read_parents(connection: AsyncConnection, run_ids: Sequence[bytes], most: int) -> dict[bytes, ParentFacts]:
     """Facts of these runs; children are counted up to `most`."""
     rows = await connection.execute(READ_PARENTS, {"run_ids": uuids(run_ids), "most": most})
-    return {r.run_id.bytes: ParentFacts(r.level, bytes(r.trace_id or b""), r.depth, r.children) for r in rows}
+    return {
+        r.run_id.bytes: ParentFacts(r.level, bytes(r.trace_id or b""), r.depth, r.children, r.root.bytes) for r in rows
+    }
 
 
 async def find_children(connection: AsyncConnection, names: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Child]:

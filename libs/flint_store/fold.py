@@ -53,6 +53,7 @@ class RunFold:
     error: bytes | None = None
     wake_at_ms: int | None = None
     ended: bool = False
+    compensates: bool = False  # has something to undo; false keeps what was known
     awaits: AwaitChanges | None = None  # what changes beside the row, for the few runs that have any of it
 
 
@@ -63,6 +64,7 @@ WITH fence AS MATERIALIZED ({FENCE}),
 folded AS (
     UPDATE run r SET change = u.change, position = u.position, state = u.state, losses = u.losses,
            cancel_requested = r.cancel_requested OR u.cancel_requested,
+           compensates = r.compensates OR u.compensates,
            leg_nonce = CASE WHEN u.leg_closed THEN NULL ELSE r.leg_nonce END,
            claimant = CASE WHEN u.leg_closed THEN NULL ELSE r.claimant END,
            snapshot = CASE WHEN u.ended THEN NULL WHEN u.snapshot IS NULL THEN r.snapshot ELSE u.snapshot END,
@@ -74,9 +76,9 @@ folded AS (
         CAST(:run_ids AS uuid[]), CAST(:changes AS bigint[]), CAST(:positions AS bigint[]), CAST(:states AS int[]),
         CAST(:losses AS int[]), CAST(:cancels AS boolean[]), CAST(:closed AS boolean[]), CAST(:snapshots AS bytea[]),
         CAST(:snapshot_positions AS bigint[]), CAST(:outputs AS bytea[]), CAST(:errors AS bytea[]),
-        CAST(:wakes AS timestamptz[]), CAST(:ended AS boolean[])
+        CAST(:wakes AS timestamptz[]), CAST(:ended AS boolean[]), CAST(:compensating AS boolean[])
     ) AS u(run_id, change, position, state, losses, cancel_requested, leg_closed, snapshot, snapshot_position, output,
-           error, wake_at, ended)
+           error, wake_at, ended, compensates)
     WHERE r.run_id = u.run_id AND r.change = u.change - 1
     RETURNING 1),
 entries AS (
@@ -124,6 +126,7 @@ async def fold_runs(
         "errors": byteas([f.error for f in folds]),
         "wakes": texts([_timestamp(f.wake_at_ms) if f.wake_at_ms is not None else None for f in folds]),
         "ended": bools([f.ended for f in folds]),
+        "compensating": bools([f.compensates for f in folds]),
         "expected": len(folds),
         "entry_run_ids": uuids([e.run_id for e in entries]),
         "entry_indexes": integers([e.index for e in entries]),

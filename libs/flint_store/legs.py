@@ -71,6 +71,8 @@ class RunRow:
     parent_run_id: bytes | None = None
     parent_key: str | None = None  # the parent's await that this run's end answers
     has_awaits: bool = False
+    compensates: bool = False  # it has something to undo before it ends as failed or cancelled
+    cancel_error: bytes = b""  # the problem that tells why a cancel was asked for
 
 
 # Nested loop over the primary key of run: one index probe per leg. The CASE makes the statement fail as a whole when
@@ -115,7 +117,8 @@ SELECT a.run_id, a.key FROM run_await a WHERE a.run_id = ANY(CAST(:run_ids AS uu
 _ROW = """
 SELECT r.run_id, r.namespace_id, d.workflow_id, d.version, d.definition_hash, r.group_id, r.state, r.level, r.change,
        r.position, r.leg, r.leg_nonce, r.claimant, r.leg_generation, r.losses, r.cancel_requested, r.trace_id,
-       r.request_id, r.created_at, r.started_at, r.wake_at, r.parent_run_id, r.parent_key,
+       r.request_id, r.created_at, r.started_at, r.wake_at, r.parent_run_id, r.parent_key, r.compensates,
+       CASE WHEN r.cancel_requested THEN r.error END AS cancel_error,
        EXISTS (SELECT 1 FROM run_await a WHERE a.run_id = r.run_id) AS has_awaits
 FROM run r JOIN workflow_version d USING (definition_id)
 """
@@ -198,6 +201,8 @@ def _row(r: Row[tuple[object, ...]]) -> RunRow:
         parent_run_id=r.parent_run_id.bytes if r.parent_run_id else None,
         parent_key=r.parent_key,
         has_awaits=r.has_awaits,
+        compensates=r.compensates,
+        cancel_error=bytes(r.cancel_error or b""),
     )
 
 

@@ -37,7 +37,7 @@ class Phase(IntEnum):
     OPEN = 2  # a leg is open; the fold changes it
     SEALING = 3  # a SEAL is on its way; the fold closes the leg when it arrives
     WAITING = 4  # its timer is due soon; a message makes it ready too
-    CLOSING = 5  # being ended without a leg (a cancel)
+    CLOSING = 5  # being ended without a leg (a cancel), or made ready so that a leg undoes what it did
 
 
 @dataclass(slots=True)
@@ -62,6 +62,7 @@ class RunCard:
     generation: int = 0
     losses: int = 0
     cancel_requested: bool = False
+    cancel_error: runs_pb2.Problem | None = None  # tells why
     request_id: str = ""
     started_ms: int = 0
     wake_at_ms: int = 0
@@ -80,6 +81,7 @@ class RunCard:
     parent_run_id: bytes | None = None
     parent_key: str | None = None  # the parent's await that this run's end answers
     has_awaits: bool = False  # whether it ever opened an await
+    compensates: bool = False  # a cancel does not end it at once: a leg undoes first what it did
     mail: frozenset[str] = NO_MAIL  # keys of messages that were handed to the open leg and are not consumed yet
     more_mail: bool = False  # its inbox holds, or may hold, messages beyond these
 
@@ -134,6 +136,8 @@ def card_of_row(row: RunRow, now: float) -> RunCard:
         parent_run_id=row.parent_run_id,
         parent_key=row.parent_key,
         has_awaits=row.has_awaits,
+        compensates=row.compensates,
+        cancel_error=runs_pb2.Problem.FromString(row.cancel_error) if row.cancel_error else None,
     )
 
 

@@ -156,11 +156,14 @@ class ChildRuns:
         except (NamespaceNotFound, WorkflowNotFound, VersionInvalid) as error:
             raise _refused(row, ProblemType.CONFIGURATION, 404, "Workflow not found", str(error)) from error
         detached = bool(request.get("detached"))
-        parent = Parent(row.run_id, row.key, waits=not detached, depth=facts.depth + 1)
+        parent = Parent(row.run_id, row.key, not detached, facts.depth + 1, facts.root, self._limits.tree_runs)
         return _Start(row, detached, replace(start, parent=parent))
 
-    @staticmethod
-    def _settle(start: _Start, answer: Accepted) -> list[NewMessage]:
+    def _settle(self, start: _Start, answer: Accepted) -> list[NewMessage]:
+        if answer.tree_full:
+            detail = f"there are {self._limits.tree_runs} runs in the tree of this one (limits.tree_runs)"
+            problem = _problem(start.row, ProblemType.LIMIT_EXCEEDED, 429, "Too many runs in the tree", detail)
+            return [_answer(start.row, child_refused(problem))]
         if not answer.same_request:
             detail = "another start has used the request id of this one"
             return [_answer(start.row, child_refused(_problem(start.row, ProblemType.RUNTIME, 500, "Refused", detail)))]

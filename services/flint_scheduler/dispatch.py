@@ -284,6 +284,7 @@ class Dispatcher:
             open_time_ms=self._clock.now_ms(),
             seed=int.from_bytes(card.run_id[8:], "big"),
             cancel_requested=card.cancel_requested,
+            compensates=card.compensates,
             awaits=start.awaits,
             inbox=inbox_messages(start.mail),
         )

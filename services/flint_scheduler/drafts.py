@@ -18,7 +18,18 @@ from flint_scheduler.cards import Phase, RunCard
 from flint_store.await_changes import AwaitChanges, AwaitOpening, ParentMessage
 from flint_store.fold import EntryRow, RunFold
 
-__all__ = ["Command", "CommandKind", "Draft", "accept", "draft_of", "fold_of", "obey", "seal", "unstorable"]
+__all__ = [
+    "Command",
+    "CommandKind",
+    "Draft",
+    "accept",
+    "close_cancelled",
+    "draft_of",
+    "fold_of",
+    "obey",
+    "seal",
+    "unstorable",
+]
 
 _RELEASES = 10
 _RUN = runs_pb2.Run
@@ -59,8 +70,11 @@ class Draft:
     expected_sequence: int | None = None
     blocked: bool = False  # the run waits: for `wake_at_ms`, unless that is 0, and for its awaits
     wake_at_ms: int = 0
+    undoing: bool = False  # and is in the middle of undoing what it did
+    ready: bool = False  # it has no leg, and gets one that undoes what it did
     ending: Ending | None = None
     cancel: bool = False
+    compensates: bool = False
     error: runs_pb2.Problem | None = None  # noted before the end: that a cancel was asked for, and why
     awaits: AwaitChanges | None = None
 
@@ -73,7 +87,7 @@ class Draft:
 
 def draft_of(card: RunCard, generation: int) -> Draft:
     """The run as it is."""
-    return Draft(card, card.position, card.losses, generation)
+    return Draft(card, card.position, card.losses, generation, compensates=card.compensates)
 
 
 def accept(draft: Draft, entry: journal_pb2.JournalEntry) -> str:
@@ -81,6 +95,7 @@ def accept(draft: Draft, entry: journal_pb2.JournalEntry) -> str:
     draft.position = entry.index
     draft.losses = draft.card.releases = 0
     draft.told.append(entry)
+    draft.compensates = draft.compensates or entry.compensates
     if entry.snapshot:
         draft.snapshot = entry.snapshot
         draft.snapshot_position = entry.index
@@ -97,13 +112,17 @@ def accept(draft: Draft, entry: journal_pb2.JournalEntry) -> str:
     elif end == "failed":
         draft.ending = Ending(_RUN.STATE_FAILED, 0, error=entry.end.failed.error)
     elif end == "cancelled":
-        draft.ending = Ending(_RUN.STATE_CANCELLED, 0)
+        draft.ending = Ending(_RUN.STATE_CANCELLED, 0, error=draft.error or draft.card.cancel_error)
     elif end == "blocked":
         draft.blocked = True
         draft.wake_at_ms = entry.end.blocked.wake_at_ms
+        draft.undoing = entry.end.blocked.undoing
     draft.closed = end is not None
-    for name in ("events", "snapshot", "run_id", "leg_nonce", "claimant"):
-        entry.ClearField(name)
+    entry.ClearField("events")
+    entry.ClearField("snapshot")
+    entry.ClearField("run_id")
+    entry.ClearField("leg_nonce")
+    entry.ClearField("claimant")
     draft.entries.append(
         EntryRow(
             run_id=draft.card.run_id,
@@ -179,13 +198,30 @@ def obey(draft: Draft, command: Command) -> None:
     if draft.ending is not None:
         return
     draft.cancel = True
-    draft.error = runs_pb2.Problem(
+    draft.error = card.cancel_error or runs_pb2.Problem(
         type=ProblemType.CANCELLED, status=499, title="The run was cancelled", detail=command.reason
     )
-    if draft.closed or card.phase in (Phase.READY, Phase.WAITING, Phase.CLOSING):
-        if card.phase is Phase.READY:
-            card.phase = Phase.CLOSING  # the queue skips it
-        draft.ending = Ending(_RUN.STATE_CANCELLED, 0, error=draft.error)
+    if draft.closed:
+        close_cancelled(draft)
+    elif card.phase in (Phase.READY, Phase.WAITING, Phase.CLOSING):
+        if draft.compensates and card.cancel_requested:
+            return  # it is queued for the leg that undoes, or that leg waits for something
+        card.phase = Phase.CLOSING  # the queue and the timers skip it
+        if draft.compensates:
+            draft.ready = True
+        else:
+            draft.ending = Ending(_RUN.STATE_CANCELLED, 0, error=draft.error)
+
+
+def close_cancelled(draft: Draft) -> None:
+    """The leg of a run that is to be cancelled is over: the run ends, unless it has something to undo.
+
+    Then another leg begins, which is told of the cancel; not at once when it already waits in the middle of undoing.
+    """
+    if not draft.compensates:
+        draft.ending = Ending(_RUN.STATE_CANCELLED, 0, error=draft.error or draft.card.cancel_error)
+    elif not draft.undoing:
+        draft.blocked = False
 
 
 def unstorable(card: RunCard, generation: int, why: str) -> Draft:
@@ -231,6 +267,7 @@ def fold_of(draft: Draft, groups: int) -> RunFold:
         leg_closed=draft.closed or ending is not None,
         losses=draft.losses,
         cancel_requested=draft.cancel,
+        compensates=draft.compensates,
         snapshot=None if ending is not None else draft.snapshot,
         snapshot_position=draft.snapshot_position,
         output=ending.output if ending is not None and state == _RUN.STATE_SUCCEEDED else None,

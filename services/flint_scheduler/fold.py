@@ -24,10 +24,21 @@ from flint_bus import StoredMessage
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_ops.logging import get_logger
-from flint_scheduler.announce import Announcer, Ending
+from flint_scheduler.announce import Announcer
 from flint_scheduler.cards import Phase, RunBook, RunCard
 from flint_scheduler.clock import RecordClock
-from flint_scheduler.drafts import Command, CommandKind, Draft, accept, draft_of, fold_of, obey, seal, unstorable
+from flint_scheduler.drafts import (
+    Command,
+    CommandKind,
+    Draft,
+    accept,
+    close_cancelled,
+    draft_of,
+    fold_of,
+    obey,
+    seal,
+    unstorable,
+)
 from flint_scheduler.fleet import FleetView
 from flint_scheduler.holdings import GroupHolding, Holdings
 from flint_scheduler.judgement import Verdict, judge
@@ -254,7 +265,7 @@ class Folder(Lane[Reading | Command]):
         elif accept(draft, entry) == "yielded" and card.claimant is not None:
             self._fleet.drains(card.claimant)
         if draft.closed and draft.ending is None and (card.cancel_requested or draft.cancel):
-            draft.ending = Ending(_RUN.STATE_CANCELLED, 0)
+            close_cancelled(draft)
 
     def _obey(self, command: Command, drafts: dict[bytes, Draft]) -> None:
         card = command.card
@@ -324,6 +335,8 @@ class Folder(Lane[Reading | Command]):
         card.losses = draft.losses
         card.progress_at = loop_time
         card.cancel_requested = card.cancel_requested or draft.cancel
+        card.cancel_error = draft.error or card.cancel_error
+        card.compensates = draft.compensates
         if draft.awaits is not None:
             self._note_awaits(card, draft.awaits)
         # Asked now, not when it was judged: who began to watch meanwhile must not get the change without its steps.
@@ -357,6 +370,12 @@ class Folder(Lane[Reading | Command]):
                 return
             self._queue.push(card, loop_time)
             self.on_ready()
+        elif draft.ready:
+            card.wake_at_ms = 0
+            self._queue.push(card, loop_time)
+            self.on_ready()
+        elif card.phase is Phase.WAITING:
+            self.on_waiting(card)  # a cancel brought it back into memory, and there was nothing to do
         elif draft.cancel:
             self.on_cancel(card)
         self._announcer.changed(card, steps)

@@ -109,6 +109,7 @@ class Leg:
         self._bytes_since_snapshot = sum(map(len, job.events))
         self._letters: set[str] = set()
         self._consumed: list[str] = []
+        self._compensates = self._told = job.compensates  # something is to be undone; and that was recorded
         self._fed = False
         self._draining = False
         self._giving_up = False
@@ -276,12 +277,12 @@ class Leg:
                     if not effects.timers and not effects.awaits:
                         raise RuntimeError("the machine waits for nothing")
                     wake_at_ms = effects.next_timer_ms if effects.timers else 0
-                    # A cancelled run without a leg is ended at once: while it undoes what it did, it stays.
-                    stays = self._cancel_requested and machine.undoing
                     far = not wake_at_ms or wake_at_ms - now_ms() > self._services.inline_wait_ms
-                    if not inbox and far and not stays:
+                    if not inbox and far:
                         return await self._block(wake_at_ms)
-            if self._unrecorded or effects.opened or effects.closed or self._consumed:
+            # That there is something to undo is told before more is done: a cancel ends a run without it at once.
+            untold = self._compensates and not self._told
+            if self._unrecorded or effects.opened or effects.closed or self._consumed or untold:
                 await self._append()
             elif effects.calls and not self._draining and not self._giving_up:
                 await self._begin_calls()
@@ -311,10 +312,13 @@ class Leg:
         budget = self._services.limits.steps_per_turn
         while True:
             more = machine.advance(budget)
+            self._compensates = machine.compensates
             records, payloads = machine.take_records(), machine.take_payloads()
             if not self._replaying:
                 self._records += records
+            if payloads:  # in a replay too: what was made after the last entry may have been lost with the worker
                 self._payloads += payloads
+                await self._keep_payloads()  # a call or a question that follows may name them
             effects.note(machine.take_effects(), self._answered)
             if effects.question is not None:
                 question, effects.question = effects.question, None
@@ -394,7 +398,8 @@ class Leg:
             await self._fail_by_size("State too large", str(error))
             raise LegStopped("failed") from None
         self.begun = True
-        entry = journal_pb2.JournalEntry(events=events, snapshot=snapshot, end=leg_end)
+        compensates = self._compensates and run_end is None
+        entry = journal_pb2.JournalEntry(events=events, snapshot=snapshot, end=leg_end, compensates=compensates)
         add_steps(entry, self._records)
         if run_end is not None:
             set_end(entry, run_end)
@@ -414,6 +419,7 @@ class Leg:
             self._unrecorded, self._records = [], []
             await self._fail_by_size("Payload too large", str(error))
             raise LegStopped("failed") from None
+        self._told = self._told or compensates
         self._unrecorded = []
         self._unrecorded_bytes = 0
         self._records = []
@@ -454,9 +460,8 @@ class Leg:
             if len(effects.opened) == 1:
                 break
             await self._append()  # whoever serves an await must know of it before the run sleeps
-        await self._append(
-            with_snapshot=True, leg_end=journal_pb2.LegEnd(blocked=journal_pb2.Blocked(wake_at_ms=wake_at_ms))
-        )
+        blocked = journal_pb2.Blocked(wake_at_ms=wake_at_ms, undoing=self._machine.undoing)
+        await self._append(with_snapshot=True, leg_end=journal_pb2.LegEnd(blocked=blocked))
         return "blocked"
 
     async def _yield(self) -> str:

@@ -108,6 +108,9 @@ class LimitSettings(_Section):
     steps_per_turn: int = Field(200, ge=1, description="pure steps before the worker's event loop gets a turn")
     run_depth: int = Field(20, ge=1, le=1000, description="runs above a run: how deep runs may start runs")
     children_per_run: int = Field(10_000, ge=1, le=1_000_000, description="runs that one run may start")
+    tree_runs: int = Field(
+        10_000, ge=1, le=1_000_000, description="runs of one tree: a run, those that it started, those that they started"
+    )
     leg_losses: int = Field(3, ge=1, description="losses at one position after which a run is poison")
     watches: int = Field(10_000, ge=1, description="open watches and waits per gateway")
     function_workers: int = Field(1_000, ge=1, description="function workers connected to one gateway")
@@ -297,7 +300,7 @@ class WorkerSettings(_Section):
     )
     mcp_commands: list[str] = Field(
         [],
-        description="programs that `call: mcp` may start over stdio: names or absolute paths, as they are written there",
+        description="programs that `call: mcp` may start over stdio: names or absolute paths, as written there",
     )
 
 
@@ -309,9 +312,7 @@ class ConnectionSettings(_Section):
         description="SQLAlchemy URL, or smtp://, smtp+starttls:// or smtps://user:password@host:port"
     )
     sender: str = Field("", description="smtp: default From address")
-    ca_file: str = Field(
-        "", description="smtp: file of the authorities of its certificate; empty: the system's"
-    )
+    ca_file: str = Field("", description="smtp: file of the authorities of its certificate; empty: the system's")
     message_bytes: int = Field(25 * 2**20, ge=1024, description="smtp: size of one message with its attachments")
     pool_size: int = Field(5, ge=1, le=100)
     timeout_s: float = Field(30.0, gt=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from uuid import UUID
@@ -193,9 +194,9 @@ async def test_nothing_is_written_when_fenced_or_when_the_row_differs(
 async def test_a_child_answers_its_parent_in_the_commit_that_ends_it(
     lane: AsyncEngine, session: OwnerSession, run: NewRun, definition: int
 ) -> None:
-    def child(name: str, await_key: str, *, waits: bool = True) -> NewRun:
+    def child(name: str, await_key: str, *, waits: bool = True, tree_runs: int = 100) -> NewRun:
         made = new_run(definition, request_id=name)
-        made.parent = Parent(run.run_id, await_key, waits, 1)
+        made.parent = Parent(run.run_id, await_key, waits, 1, run.run_id, tree_runs)
         return made
 
     async with lane.connect() as connection:
@@ -239,7 +240,7 @@ async def test_a_closing_waits_for_a_start_under_way(
     async with engine.connect() as starting, lane.connect() as closing:
         await starting.execution_options(isolation_level="READ COMMITTED")
         made = new_run(definition, request_id="c1")
-        made.parent = Parent(run.run_id, "1", True, 1)
+        made.parent = Parent(run.run_id, "1", True, 1, run.run_id, 100)
         await accept_runs(starting, [made], session)
         await closing.execute(text("SET lock_timeout = '100ms'"))
         with pytest.raises(DBAPIError, match="lock timeout"):
@@ -261,3 +262,43 @@ async def test_a_blocked_run_without_a_timer_has_no_wake_time(
         await open_legs(connection, session, [LegOpening(run.run_id, 3, 2, bytes(16), "w", 1)])
         (row,) = await load_runs(connection, [run.run_id])
         assert row.state == RUNNING
+
+
+async def test_a_tree_takes_no_more_runs_than_it_may(
+    engine: AsyncEngine, lane: AsyncEngine, session: OwnerSession, run: NewRun, definition: int
+) -> None:
+    """Exactly, also when children of one tree are started by several statements at the same moment."""
+    opened = [opening(str(n)) for n in range(1, 30)]
+
+    def children(numbers: range, above: bytes, most: int) -> list[NewRun]:
+        made = [new_run(definition, request_id=f"{above.hex()}-{n}") for n in numbers]
+        for n, child in zip(numbers, made, strict=True):
+            child.parent = Parent(above, str(n), True, 1, run.run_id, most)
+        return made
+
+    async with lane.connect() as connection:
+        await fold_runs(connection, session, [fold(run, 2, changes(run, opened=opened))], [])
+        three = children(range(1, 4), run.run_id, 3)
+        answers = await accept_runs(connection, [new_run(definition), *three], session)
+        assert answers is not None
+        assert [(a.created, a.tree_full) for a in answers] == [(True, False)] * 3 + [(False, True)]
+        again = await accept_runs(connection, three, session)
+        assert again is not None
+        assert [(a.created, a.tree_full, a.run_id) for a in again[:2]] == [(True, False, r.run_id) for r in three[:2]]
+        assert again[2].tree_full
+        # A grandchild belongs to the same tree.
+        facts = (await read_parents(connection, [three[0].run_id], 10))[three[0].run_id]
+        assert facts.root == run.run_id
+        await fold_runs(connection, session, [fold(three[0], 2, changes(three[0], opened=opened))], [])
+        below = await accept_runs(connection, children(range(1, 3), three[0].run_id, 4), session)
+        assert below is not None
+        assert [(a.created, a.tree_full) for a in below] == [(True, False), (False, True)]
+
+    async def at_once(n: int) -> int:
+        async with engine.connect() as mine:
+            await mine.execution_options(isolation_level="AUTOCOMMIT")
+            found = await accept_runs(mine, children(range(n, n + 5), run.run_id, 12), session)
+            assert found is not None
+            return sum(a.created for a in found)
+
+    assert sum(await asyncio.gather(*(at_once(n) for n in (4, 9, 14, 19)))) == 8  # 4 runs were there

@@ -16,12 +16,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 DEPTH = 4
 CHILDREN = 12
+TREE = 20
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
     async with open_house(
-        tmp_path_factory.mktemp("house"), limits={"run_depth": DEPTH, "children_per_run": CHILDREN}
+        tmp_path_factory.mktemp("house"), limits={"run_depth": DEPTH, "children_per_run": CHILDREN, "tree_runs": TREE}
     ) as house:
         yield house
 
@@ -170,6 +171,24 @@ do:
     assert run.error is not None
     assert (run.error.status, run.error.title) == (429, "Too many runs started")
     assert len(await children_of(house, run.id)) == CHILDREN
+
+
+async def test_a_tree_of_runs_has_a_bound(house: House) -> None:
+    """Neither run starts more than it may, but together they do."""
+    leaf = await house.apply(DOUBLE)
+    each = "for: {{in: '${{ [1, 2, 3, 4, 5] }}'}}, do: [{{one: {}}}]"
+    start = f"{{run: {{workflow: {{name: {leaf}, input: {{n: 1}}}}, await: false}}}}"
+    middle = await house.apply(f"do: [{{all: {{{each.format(start)}}}}}]")
+    attempt = f"{{try: [{{child: {{run: {{workflow: {{name: {middle}}}}}}}}}], catch: {{}}}}"
+    run = await house.run(f"do: [{{all: {{{each.format(attempt)}}}}}]")
+    assert run.state == "SUCCEEDED", run.error
+    below = await house.record.rows(
+        "SELECT run_id, depth FROM run WHERE root_run_id = CAST(:r AS uuid) ORDER BY run_id", r=run.id
+    )
+    assert len(below) == TREE - 1
+    failed = [await house.flint.get_run(str(run_id)) for run_id, depth in below if depth == 1]
+    errors = [(child.error.status, child.error.title) for child in failed if child.error is not None]
+    assert errors == [(429, "Too many runs in the tree")]
 
 
 async def test_branches_wait_for_children_beside_calls(house: House) -> None:

@@ -9,7 +9,7 @@ from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_core.ids import group_of_run, make_run_id, run_id_text
 from flint_scheduler.cards import Phase, RunCard
-from flint_scheduler.drafts import Command, CommandKind, Draft, accept, draft_of, fold_of, obey, seal
+from flint_scheduler.drafts import Command, CommandKind, Draft, accept, close_cancelled, draft_of, fold_of, obey, seal
 
 GROUPS = 16
 RUN = make_run_id(5, 1_795_000_000_000, bytes(9))
@@ -140,3 +140,70 @@ def test_a_cancel_is_noted_while_the_leg_runs() -> None:
     assert (fold.state, fold.cancel_requested, fold.ended) == (STATE.STATE_RUNNING, True, False)
     assert fold.awaits is not None
     assert (fold.awaits.cancel_served, fold.awaits.ended) == (True, False)
+
+
+def cancelled(made: RunCard, *entries: journal_pb2.JournalEntry) -> Draft:
+    draft = drafted(made, *entries)
+    obey(draft, Command(draft.card, CommandKind.CANCEL, reason="enough"))
+    return draft
+
+
+@pytest.mark.parametrize("phase", [Phase.WAITING, Phase.READY])
+def test_a_cancel_of_a_run_without_a_leg_ends_it_unless_it_has_something_to_undo(phase: Phase) -> None:
+    fold = fold_of(cancelled(card(phase=phase, nonce=None, claimant=None)), GROUPS)
+    assert (fold.state, fold.ended) == (STATE.STATE_CANCELLED, True)
+    draft = cancelled(card(phase=phase, nonce=None, claimant=None, compensates=True, wake_at_ms=99))
+    fold = fold_of(draft, GROUPS)
+    assert (fold.state, fold.ended, fold.cancel_requested) == (STATE.STATE_QUEUED, False, True)
+    assert (draft.ready, fold.wake_at_ms, draft.card.phase) == (True, None, Phase.CLOSING)
+    assert runs_pb2.Problem.FromString(fold.error or b"").detail == "enough"
+    obey(draft, Command(draft.card, CommandKind.CANCEL))  # judged again after a commit that failed
+    assert draft.ready and draft.ending is None
+
+
+def test_a_second_cancel_of_a_run_that_undoes_changes_nothing() -> None:
+    for phase in (Phase.WAITING, Phase.READY):
+        draft = cancelled(card(phase=phase, nonce=None, claimant=None, compensates=True, cancel_requested=True))
+        fold = fold_of(draft, GROUPS)
+        assert (draft.ready, draft.ending, draft.card.phase) == (False, None, phase)
+        assert fold.awaits is not None and fold.awaits.cancel_served
+
+
+def test_what_an_entry_tells_of_compensation_stays() -> None:
+    draft = drafted(card(), entry(1, compensates=True), entry(2))
+    assert fold_of(draft, GROUPS).compensates
+    assert not fold_of(drafted(card(), entry(1)), GROUPS).compensates
+    assert fold_of(drafted(card(compensates=True), entry(1)), GROUPS).compensates
+
+
+def ends_of_legs() -> list[tuple[str, journal_pb2.LegEnd | None]]:
+    yielded = journal_pb2.LegEnd(yielded=journal_pb2.Yielded())
+    return [("blocked", blocked(99)), ("yielded", yielded), ("lost", None)]
+
+
+@pytest.mark.parametrize(("how", "end"), ends_of_legs())
+@pytest.mark.parametrize("compensates", [True, False])
+@pytest.mark.parametrize("later", [True, False])
+def test_a_leg_that_ends_while_a_cancel_is_asked_for(
+    how: str, end: journal_pb2.LegEnd | None, compensates: bool, later: bool
+) -> None:
+    made = card(cancel_requested=not later, loss=how == "lost")
+    draft = drafted(made, entry(1, compensates=compensates, end=end))
+    if end is None:
+        seal(draft, 7, 3)
+    if later:
+        obey(draft, Command(made, CommandKind.CANCEL))
+    else:
+        close_cancelled(draft)
+    fold = fold_of(draft, GROUPS)
+    expected = STATE.STATE_QUEUED if compensates else STATE.STATE_CANCELLED
+    assert (fold.state, fold.ended, fold.wake_at_ms) == (expected, not compensates, None)
+    assert fold.leg_closed
+
+
+def test_a_run_that_waits_while_it_undoes_is_left_alone() -> None:
+    end = journal_pb2.LegEnd(blocked=journal_pb2.Blocked(wake_at_ms=99, undoing=True))
+    draft = drafted(card(cancel_requested=True), entry(1, compensates=True, end=end))
+    close_cancelled(draft)
+    fold = fold_of(draft, GROUPS)
+    assert (fold.state, fold.wake_at_ms, fold.ended) == (STATE.STATE_WAITING, 99, False)

@@ -44,6 +44,7 @@ class JournalEntry(_message.Message):
     AWAITS_OPENED_FIELD_NUMBER: _builtins.int
     AWAITS_CLOSED_FIELD_NUMBER: _builtins.int
     CONSUMED_FIELD_NUMBER: _builtins.int
+    COMPENSATES_FIELD_NUMBER: _builtins.int
     run_id: _builtins.bytes
     """The run, 16 bytes."""
     leg_nonce: _builtins.bytes
@@ -62,6 +63,10 @@ class JournalEntry(_message.Message):
     """The core's state after the entry; set when the leg blocks, yields, or every so often in a long leg."""
     seal_session: _builtins.bytes
     """For a SEAL: the owner session that appended it, 16 bytes. Only that session takes it as its barrier."""
+    compensates: _builtins.bool
+    """Whether the run, as it is after this entry, has something to undo before it ends as failed or cancelled. Once true it
+    stays so until the run's end; an entry whose worker does not know says false.
+    """
     @_builtins.property
     def steps(self) -> _containers.RepeatedCompositeFieldContainer[_runs_pb2.StepRecord]:
         """What is shown of the steps it records."""
@@ -99,10 +104,11 @@ class JournalEntry(_message.Message):
         awaits_opened: _abc.Iterable[Global___AwaitOpened] | None = ...,
         awaits_closed: _abc.Iterable[_builtins.str] | None = ...,
         consumed: _abc.Iterable[_builtins.str] | None = ...,
+        compensates: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits_closed", b"awaits_closed", "awaits_opened", b"awaits_opened", "claimant", b"claimant", "consumed", b"consumed", "end", b"end", "events", b"events", "index", b"index", "leg", b"leg", "leg_nonce", b"leg_nonce", "run_id", b"run_id", "seal", b"seal", "seal_session", b"seal_session", "snapshot", b"snapshot", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits_closed", b"awaits_closed", "awaits_opened", b"awaits_opened", "claimant", b"claimant", "compensates", b"compensates", "consumed", b"consumed", "end", b"end", "events", b"events", "index", b"index", "leg", b"leg", "leg_nonce", b"leg_nonce", "run_id", b"run_id", "seal", b"seal", "seal_session", b"seal_session", "snapshot", b"snapshot", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -297,16 +303,20 @@ class Blocked(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WAKE_AT_MS_FIELD_NUMBER: _builtins.int
+    UNDOING_FIELD_NUMBER: _builtins.int
     wake_at_ms: _builtins.int
     """When to wake, milliseconds since the Unix epoch; 0: no timer is set."""
+    undoing: _builtins.bool
+    """Whether it waits in the middle of undoing what it did: a cancel that was asked for changes nothing any more."""
     def __init__(
         self,
         *,
         wake_at_ms: _builtins.int = ...,
+        undoing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["wake_at_ms", b"wake_at_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["undoing", b"undoing", "wake_at_ms", b"wake_at_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
