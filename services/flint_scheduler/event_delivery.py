@@ -36,7 +36,7 @@ from flint_store import events as store
 from flint_store.awaits import AwaitRow, NewMessage, put_messages
 from flint_store.events import EventRow, Shape, Subscription
 
-__all__ = ["Arrival", "EventDelivery"]
+__all__ = ["Arrival", "EventDelivery", "event_number"]
 
 log = get_logger(__name__)
 
@@ -277,6 +277,11 @@ class EventDelivery:
 
 def _key(seq: int, await_key: str) -> str:
     return f"{_KEY_PREFIX}{seq}/{await_key}"
+
+
+def event_number(message_key: str) -> int:
+    """The number of the event that a message with this key brings: in a namespace, the order of storing."""
+    return int(message_key.split("/")[1])
 
 
 def _message(event: EventRow, run_id: bytes, await_key: str) -> NewMessage:

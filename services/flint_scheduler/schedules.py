@@ -37,6 +37,7 @@ from flint_ops.config import LimitSettings, SchedulerSettings
 from flint_ops.logging import get_logger
 from flint_scheduler.accept import ENDED, Acceptor, NewStart
 from flint_scheduler.clock import RecordClock
+from flint_scheduler.event_delivery import event_number
 from flint_scheduler.holdings import Holdings
 from flint_scheduler.lane import LaneClosed
 from flint_scheduler.metrics import SCHEDULES
@@ -241,7 +242,8 @@ class Schedules:
         trigger = self._triggers.get(row.schedule_id)
         if trigger is None:
             trigger = self._triggers[row.schedule_id] = Trigger(row.schedule.on)
-        fresh = [m for m in mail if m.key not in row.consumed]
+        # As they were stored: what the agent catches up on may come to the inbox after what was published later.
+        fresh = sorted((m for m in mail if m.key not in row.consumed), key=lambda m: event_number(m.key))
         choice = trigger.choose([orjson.loads(m.content) for m in fresh], now_ms)
         useless = [m.key for m in mail if m.key in row.consumed] + [fresh[i].key for i in choice.dropped]
         runs = choice.runs

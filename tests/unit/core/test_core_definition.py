@@ -77,6 +77,52 @@ MISTAKES = {
         22,
         "arguments of 'http'",
     ),
+    "argument misspelled": (
+        HEAD + "do: [{t: {timeout: {after: PT1S}, call: sql, with: {connection: c, qery: select 1, query: select 1}}}]",
+        "arguments",
+        2,
+        68,
+        "'qery' is not known here; did you mean 'query'?",
+    ),
+    "argument deep": (
+        HEAD
+        + "do:\n  - t:\n      timeout: {after: PT1S}\n      call: http\n      with:\n        method: get\n"
+        + "        endpoint: {uri: 'http://x', authentication: {basic: {usrname: a, username: a, password: b}}}\n",
+        "arguments",
+        8,
+        62,
+        "did you mean 'username'?",
+    ),
+    "argument's choice": (
+        HEAD
+        + "do: [{t: {timeout: {after: PT1S}, call: http, with: {method: get, endpoint: 'http://x', output: respons}}}]",
+        "arguments",
+        2,
+        97,
+        "'respons' is none of content, response, raw; did you mean 'response'?",
+    ),
+    "no way": (
+        HEAD + "do: [{t: {timeout: {after: PT1S}, call: sql, with: {connection: c}}}]",
+        "arguments",
+        2,
+        52,
+        "one of query, execute, batch, transaction is required",
+    ),
+    "two ways": (
+        HEAD + "do: [{t: {timeout: {after: PT1S}, call: sql, with: {connection: c, query: a, execute: b}}}]",
+        "arguments",
+        2,
+        78,
+        "query and execute do not go together",
+    ),
+    "variable misspelled": (
+        HEAD + "do:\n  - t: {set: {x: '${ $inptu.a }'}}\n",
+        "expression",
+        3,
+        18,
+        "did you mean $input?",
+    ),
+    "unit": (HEAD + "do:\n  - t: {wait: {second: 5}}\n", "invalid-value", 3, 15, "did you mean 'seconds'?"),
     "undefined": (HEAD + "do:\n  - t: {set: {x: '${ $nope }'}}\n", "expression", 3, 18, "$nope is not defined here"),
     "unclosed": (HEAD + "do:\n  - t: {set: {x: '${ .a '}}\n", "expression", 3, 18, "expression"),
     "if sees no input": (HEAD + "do:\n  - t: {if: $input.x, call: noop}\n", "expression", 3, 13, "$input"),
@@ -316,7 +362,7 @@ def test_a_timeout_around_a_call_is_enough():
 
 def test_a_pool_in_the_document_is_refused_with_its_place():
     finding = only(HEAD.replace("1.0.0}", "1.0.0, metadata: {flint: {pool: 2}}}") + DO, "unsupported")
-    assert (finding.line, finding.column, finding.pointer) == (1, 90, "/document/metadata/flint/pool")
+    assert (finding.line, finding.column, finding.pointer) == (1, 91, "/document/metadata/flint/pool")
     assert "is not supported by this version of Flint: " in finding.message
 
 
