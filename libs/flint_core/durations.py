@@ -7,6 +7,7 @@ exact milliseconds.
 from __future__ import annotations
 
 import calendar
+import difflib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -57,6 +58,11 @@ class Duration:
         return Duration(self.months * count, self.milliseconds * count)
 
 
+def _near(unit: Any) -> str:
+    close = difflib.get_close_matches(str(unit), _UNITS_MS, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
 def parse_duration(value: Any) -> Duration:
     """The duration that a JSON value writes. Raises DurationError with a message for the author."""
     if isinstance(value, str):
@@ -71,6 +77,7 @@ def parse_duration(value: Any) -> Duration:
         if factor is None:
             raise DurationError(
                 f"'{unit}' is not a unit of a duration: days, hours, minutes, seconds, milliseconds are"
+                f"{_near(unit)}"
             )
         if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount <= _LONGEST_MS:
             raise DurationError(f"{unit} of a duration must be a number of 0 or more")

@@ -38,6 +38,8 @@ class Reusable:
             self.context.used.add((kind, value))
             return known[value], join_pointer("/use", kind, value)
         hint = suggestion(value, known) or f"; define it in use.{kind}"
+        if kind == "timeouts" and not known:
+            hint = "; write a timeout here as {after: PT5S}, or define one in use.timeouts"
         self.context.error(Rule.REFERENCE, f"use.{kind} has no '{value[:80]}'{hint}", pointer)
         return None
 

@@ -12,6 +12,7 @@ from flint_core.definition.approvals import check_approval
 from flint_core.definition.arguments import expand_arguments
 from flint_core.definition.context import Context, kind_of
 from flint_core.definition.emitting import compile_emit
+from flint_core.definition.explaining import faults_of
 from flint_core.definition.extensions import Extension, compile_extended, matching
 from flint_core.definition.findings import Rule, suggestion
 from flint_core.definition.hints import task_hints
@@ -388,10 +389,10 @@ class TaskCompiler:
 
         `skip`: how many members at the beginning of a place are not in the definition.
         """
-        for error in _VALIDATORS[function].iter_errors(arguments):
-            place = join_pointer(pointer, *list(error.instance_path)[skip:])
-            message = f"the arguments of '{function}': {error.message[:300]}"
-            self.context.error(Rule.ARGUMENTS, message, place)
+        for fault in faults_of(_VALIDATORS[function], FUNCTIONS[function].schema, arguments):
+            place = join_pointer(pointer, *fault.path[skip:])
+            message = f"the arguments of '{function}': {fault.message}"
+            self.context.error(Rule.ARGUMENTS, message, place, key=fault.key)
 
     def _do(
         self, members: dict[str, Any], pointer: str, scope: Scope, local: tuple[str, ...], places: Places, timed: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -120,7 +121,9 @@ def _names(tokens: tuple[Token, ...], variables: frozenset[str]) -> frozenset[st
             raise ExpressionSyntaxError("the environment is not available to expressions", token.offset)
         elif name not in bound and name != "__loc__":
             known = ", ".join(f"${known}" for known in sorted(variables)) or "none"
-            raise ExpressionSyntaxError(f"{token.text} is not defined here (defined: {known})", token.offset)
+            near = difflib.get_close_matches(name, sorted(variables), n=1, cutoff=0.6)
+            hint = f"; did you mean ${near[0]}?" if near else ""
+            raise ExpressionSyntaxError(f"{token.text} is not defined here (defined: {known}){hint}", token.offset)
     return frozenset(used)
 
 

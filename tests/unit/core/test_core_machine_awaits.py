@@ -227,7 +227,7 @@ MISTAKES = {
     "event misspelt": ("emit: {evnt: {}}", "did you mean 'event'?"),
     "deadline": ("call: approval, with: {title: x, deadline: soon}", "'deadline': 'soon'"),
     "form": ("call: approval, with: {title: x, form: {type: objekt}}", "not a usable JSON schema"),
-    "title": ("call: approval, with: {}", '"title" is a required property'),
+    "title": ("call: approval, with: {}", "'title' is required"),
     "custom function": ("call: MyTeam/resize", "such as myteam/resize or myteam/resize:1.2.0"),
     "called process": ("call: shell", "`run: shell`"),
     "called emit": ("call: emit", "a task of its own"),
