@@ -14,6 +14,7 @@ from uuid import uuid4
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from flint_store.engine import transaction
 from flint_store.fence import FENCE, Fenced, OwnerSession
 
 __all__ = [
@@ -59,6 +60,12 @@ SELECT (SELECT count(*) FROM ended) AS ended, (SELECT count(*) FROM left_alone) 
 
 LOCK_SESSION = text(FENCE)
 
+# Nobody else takes these groups until my commit: whom I end is whoever owns them then. In order, so that one of two
+# takers waits for the other.
+LOCK_GROUPS = text("""
+SELECT group_id FROM shard_group WHERE group_id = ANY(CAST(:groups AS int[])) ORDER BY group_id FOR UPDATE
+""")
+
 # Waits for every commit of the former owners that is under way: they hold the rows FOR SHARE.
 END_OWNERS = text("""
 UPDATE owner_session SET ended_at = clock_timestamp()
@@ -101,7 +108,7 @@ FROM fence WHERE cluster.id = 1 AND journal_generation = :generation RETURNING j
 async def begin_session(engine: AsyncEngine, scheduler_id: str, address: str) -> OwnerSession:
     """Record a new session for this scheduler; sessions its predecessors left open are ended."""
     session = OwnerSession(uuid4(), uuid4())
-    async with engine.begin() as connection:
+    async with transaction(engine) as connection:
         await connection.execute(
             BEGIN_SESSION, session.parameters() | {"scheduler_id": scheduler_id, "address": address}
         )
@@ -114,7 +121,7 @@ async def end_session(engine: AsyncEngine, session: OwnerSession) -> None:
 
     Waits for commits of mine that are under way. Raises `Fenced` when another owner had ended the session before.
     """
-    async with engine.begin() as connection:
+    async with transaction(engine) as connection:
         if (await connection.execute(END_SESSION, session.parameters())).one().ended == 0:
             raise Fenced(session)
 
@@ -122,9 +129,10 @@ async def end_session(engine: AsyncEngine, session: OwnerSession) -> None:
 async def take_groups(engine: AsyncEngine, session: OwnerSession, groups: Sequence[int]) -> list[GroupTerm]:
     """Raise the terms of groups that etcd permitted me to own. Raises `Fenced` when my own session has ended."""
     parameters = session.parameters() | {"groups": list(groups)}
-    async with engine.begin() as connection:
+    async with transaction(engine) as connection:
         if (await connection.execute(LOCK_SESSION, session.parameters())).first() is None:
             raise Fenced(session)
+        await connection.execute(LOCK_GROUPS, {"groups": list(groups)})
         await connection.execute(END_OWNERS, parameters)
         rows = (await connection.execute(RAISE_TERMS, parameters)).all()
     return [GroupTerm(r.group_id, r.term, r.watermark, r.watermark_generation) for r in rows]

@@ -14,6 +14,8 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from flint_store.errors import StoreUnavailable
+
 __all__ = ["Record", "RecordUnavailable"]
 
 Result = TypeVar("Result")
@@ -67,6 +69,8 @@ class Record:
         try:
             async with asyncio.timeout(self._deadline_s):
                 return await work(self._reads)
+        except StoreUnavailable as error:
+            raise RecordUnavailable(str(error)) from error
         except (SQLAlchemyError, OSError) as error:
             raise _unavailable(error) or error from error
 

@@ -20,6 +20,7 @@ from flint_store import fold as fold_module
 from flint_store.accept import NewRun, accept_runs
 from flint_store.await_changes import AwaitChanges, AwaitOpening, ParentMessage
 from flint_store.engine import create_engine
+from flint_store.errors import StoreUnavailable
 from flint_store.fence import Fenced, OwnerSession
 from flint_store.fold import EntryRow, RunFold, fold_runs
 from flint_store.legs import LegOpening, load_leg_starts, load_runs, load_unfinished, open_legs
@@ -130,6 +131,26 @@ async def test_a_takeover_waits_for_the_commit_under_way(
         await takeover
     async with lane.connect() as connection:
         assert await load_unfinished(connection, range(GROUPS)) == []
+
+
+async def test_takers_at_the_same_time_leave_one_owner(engine: AsyncEngine) -> None:
+    """Whoever took a group and does not own it any more has lost its session: two owners never both commit."""
+    owners = text("""
+        SELECT g.group_id, g.session_id, s.ended_at FROM shard_group g JOIN owner_session s USING (session_id)""")
+    living = text("SELECT session_id FROM owner_session WHERE ended_at IS NULL")
+    for round_ in range(30):
+        sessions = [await begin_session(engine, f"s{number}-{round_}", "127.0.0.1:1") for number in range(4)]
+        outcomes = await asyncio.gather(
+            *(take_groups(engine, session, range(GROUPS)) for session in sessions), return_exceptions=True
+        )
+        assert all(isinstance(outcome, list | Fenced | StoreUnavailable) for outcome in outcomes), outcomes
+        async with engine.connect() as connection:
+            rows = (await connection.execute(owners)).all()
+            alive = {row.session_id for row in (await connection.execute(living)).all()}
+        holders = {row.session_id for row in rows}
+        assert len(holders) == 1
+        took = {s.session_id for s, outcome in zip(sessions, outcomes, strict=True) if isinstance(outcome, list)}
+        assert took & alive <= holders
 
 
 async def waiting_for_locks(engine: AsyncEngine) -> int:
