@@ -258,7 +258,7 @@ async def test_a_timeout_is_a_timer_of_the_machine_and_cancels_the_call(bench: B
     assert (await bench.entries(job))[-1].end.failed.error.type == ProblemType.TIMEOUT
     deadline = bench.probe.calls[0].deadline_s
     assert deadline is not None
-    assert 0 <= deadline <= 0.15
+    assert 0 <= deadline <= 0.151
 
 
 async def test_expressions_for_jq_are_evaluated_under_guard_also_on_replay(bench: Bench) -> None:
