@@ -27,9 +27,32 @@ __all__ = ["Configuration", "child_environment", "merge", "write_process_config"
 # What each role reads beside its own section. Nobody gets a secret that its work does not need.
 _SECTIONS = {
     "gateway": ("cluster", "nats", "identity", "limits", "log", "gateway"),
-    "scheduler": ("cluster", "postgres", "nats", "etcd", "journal", "limits", "log", "events", "payloads", "registry", "scheduler"),
+    "scheduler": (
+        "cluster",
+        "postgres",
+        "nats",
+        "etcd",
+        "journal",
+        "limits",
+        "log",
+        "events",
+        "payloads",
+        "registry",
+        "scheduler",
+    ),
     "registry": ("cluster", "postgres", "nats", "etcd", "limits", "log", "registry"),
-    "worker": ("cluster", "nats", "journal", "limits", "log", "events", "worker", "connections", "certificates", "secrets"),
+    "worker": (
+        "cluster",
+        "nats",
+        "journal",
+        "limits",
+        "log",
+        "events",
+        "worker",
+        "connections",
+        "certificates",
+        "secrets",
+    ),
 }
 
 

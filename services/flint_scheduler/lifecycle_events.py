@@ -3,8 +3,8 @@
 States: OFF (by configuration) · IDLE (nobody follows: one comparison per change of a run, nothing is built) · FEEDING
 (a gateway has said within the last minute that somebody follows a namespace: each commit's changes go out as one
 message for each such namespace). Events are built after the commit, from what it changed; they are never kept, and one
-that is lost is lost: who needs the record reads it. With `events.lifecycle_to_listen` they are also stored like published
-events, so that `listen` gets them.
+that is lost is lost: who needs the record reads it. With `events.lifecycle_to_listen` they are also stored like
+published events, so that `listen` gets them.
 
 Names and data follow the specification's «Lifecycle Events» (DSL 1.0.3). Flint has no manual suspension, so nothing is
 ever `suspended` or `resumed`; a run that waits has the status `waiting`.

@@ -109,7 +109,7 @@ class LimitSettings(_Section):
     run_depth: int = Field(20, ge=1, le=1000, description="runs above a run: how deep runs may start runs")
     children_per_run: int = Field(10_000, ge=1, le=1_000_000, description="runs that one run may start")
     tree_runs: int = Field(
-        10_000, ge=1, le=1_000_000, description="runs of one tree: a run, those that it started, those that they started"
+        10_000, ge=1, le=1_000_000, description="runs of one tree: a run, those it started, those that these started"
     )
     leg_losses: int = Field(3, ge=1, description="losses at one position after which a run is poison")
     watches: int = Field(10_000, ge=1, description="open watches and waits per gateway")

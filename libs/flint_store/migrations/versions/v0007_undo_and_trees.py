@@ -21,8 +21,8 @@ STATEMENTS = (
     UPDATE run r SET root_run_id = t.root FROM tree t WHERE r.run_id = t.run_id
     """,
     "CREATE INDEX run_tree ON run (root_run_id) WHERE root_run_id IS NOT NULL",
-    # How many runs there are below this one, at most `most`; until the transaction ends, nobody else counts it. Volatile:
-    # what the one before has committed is seen, which the statement that calls it could not see by itself.
+    # How many runs there are below this one, at most `most`; until the transaction ends, nobody else counts it.
+    # Volatile: what the one before has committed is seen, which the statement that calls it could not see by itself.
     """
     CREATE FUNCTION count_tree(root uuid, most bigint) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
     BEGIN
