@@ -17,7 +17,18 @@ from flint_sdk import Approval, DefinitionInvalid, FlintError, Run, RunState
 from flint_sdk.testing import DefinitionRefused, Event, simulate
 from support.house import House
 
-__all__ = ["ANY", "SECRETS", "Case", "Outcome", "Refused", "check", "check_kit", "check_refused", "run_cases", "text_of"]
+__all__ = [
+    "ANY",
+    "SECRETS",
+    "Case",
+    "Outcome",
+    "Refused",
+    "check",
+    "check_kit",
+    "check_refused",
+    "run_cases",
+    "text_of",
+]
 
 AT_ONCE: Final = 48
 """Cases under way at the same time."""
@@ -51,7 +62,7 @@ class Case:
     """One definition and what it must give: an `output`, or an `error` with at least these members.
 
     `stubs`: what steps give in the workflow test kit; None: the case is about the outside and is not run there.
-    `events` are published one after the other once the run waits for the first. `decide`: arguments of the decision on
+    `events` are published, in one call, once the run waits. `decide`: arguments of the decision on
     its approval. `attempts`: how often steps were tried. `children`: bodies of further workflows, `<name>-KEY`.
     """
 
@@ -130,10 +141,7 @@ async def _run(house: House, world: Any, case: Case, name: str) -> Outcome:
     handle = await house.flint.start(name, case.input)
     if case.events:
         await _until_waiting(house, handle.id)
-        for number, event in enumerate(case.events, 1):
-            content = {key: value for key, value in event.items() if key != "after"}
-            envelope = {"source": "/tests", "id": f"{name}/{number}", **content, "type": event["type"].replace("<name>", name)}
-            (published,) = await house.flint.publish_events([envelope])
+        for published in await house.flint.publish_events(_envelopes(case, name)):
             assert not isinstance(published, FlintError), published
     if case.decide is not None:
         approval = await _approval(house, name)
@@ -147,9 +155,17 @@ async def _run(house: House, world: Any, case: Case, name: str) -> Outcome:
                 if step.end_time:
                     key = step.step.rpartition("/")[2]
                     attempts[key] = attempts.get(key, 0) + 1
-    if case.check is not None:
+    if case.check is not None and (case.error is not None or run.state is RunState.SUCCEEDED):
         await case.check(house, world, run)
     return Outcome(run, attempts, took_s=took_s)
+
+
+def _envelopes(case: Case, name: str) -> list[dict[str, Any]]:
+    """The case's events, with what all events need."""
+    return [
+        {"source": "/tests", "id": f"{name}/{number}", **event, "type": event["type"].replace("<name>", name)}
+        for number, event in enumerate(case.events, 1)
+    ]
 
 
 async def _until_waiting(house: House, run: str) -> None:

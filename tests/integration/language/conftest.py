@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -32,6 +35,11 @@ async def house(tmp_path_factory: pytest.TempPathFactory, world: World) -> Async
     state.mkdir()
     engine.write_text(f'#!/bin/sh\nexec {sys.executable} {FAKE_ENGINE} {state} "$@"\n')
     engine.chmod(0o755)
+    client = {"id": "from-a-secret", "secret": "s"}
+    server = {"authority": f"{world.places['http']}/realm", "grant": "client_credentials", "client": client}
+    database = folder / "orders.db"
+    with contextlib.closing(sqlite3.connect(database)) as connection:  # workers would race to choose its journal
+        connection.execute("PRAGMA journal_mode = WAL")
     async with open_house(
         tmp_path_factory.mktemp("house"),
         worker={
@@ -47,9 +55,9 @@ async def house(tmp_path_factory: pytest.TempPathFactory, world: World) -> Async
         },
         scheduler={"sweep_interval_s": 1.0},
         connections={
-            "orders": {"kind": "sql", "url": f"sqlite:///{tmp_path_factory.mktemp('sql') / 'orders.db'}"},
+            "orders": {"kind": "sql", "url": f"sqlite:///{database}"},
             "mail": {"kind": "smtp", "url": f"smtp://{world.places['smtp']}", "sender": "Shop <shop@example.com>"},
         },
-        secrets=SECRETS,
+        secrets={**SECRETS, "server": json.dumps(server)},
     ) as house:
         yield house

@@ -1,5 +1,7 @@
 """Data flow, schemas, expressions and their variables."""
 
+# ruff: noqa: E501 - a table: one definition a line, as far as it goes
+
 from __future__ import annotations
 
 import pytest
@@ -50,7 +52,9 @@ CASES = {
     ),
     # --- output
     "output-as": Case("do: [{a: {set: {n: 1, m: 2}, output: {as: .m}}}]", 2),
-    "output-as-object": Case("do: [{a: {set: {n: 1}, output: {as: {m: '${ .n + 1 }', k: fixed}}}}]", {"k": "fixed", "m": 2}),
+    "output-as-object": Case(
+        "do: [{a: {set: {n: 1}, output: {as: {m: '${ .n + 1 }', k: fixed}}}}]", {"k": "fixed", "m": 2}
+    ),
     "output-as-sees-the-input": Case(
         "do: [{a: {call: noop, with: {output: 5}, output: {as: '${ {in: $input.n, out: .} }'}}}]",
         {"in": 1, "out": 5},
@@ -63,18 +67,19 @@ CASES = {
         "do: [{a: {set: {n: 1}, output: {as: .n, schema: {document: {type: string}}}}}]",
         error={"type": VALIDATION, "status": 400, "instance": "/do/0/a"},
     ),
-    "output-schema-of-the-workflow": Case("do: [{a: {set: {n: 1}}}]\noutput: {schema: {document: {type: object}}}", {"n": 1}),
+    "output-schema-of-the-workflow": Case(
+        "do: [{a: {set: {n: 1}}}]\noutput: {schema: {document: {type: object}}}", {"n": 1}
+    ),
     "output-schema-of-the-workflow-refuses": Case(
         "do: [{a: {set: {n: 1}}}]\noutput: {as: .n, schema: {document: {type: string}}}",
         error={"type": VALIDATION, "status": 400},
     ),
-    "output-of-a-skipped-task": Case(
-        "do: [{a: {if: false, set: {n: 5}, output: {as: .n}}}]", {"n": 1}, input={"n": 1}
-    ),
+    "output-of-a-skipped-task": Case("do: [{a: {if: false, set: {n: 5}, output: {as: .n}}}]", {"n": 1}, input={"n": 1}),
     # --- export
     "export-as": Case("do: [{a: {set: {n: 1}, export: {as: .n}}}, {b: {set: {seen: '${ $context }'}}}]", {"seen": 1}),
     "export-as-object": Case(
-        "do: [{a: {set: {n: 1}, export: {as: {kept: '${ .n }'}}}}, {b: {set: {seen: '${ $context.kept }'}}}]", {"seen": 1}
+        "do: [{a: {set: {n: 1}, export: {as: {kept: '${ .n }'}}}}, {b: {set: {seen: '${ $context.kept }'}}}]",
+        {"seen": 1},
     ),
     "export-merges": Case(
         """
@@ -86,7 +91,8 @@ do:
         {"n": 1, "m": 2},
     ),
     "export-after-output": Case(
-        "do: [{a: {set: {n: 1}, output: {as: .n}, export: {as: '${ {out: .} }'}}}, {b: {set: '${ $context }'}}]", {"out": 1}
+        "do: [{a: {set: {n: 1}, output: {as: .n}, export: {as: '${ {out: .} }'}}}, {b: {set: '${ $context }'}}]",
+        {"out": 1},
     ),
     "export-sees-input-and-output": Case(
         "do: [{a: {call: noop, with: {output: 2}, export: {as: '${ [$input.n, $output] }'}}}, {b: {set: '${ $context }'}}]",
@@ -98,12 +104,16 @@ do:
         "do: [{a: {set: {n: 1}, export: {as: .n, schema: {document: {type: string}}}}}]",
         error={"type": VALIDATION, "status": 400, "instance": "/do/0/a"},
     ),
-    "context-in-the-workflows-output": Case("do: [{a: {set: {n: 1}, export: {as: .n}}}]\noutput: {as: '${ $context }'}", 1),
+    "context-in-the-workflows-output": Case(
+        "do: [{a: {set: {n: 1}, export: {as: .n}}}]\noutput: {as: '${ $context }'}", 1
+    ),
     # --- variables
     "variable-steps": Case(
         "do: [{a: {set: {n: 1}}}, {b: {set: {m: 2}}}, {c: {set: {sum: '${ $steps.a.n + $steps.b.m }'}}}]", {"sum": 3}
     ),
-    "variable-steps-of-a-skipped-task": Case("do: [{a: {if: false, set: {n: 1}}}, {b: {set: {a: '${ $steps.a }'}}}]", {"a": None}),
+    "variable-steps-of-a-skipped-task": Case(
+        "do: [{a: {if: false, set: {n: 1}}}, {b: {set: {a: '${ $steps.a }'}}}]", {"a": None}
+    ),
     "variable-workflow": Case(
         """
 do:
@@ -133,14 +143,14 @@ do:
         {"name": "a", "reference": "/do/0/a", "input": ANY, "definition": 7, "fixed": 7, "started": True},
         input={"n": {"x": 1}},
     ),
-    "variable-task-output": Case(
-        "do: [{a: {set: {n: 1}, output: {as: '${ $task.output.n }'}}}]", ANY
-    ),
+    "variable-task-output": Case("do: [{a: {set: {n: 1}, output: {as: '${ $task.output.n }'}}}]", ANY),
     "variable-runtime": Case(
         "do: [{a: {set: {name: '${ $runtime.name }', version: '${ $runtime.version | type }', metadata: '${ $runtime.metadata | type }'}}}]",
         {"name": "Flint", "version": "string", "metadata": "object"},
     ),
-    "variable-input": Case("do: [{a: {input: {from: .order}, set: {n: '${ $input.n }'}}}]", {"n": 1}, input={"order": {"n": 1}}),
+    "variable-input": Case(
+        "do: [{a: {input: {from: .order}, set: {n: '${ $input.n }'}}}]", {"n": 1}, input={"order": {"n": 1}}
+    ),
     "variable-now": Case("do: [{a: {set: {t: '${ now > 1000000000 }'}}}]", {"t": True}),
     # --- expressions
     "expression-interpolates": Case(
@@ -148,10 +158,16 @@ do:
         {"text": "n=1 l=[1,2] s=x z=null"},
         input={"n": 1, "l": [1, 2], "s": "x"},
     ),
-    "expression-keeps-the-value": Case("do: [{a: {set: {v: '${ .v }'}}}]", {"v": {"a": [1, None, True]}}, input={"v": {"a": [1, None, True]}}),
+    "expression-keeps-the-value": Case(
+        "do: [{a: {set: {v: '${ .v }'}}}]", {"v": {"a": [1, None, True]}}, input={"v": {"a": [1, None, True]}}
+    ),
     "expression-no-result-is-null": Case("do: [{a: {set: {v: '${ empty }'}}}]", {"v": None}),
-    "expression-two-results": Case("do: [{a: {set: {v: '${ 1, 2 }'}}}]", error={"type": EXPRESSION, "status": 400, "instance": "/do/0/a"}),
-    "expression-fails": Case("do: [{a: {set: {v: '${ .a.b }'}}}]", error={"type": EXPRESSION, "status": 400}, input={"a": [1]}),
+    "expression-two-results": Case(
+        "do: [{a: {set: {v: '${ 1, 2 }'}}}]", error={"type": EXPRESSION, "status": 400, "instance": "/do/0/a"}
+    ),
+    "expression-fails": Case(
+        "do: [{a: {set: {v: '${ .a.b }'}}}]", error={"type": EXPRESSION, "status": 400}, input={"a": [1]}
+    ),
     "expression-error": Case("do: [{a: {set: {v: '${ error(\"no\") }'}}}]", error={"type": EXPRESSION, "status": 400}),
     "expression-guarded": Case(
         "do: [{a: {set: {v: '${ [.l[] | select(. > 1)] | add }', w: '${ reduce .l[] as $x (0; . + $x) }'}}}]",
@@ -188,7 +204,9 @@ do:
         },
         input={"o": {"y": 2, "x": 1}, "s": "hallo"},
     ),
-    "expression-large-integers": Case("do: [{a: {set: {v: '${ .v }'}}}]", {"v": 9007199254740993}, input={"v": 9007199254740993}),
+    "expression-large-integers": Case(
+        "do: [{a: {set: {v: '${ .v }'}}}]", {"v": 9007199254740993}, input={"v": 9007199254740993}
+    ),
     "evaluate-jq-strict": Case("evaluate: {language: jq, mode: strict}\ndo: [{a: {set: {n: '${ 1 + 1 }'}}}]", {"n": 2}),
     # --- the document
     "document-all-members": Case(
@@ -196,7 +214,9 @@ do:
         {"tags": "shop", "more": [1]},
         head="title: A title, summary: '**Summary**', tags: {team: shop}, metadata: {more: [1], flint: {timezone: Europe/Berlin}}",
     ),
-    "metadata-of-a-task": Case("do: [{a: {set: {n: '${ $task.definition.metadata.note }'}, metadata: {note: here}}}]", {"n": "here"}),
+    "metadata-of-a-task": Case(
+        "do: [{a: {set: {n: '${ $task.definition.metadata.note }'}, metadata: {note: here}}}]", {"n": "here"}
+    ),
     # --- values
     "values-unicode": Case("do: [{a: {set: {v: '${ .v + \"ß\" }'}}}]", {"v": "日本 🦊ß"}, input={"v": "日本 🦊"}),
     "values-yaml": Case(

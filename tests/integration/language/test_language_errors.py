@@ -1,5 +1,7 @@
 """Errors: caught, filtered, retried, given up."""
 
+# ruff: noqa: E501 - a table: one definition a line, as far as it goes
+
 from __future__ import annotations
 
 import pytest
@@ -39,7 +41,10 @@ MS = "{milliseconds: 10}"
 THREE = "limit: {attempt: {count: 3}}"
 
 CASES = {
-    "try-succeeds": Case("do: [{t: {try: [{a: {set: {n: 1}}}, {b: {set: {n: '${ .n + 1 }'}}}], catch: {do: [{c: {set: {n: 9}}}]}}}]", {"n": 2}),
+    "try-succeeds": Case(
+        "do: [{t: {try: [{a: {set: {n: 1}}}, {b: {set: {n: '${ .n + 1 }'}}}], catch: {do: [{c: {set: {n: 9}}}]}}}]",
+        {"n": 2},
+    ),
     "catch-all": conditioned("as: e"),
     "catch-empty-swallows": Case(f"do: [{{t: {{try: [{FAIL}], catch: {{}}}}}}]", {"n": 1}, input={"n": 1}),
     "catch-as": Case(
@@ -86,7 +91,7 @@ CASES = {
     "when": conditioned("when: $error.status == 418"),
     "when-false": conditioned("when: $error.status == 500", caught=False),
     "when-sees-the-input": conditioned("when: .n == 1"),
-    "when-with-as": conditioned("as: e, when: $e.title == \"Odd\""),
+    "when-with-as": conditioned('as: e, when: $e.title == "Odd"'),
     "except-when": conditioned("exceptWhen: $error.status == 418", caught=False),
     "except-when-false": conditioned("exceptWhen: $error.status == 500"),
     "catches-validation": Case(
@@ -101,7 +106,9 @@ CASES = {
         attempts={"x": 3},
     ),
     "retry-without-do-raises": Case(
-        f"do: [{{t: {{try: [{FAIL}], catch: {{retry: {{delay: {MS}, {THREE}}}}}}}}}]", error={"status": 418}, attempts={"x": 3}
+        f"do: [{{t: {{try: [{FAIL}], catch: {{retry: {{delay: {MS}, {THREE}}}}}}}}}]",
+        error={"status": 418},
+        attempts={"x": 3},
     ),
     "retry-not-what-does-not-match": Case(
         f"do: [{{t: {{try: [{FAIL}], catch: {{errors: {{with: {{status: 500}}}}, retry: {{delay: {MS}, {THREE}}}}}}}}}]",
@@ -119,12 +126,22 @@ CASES = {
     "retry-delay-expression": retried(f"{{delay: '${{ {{milliseconds: 60}} }}', {THREE}}}", 3, 0.12),
     "retry-backoff-constant": retried(f"{{delay: PT0.06S, backoff: {{constant: {{}}}}, {THREE}}}", 3, 0.12),
     "retry-backoff-linear": retried(f"{{delay: PT0.05S, backoff: {{linear: {{}}}}, {THREE}}}", 3, 0.15),
-    "retry-backoff-linear-increment": retried(f"{{delay: PT0.05S, backoff: {{linear: {{increment: PT0.1S}}}}, {THREE}}}", 3, 0.2),
+    "retry-backoff-linear-increment": retried(
+        f"{{delay: PT0.05S, backoff: {{linear: {{increment: PT0.1S}}}}, {THREE}}}", 3, 0.2
+    ),
     "retry-backoff-exponential": retried(f"{{delay: PT0.05S, backoff: {{exponential: {{}}}}, {THREE}}}", 3, 0.15),
-    "retry-backoff-exponential-factor": retried(f"{{delay: PT0.05S, backoff: {{exponential: {{factor: 4}}}}, {THREE}}}", 3, 0.25),
-    "retry-backoff-exponential-multiplier": retried(f"{{delay: PT0.05S, backoff: {{exponential: {{multiplier: 4}}}}, {THREE}}}", 3, 0.25),
-    "retry-backoff-exponential-max-delay": retried(f"{{delay: PT0.01S, backoff: {{exponential: {{factor: 100, maxDelay: PT0.05S}}}}, {THREE}}}", 3, 0.06),
-    "retry-backoff-linear-max-delay": retried(f"{{delay: PT0.01S, backoff: {{linear: {{increment: PT1H, maxDelay: PT0.05S}}}}, {THREE}}}", 3, 0.06),
+    "retry-backoff-exponential-factor": retried(
+        f"{{delay: PT0.05S, backoff: {{exponential: {{factor: 4}}}}, {THREE}}}", 3, 0.25
+    ),
+    "retry-backoff-exponential-multiplier": retried(
+        f"{{delay: PT0.05S, backoff: {{exponential: {{multiplier: 4}}}}, {THREE}}}", 3, 0.25
+    ),
+    "retry-backoff-exponential-max-delay": retried(
+        f"{{delay: PT0.01S, backoff: {{exponential: {{factor: 100, maxDelay: PT0.05S}}}}, {THREE}}}", 3, 0.06
+    ),
+    "retry-backoff-linear-max-delay": retried(
+        f"{{delay: PT0.01S, backoff: {{linear: {{increment: PT1H, maxDelay: PT0.05S}}}}, {THREE}}}", 3, 0.06
+    ),
     "retry-jitter": retried(f"{{delay: PT0.01S, jitter: {{from: PT0.04S, to: PT0.05S}}, {THREE}}}", 3, 0.1),
     "retry-limit-duration": retried("{delay: PT0.5S, limit: {duration: PT0.9S}}", 2, 0.5),
     "retry-limit-attempt-duration": Case(
@@ -154,7 +171,11 @@ CASES = {
     ),
     "error-communication": Case(
         "do: [{m: {call: http, with: {method: get, endpoint: '<http>/status/502'}}}]",
-        error={"type": "https://serverlessworkflow.io/spec/1.0.0/errors/communication", "status": 502, "instance": "/do/0/m"},
+        error={
+            "type": "https://serverlessworkflow.io/spec/1.0.0/errors/communication",
+            "status": 502,
+            "instance": "/do/0/m",
+        },
         stubs=None,
     ),
     "error-authentication": Case(

@@ -1,5 +1,7 @@
 """Calls over HTTP: call http and call openapi with each of their arguments, endpoints, URI templates."""
 
+# ruff: noqa: E501 - a table: one definition a line, as far as it goes
+
 from __future__ import annotations
 
 from typing import Any
@@ -67,12 +69,16 @@ CASES = {
         ["one", "a, b", None, "5"],
         '${ [.headers["x-one"], .headers["x-two"], .headers["x-none"], .headers["x-number"]] }',
     ),
-    "http-headers-expression": http(f"{ECHO}, headers: {{X-One: '${{ .one }}'}}", "1", '${ .headers["x-one"] }', {"one": 1}),
+    "http-headers-expression": http(
+        f"{ECHO}, headers: {{X-One: '${{ .one }}'}}", "1", '${ .headers["x-one"] }', {"one": 1}
+    ),
     "http-query": http(f"{ECHO}, query: {{a: 1, b: [x, y], c: null}}", [["a", "1"], ["b", "x"], ["b", "y"]], ".query"),
     "http-body-text": http(f"{POST}, body: 'plain ${{ .n }}'", "plain 1", ".body", {"n": 1}),
     "http-body-null": http(f"{POST}, body: null", ANY, ".body"),
     "http-body-form": http(
-        f"{POST}, headers: {{Content-Type: application/x-www-form-urlencoded}}, body: {{a: 1, b: x y}}", "a=1&b=x+y", ".body"
+        f"{POST}, headers: {{Content-Type: application/x-www-form-urlencoded}}, body: {{a: 1, b: x y}}",
+        "a=1&b=x+y",
+        ".body",
     ),
     "http-body-multipart": http(
         f"{POST}, headers: {{Content-Type: multipart/form-data}}, body: {{title: A note, file: {{text: Hello, filename: note.txt, content_type: text/plain}}}}",
@@ -109,27 +115,42 @@ CASES = {
     ),
     "http-unreachable": http("method: get, endpoint: 'http://127.0.0.1:1/'", None, error={"type": COMMUNICATION}),
     "http-stubbed": http(
-        "method: get, endpoint: '<http>/documents/schemas/order.json'", "object", ".type", stubs={"a": {"type": "object"}}
+        "method: get, endpoint: '<http>/documents/schemas/order.json'",
+        "object",
+        ".type",
+        stubs={"a": {"type": "object"}},
     ),
     "http-idempotency-key": http(f"{POST}", True, '${ .headers["idempotency-key"] | length > 10 }'),
-    "http-idempotency-key-of-ones-own": http(f"{POST}, headers: {{Idempotency-Key: mine}}", "mine", '${ .headers["idempotency-key"] }'),
-    "http-traceparent": http(ECHO, True, "${ .headers.traceparent | startswith(\"00-\") }"),
+    "http-idempotency-key-of-ones-own": http(
+        f"{POST}, headers: {{Idempotency-Key: mine}}", "mine", '${ .headers["idempotency-key"] }'
+    ),
+    "http-traceparent": http(ECHO, True, '${ .headers.traceparent | startswith("00-") }'),
     "http-secret": Case(
         f"use: {{secrets: [token]}}\ntimeout: {{after: PT20S}}\ndo: [{{a: {{call: http, with: {{{ECHO}, headers: {{X-Key: '${{ $secrets.token }}'}}}}, output: {{as: '${{ .headers[\"x-key\"] }}'}}}}}}]",
         "***",
         stubs=None,
     ),
-    "http-bad-argument": http("method: get, endpoint: '<http>/echo/x', headers: '${ .n }'", None, "", {"n": 1}, error={"status": 400}),
+    "http-bad-argument": http(
+        "method: get, endpoint: '<http>/echo/x', headers: '${ .n }'", None, "", {"n": 1}, error={"status": 400}
+    ),
     # --- call openapi
     "openapi-parameters": openapi(
         "operationId: find, parameters: {sku: chair, tag: [new, small], X-Trace: t1}",
         ["/echo/pets/chair", [["tag", "new"], ["tag", "small"]], "t1"],
         '${ [.path, .query, .headers["x-trace"]] }',
     ),
-    "openapi-parameters-expression": openapi("operationId: find, parameters: {sku: '${ .sku }'}", "/echo/pets/bed", ".path", input={"sku": "bed"}),
-    "openapi-body": openapi("operationId: create, parameters: {body: {sku: chair}}", {"sku": "chair"}, "${ .body | fromjson }"),
-    "openapi-body-invalid": openapi("operationId: create, parameters: {body: {n: 1}}", None, error={"type": VALIDATION, "status": 400}),
-    "openapi-parameter-missing": openapi("operationId: find, parameters: {tag: [x]}", None, error={"type": VALIDATION, "status": 400}),
+    "openapi-parameters-expression": openapi(
+        "operationId: find, parameters: {sku: '${ .sku }'}", "/echo/pets/bed", ".path", input={"sku": "bed"}
+    ),
+    "openapi-body": openapi(
+        "operationId: create, parameters: {body: {sku: chair}}", {"sku": "chair"}, "${ .body | fromjson }"
+    ),
+    "openapi-body-invalid": openapi(
+        "operationId: create, parameters: {body: {n: 1}}", None, error={"type": VALIDATION, "status": 400}
+    ),
+    "openapi-parameter-missing": openapi(
+        "operationId: find, parameters: {tag: [x]}", None, error={"type": VALIDATION, "status": 400}
+    ),
     "openapi-operation-unknown": openapi("operationId: nothing", None, error={"status": 400}),
     "openapi-swagger-2": openapi(
         "operationId: find, parameters: {sku: chair, tag: [a, b]}",
@@ -149,7 +170,9 @@ CASES = {
     ),
     "openapi-document-missing": openapi("operationId: find", None, document="none.json", error={"status": 404}),
     "openapi-authentication": openapi(
-        "operationId: find, parameters: {sku: x}, authentication: {bearer: {token: abcdef}}", "***", '${ .headers.authorization | sub("Bearer "; "") }'
+        "operationId: find, parameters: {sku: x}, authentication: {bearer: {token: abcdef}}",
+        "***",
+        '${ .headers.authorization | sub("Bearer "; "") }',
     ),
     "openapi-output-response": openapi("operationId: find, parameters: {sku: x}, output: response", 200, ".statusCode"),
     "openapi-output-raw": openapi("operationId: find, parameters: {sku: x}, output: raw", "string", "${ type }"),
@@ -159,7 +182,9 @@ CASES = {
     "openapi-server-variables": openapi(
         "operationId: find, parameters: {sku: x}, server: {variables: {stage: echo/live}}", "/echo/live/pets/x", ".path"
     ),
-    "openapi-server-url": openapi("operationId: find, parameters: {sku: x}, server: {url: '<http>/echo/other'}", "/echo/other/pets/x", ".path"),
+    "openapi-server-url": openapi(
+        "operationId: find, parameters: {sku: x}, server: {url: '<http>/echo/other'}", "/echo/other/pets/x", ".path"
+    ),
 }
 LOCAL = {name: case for name, case in CASES.items() if case.stubs is not None}
 
