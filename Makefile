@@ -11,7 +11,7 @@ SERIAL := tests/acceptance tests/robustness
 WORKERS ?= auto
 
 .DEFAULT_GOAL := up
-.PHONY: up test lint proto bench bench-quick clean
+.PHONY: up test lint proto bench bench-quick fuzz clean
 
 up: $(STAMP)
 	$(VENV)/bin/flint up --demo
@@ -50,6 +50,14 @@ bench: $(DEV_STAMP)
 
 bench-quick: $(DEV_STAMP)
 	$(VENV)/bin/python benchmarks/bench.py --quick
+
+# Coverage-guided fuzzing of the compiler for FUZZ_S seconds; finds go to .build/fuzz. Skips where there is no atheris.
+FUZZ_S ?= 60
+fuzz: $(DEV_STAMP)
+	-$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'atheris>=3,<4'
+	mkdir -p .build/fuzz
+	cd .build/fuzz && ../../$(VENV)/bin/python ../../tests/fuzz/fuzz_definitions.py corpus \
+	    -max_total_time=$(FUZZ_S) -timeout=5 -rss_limit_mb=2048 -max_len=20000
 
 # Stops what runs here, then removes what was made: the virtual environment, caches, and the data of `flint up`.
 clean:

@@ -19,7 +19,7 @@ from support.stack import running_stack
 
 pytestmark = [pytest.mark.robustness, pytest.mark.timeout(400)]
 
-DEFINITIONS, INPUTS = 500, 2
+DEFINITIONS, INPUTS = 250, 4
 SETTINGS = {"registry": {"lease_ttl_s": 2, "heartbeat_interval_s": 0.5}, "limits": {"leg_losses": 1_000}}
 
 
@@ -46,7 +46,7 @@ async def test_random_workflows(tmp_path: Path) -> None:
             wrong = await shaken.differences(attempts=False) + await batch.late()
             tell("compared")
             assert not wrong, "\n".join([f"seed {seed}: {len(wrong)} differ", *wrong[:5]])
-            assert killer.killed["worker"] >= 10
+            assert killer.killed["worker"] >= 5
             assert killer.killed["scheduler"] == 1
         finally:
             await batch.close()

@@ -8,14 +8,20 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import UUID
+
+import orjson
+
+if __name__ == "__main__":  # python tests/support/random_runs.py SEED INDEX N
+    sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_sdk import AsyncFlint, FlintError, StartRequest
 from flint_sdk._approvals import ApprovalState
 from flint_sdk.testing import Result
-from support.random_workflows import Workflow, approves
+from support.random_workflows import LEAVES, Workflow, approves, generate_batch
 from support.random_world import Outcome, World, expect, outcome_of
 from support.record_reader import Record
 from support.stack import RunningStack
@@ -50,8 +56,6 @@ class Batch:
 
     async def apply(self) -> None:
         """Applies all of them, some at a time."""
-        import orjson
-
         room = asyncio.Semaphore(8)
 
         async def one(workflow: Workflow) -> None:
@@ -167,7 +171,8 @@ class Outcomes:
 
     @staticmethod
     def _told(workflow: Workflow, given: Mapping[str, Any], run: str, what: str) -> str:
-        command = f"PYTHONPATH=tests python tests/support/random_runs.py {workflow.seed} {workflow.name.rpartition('-')[2]} {given['n']}"
+        index = workflow.name.rpartition("-")[2]
+        command = f".venv/bin/python tests/support/random_runs.py {workflow.seed} {index} {given['n']}"
         return f"{workflow.name} (run {run}): {what[:1500]}\n  shown by: {command}"
 
     @property
@@ -177,10 +182,11 @@ class Outcomes:
 
 
 def _compare(result: Result, recorded: Iterable[Step], attempts: bool) -> str:
-    core = Counter(_step(made.step, made.iteration, made.attempt, made.state, attempts) for made in result.attempts_made)
+    core = Counter(
+        _step(made.step, made.iteration, made.attempt, made.state, attempts) for made in result.attempts_made
+    )
     engine = Counter(_step(s.step, s.iteration, s.attempt, s.state, attempts) for s in recorded)
     if not attempts:  # waiting for the pause before a retry, failing before it: as often as it came to that
-        core, engine = Counter(dict.fromkeys(core, 1)), Counter(dict.fromkeys(engine, 1))
         core = Counter({step: 1 for step in core if step.state in ("succeeded", "skipped")})
         engine = Counter({step: 1 for step in engine if step.state in ("succeeded", "skipped")})
     if core == engine:
@@ -196,7 +202,7 @@ class Killer:
     """kill -9 of one worker after the other while a block runs, of a scheduler once."""
 
     def __init__(self, stack: RunningStack, seed: int, most: int = 60) -> None:
-        self.stack, self.random, self.most = stack, random.Random(seed), most  # noqa: S311 - not for secrets
+        self.stack, self.random, self.most = stack, random.Random(seed), most
         self.killed: Counter[str] = Counter()
         self._task: asyncio.Task[None] | None = None
 
@@ -229,10 +235,6 @@ class Killer:
 
 async def _show(seed: int, index: int, number: int) -> None:
     """One workflow and what the core makes of it."""
-    import orjson
-
-    from support.random_workflows import LEAVES, generate_batch
-
     batch = generate_batch(seed, max(index + 1, LEAVES))
     workflow = batch[index]
     given = {"url": "http://127.0.0.1:1", "key": f"shown{number}", "n": number}
@@ -243,5 +245,5 @@ async def _show(seed: int, index: int, number: int) -> None:
     sys.stdout.write(f"{outcome}\n")
 
 
-if __name__ == "__main__":  # PYTHONPATH=tests python tests/support/random_runs.py SEED INDEX N
+if __name__ == "__main__":
     asyncio.run(_show(*map(int, sys.argv[1:4])))

@@ -8,6 +8,7 @@ Paths: `/ok/NAME` answers, `/fail/STATUS/NAME` never does, `/flaky/N/KEY/NAME` a
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections import Counter, defaultdict
@@ -65,8 +66,6 @@ async def random_world() -> AsyncIterator[World]:
     server = uvicorn.Server(
         uvicorn.Config(world, log_level="critical", lifespan="off", timeout_keep_alive=60, timeout_graceful_shutdown=1)
     )
-    import asyncio
-
     serving = asyncio.create_task(server.serve([sock]))
     try:
         yield world

@@ -28,6 +28,8 @@ _ESCAPES: Final = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\
 _CLOSES: Final = {"(": ")", "[": "]", "{": "}"}
 _DEEPEST: Final = 100
 """Brackets and interpolations within each other. Real definitions stay below ten."""
+_LONGEST: Final = 65_536
+"""Characters of one expression: far more than anybody writes, and compiled in less than a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ def _tokens(text: str, start: int, closer: str, depth: int) -> tuple[tuple[Token
     while True:
         if space := _SPACE.match(text, position):
             position = space.end()
+        if position - start > _LONGEST:
+            raise ExpressionSyntaxError(f"an expression has at most {_LONGEST} characters", start)
         if position >= len(text):
             if closer:
                 raise ExpressionSyntaxError(f"{closer} is missing", len(text))

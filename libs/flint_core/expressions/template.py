@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from flint_core.effects import Deferred
 from flint_core.expressions import values
@@ -158,6 +158,9 @@ class _Compiler:
         return lambda run: run.parts[place]
 
 
+_MOST_PIECES: Final = 2_000  # texts and expressions of one string
+
+
 def _pieces(text: str) -> list[str | tuple[str, tuple[Token, ...]]]:
     pieces: list[str | tuple[str, tuple[Token, ...]]] = []
     position = 0
@@ -168,6 +171,8 @@ def _pieces(text: str) -> list[str | tuple[str, tuple[Token, ...]]]:
         if not tokens:
             raise ExpressionSyntaxError("the expression is empty", start)
         pieces.append((text[start + 2 : end].strip(), tokens))
+        if len(pieces) > _MOST_PIECES:
+            raise ExpressionSyntaxError(f"a text has at most {_MOST_PIECES // 2} expressions", start)
         position = end + 1
     if position < len(text):
         pieces.append(text[position:])
