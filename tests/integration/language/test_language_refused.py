@@ -199,8 +199,8 @@ CASES = {
     "authorization-code": task(
         "{call: http, with: {method: get, endpoint: {uri: 'https://x.test', authentication: {oauth2: {authority: 'https://x.test', grant: authorization_code}}}}, timeout: {after: PT1S}}",
         "arguments",
-        "/with/endpoint",
-        "",
+        "/with/endpoint/authentication/oauth2/grant",
+        "authorization_code",
     ),
     # --- use
     "catalog-secret": Refused(
