@@ -48,12 +48,17 @@ def endless_loops(tasks: Tasks) -> Iterator[tuple[Task, str]]:
     for scope in lists_of(tasks):
         edges = [_edges(tasks, scope, position) for position in range(len(scope))]
         reached = _reached({0}, edges)
-        leaving = {position for position in reached if None in edges[position]}
-        while True:
-            more = {position for position in reached - leaving if edges[position] & leaving}
-            if not more:
-                break
-            leaving |= more
+        before: dict[int, list[int]] = {}
+        for position in reached:
+            for following in edges[position]:
+                if following is not None:
+                    before.setdefault(following, []).append(position)
+        leaving, open_positions = set[int](), [position for position in reached if None in edges[position]]
+        while open_positions:
+            position = open_positions.pop()
+            if position not in leaving:
+                leaving.add(position)
+                open_positions.extend(before.get(position, ()))
         trapped = reached - leaving
         if not trapped or any(_pauses(tasks, scope[position]) for position in trapped):
             continue

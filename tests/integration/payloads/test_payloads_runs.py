@@ -127,3 +127,8 @@ do:
     assert bulk.served == served + 1
     await (await house.flint.start(name, {"url": bulk.url, "key": "other"})).result(30)
     assert bulk.served == served + 2
+
+
+async def test_a_large_value_is_stored_before_the_call_that_is_given_it(house: House) -> None:
+    name = await house.apply("do: [{big: {call: noop, with: {output: '${ [range(100000)] }'}}}]")
+    assert await (await house.flint.start(name, {})).result(60) == list(range(100_000))
