@@ -12,7 +12,7 @@ import orjson
 
 from flint_core.definition import compile_definition
 
-__all__ = ["MAIL", "Example", "examples"]
+__all__ = ["ELSEWHERE", "MAIL", "PAGE", "Example", "examples"]
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "definition-language.md"
 _EXAMPLE: Final = re.compile(r"^```yaml\n(document:.*?)^```\n\n((?:[^\n]+\n)+)", re.MULTILINE | re.DOTALL)
@@ -33,6 +33,27 @@ MAIL: Final[dict[str, list[Any]]] = {
     "ask-first": [{"decision": "approved", "by": "ada", "comment": "", "fields": {"account": "petty"}, "at": ""}],
 }
 """What comes for the awaits of an example, by its name: events, or a decision."""
+
+
+ELSEWHERE: Final[dict[str, str]] = {
+    "parent": "tests/integration/scheduler/test_scheduler_children.py",
+    "count-in-a-container": "tests/contract/executors/test_executors_container.py",
+    "shop-goods": "tests/integration/language/test_language_http.py",
+    "send-form": "tests/integration/language/test_language_http.py",
+    "find-pets": "tests/integration/language/test_language_services.py",
+    "greet-by-grpc": "tests/integration/protocols/test_protocols_runs.py",
+    "order-messages": "tests/integration/protocols/test_protocols_runs.py",
+    "ask-tool": "tests/integration/protocols/test_protocols_runs.py",
+    "ask-agent": "tests/integration/protocols/test_protocols_runs.py",
+    "thumbnail": "tests/integration/functions/test_functions_calls.py",
+    "signed-in": "tests/integration/language/test_language_authentication.py",
+    "from-a-catalog": "tests/integration/gateway/test_public_reuse.py",
+    "nightly": "tests/integration/schedules/test_schedules_stack.py",
+    "ship-paid-orders": "tests/integration/schedules/test_schedules_stack.py",
+    "pay-once": "tests/integration/language/test_language_use.py",
+    "book-trip": "tests/integration/language/test_language_use.py",
+}
+"""Examples that name an outside of their own, or fail on purpose: where what they show is executed by the engine."""
 
 
 class Example(NamedTuple):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flint_core.definition import Severity, compile_definition
+from support import doc_examples
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = ("README.md", "docs/definition-language.md")
@@ -61,3 +62,15 @@ def test_what_is_generated_is_what_the_code_says(tool: str) -> None:
     command = [sys.executable, str(ROOT / "deploy/tools" / tool), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_example_is_executed_or_says_where_its_like_is() -> None:
+    page = doc_examples.PAGE.read_text(encoding="utf-8")
+    names = set(re.findall(r"^```yaml\ndocument:[^\n]*? name: ([a-z0-9-]+)", page, re.MULTILINE))
+    names |= set(re.findall(r"^```yaml\ndocument:\n(?:  [^\n]*\n)*?  name: ([a-z0-9-]+)", page, re.MULTILINE))
+    assert len(names) > 30
+    executed, elsewhere = doc_examples.examples().keys(), doc_examples.ELSEWHERE
+    assert names == executed | elsewhere.keys()
+    assert not executed & elsewhere.keys()
+    for place in elsewhere.values():
+        assert (doc_examples.PAGE.parents[1] / place).is_file(), place
