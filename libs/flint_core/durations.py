@@ -76,8 +76,7 @@ def parse_duration(value: Any) -> Duration:
         factor = _UNITS_MS.get(unit)
         if factor is None:
             raise DurationError(
-                f"'{unit}' is not a unit of a duration: days, hours, minutes, seconds, milliseconds are"
-                f"{_near(unit)}"
+                f"'{unit}' is not a unit of a duration: days, hours, minutes, seconds, milliseconds are{_near(unit)}"
             )
         if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount <= _LONGEST_MS:
             raise DurationError(f"{unit} of a duration must be a number of 0 or more")

@@ -50,9 +50,7 @@ async def upload(transport: Transport, parent: str, data: bytes, timeout_s: floa
 
     async def send(timeout_left_s: float) -> None:
         gateway = transport.gateway()
-        await gateway.payloads.UploadPayload(
-            _pieces(parent, data), timeout=timeout_left_s, metadata=transport.metadata
-        )
+        await gateway.payloads.UploadPayload(_pieces(parent, data), timeout=timeout_left_s, metadata=transport.metadata)
 
     await _repeated(transport, send, timeout_s)
     return {_MEMBER: {"sha256": sha256, "bytes": len(data)}}
