@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from flint_core.definition.tasks import TaskCompiler
     from flint_core.plan import Places
 
-__all__ = ["document_hints", "hints_of", "task_hints"]
+__all__ = ["DOCUMENT_HINTS", "TASK_HINTS", "document_hints", "hints_of", "task_hints"]
 
-_TASK: Final = ("idempotencyKey", "cache", "compensate", "parallel")
-_DOCUMENT: Final = ("timezone", "schedule", "level")
+TASK_HINTS: Final = ("idempotencyKey", "cache", "compensate", "parallel")
+DOCUMENT_HINTS: Final = ("timezone", "schedule", "level")
 _KEYED: Final = ("call", "emit", "run")
 _CACHED: Final = ("call", "run")
 _LEAST_URGENT: Final = 9
@@ -42,7 +42,7 @@ def hints_of(context: Context, value: Any, pointer: str, known: tuple[str, ...],
         elif name in known:
             found[name] = hint
         elif name in elsewhere:
-            where = "the document's metadata" if name in _DOCUMENT else "a task's metadata"
+            where = "the document's metadata" if name in DOCUMENT_HINTS else "a task's metadata"
             context.error(Rule.UNKNOWN_FIELD, f"the hint '{name}' belongs into {where}", spot, key=True)
         else:
             near = suggestion(name, [*known, *unsupported.FLINT_HINTS])
@@ -52,7 +52,7 @@ def hints_of(context: Context, value: Any, pointer: str, known: tuple[str, ...],
 
 def document_hints(context: Context, metadata: Any) -> dict[str, Any]:
     """Members of the program that the document's hints give; `policy` are members of its schedule."""
-    hints = hints_of(context, metadata, "/document/metadata", _DOCUMENT, _TASK)
+    hints = hints_of(context, metadata, "/document/metadata", DOCUMENT_HINTS, TASK_HINTS)
     result: dict[str, Any] = {}
     place = "/document/metadata/flint"
     if "timezone" in hints:
@@ -106,7 +106,7 @@ def task_hints(
 ) -> dict[str, Any]:
     """Members of a task that its hints give. `parallel` is looked at by `for`."""
     context = compiler.context
-    hints = hints_of(context, metadata, pointer, _TASK, _DOCUMENT)
+    hints = hints_of(context, metadata, pointer, TASK_HINTS, DOCUMENT_HINTS)
     place = join_pointer(pointer, "flint")
     result: dict[str, Any] = {}
     if "idempotencyKey" in hints and _of_kind(context, "idempotencyKey", kind, _KEYED, place):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from flint_core.definition import unsupported
+from flint_core.definition.advice import advise
 from flint_core.definition.arguments import Authentications
 from flint_core.definition.context import Context, kind_of
 from flint_core.definition.extensions import Extension, parse_extensions
@@ -20,11 +21,11 @@ from flint_core.definition.versions import VERSION
 from flint_core.plan import Places
 from flint_core.program import Program, Task
 
-__all__ = ["compile_workflow"]
+__all__ = ["HEAD_MEMBERS", "TOP_MEMBERS", "USE_MEMBERS", "compile_workflow"]
 
-_TOP: Final = frozenset({"document", "input", "use", "do", "timeout", "output", "schedule", "evaluate"})
-_HEAD: Final = frozenset({"dsl", "namespace", "name", "version", "title", "summary", "tags", "metadata"})
-_USE: Final = frozenset(
+TOP_MEMBERS: Final = frozenset({"document", "input", "use", "do", "timeout", "output", "schedule", "evaluate"})
+HEAD_MEMBERS: Final = frozenset({"dsl", "namespace", "name", "version", "title", "summary", "tags", "metadata"})
+USE_MEMBERS: Final = frozenset(
     {"authentications", "catalogs", "errors", "extensions", "functions", "retries", "secrets", "timeouts"}
 )
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -33,7 +34,7 @@ _DSL: Final = re.compile(r"1\.0\.[0-3]")
 
 def compile_workflow(context: Context, source: Any) -> Program | None:
     """The program of a document; None when findings of severity error were noted in `context`."""
-    document = context.mapping(source, "", "a workflow", _TOP, ("document", "do"))
+    document = context.mapping(source, "", "a workflow", TOP_MEMBERS, ("document", "do"))
     for name, hint in unsupported.TOP_LEVEL.items():
         if name in document:
             context.unsupported(f"'{name}'", hint, f"/{name}")
@@ -64,14 +65,17 @@ def compile_workflow(context: Context, source: Any) -> Program | None:
             message = "this hint is for the schedules every and cron"
             context.error(Rule.INVALID_VALUE, message, "/document/metadata/flint/schedule", key=True)
         schedule = replace(schedule, **policy)
+    named = {name for kind, name in context.used if kind == "functions"}
     reusable.check_unused()
     authentications.check(Places("call", ()).arguments)
     with context.aside():
         library.check_unused(TaskCompiler(context, reusable, library))
+    context.used = {each for each in context.used if each[0] != "functions" or each[1] in named}
     compiler.tasks[0] = Task(pointer="", name="", kind="workflow", scope=scope, **members)
     tasks = _with_steps(context, compiler)
     if context.failed or context.needs:
         return None
+    advise(context, tasks, document.get("use", {}))
     return Program(
         tasks=tasks,
         secrets=tuple(sorted(context.secrets)),
@@ -82,7 +86,7 @@ def compile_workflow(context: Context, source: Any) -> Program | None:
 
 
 def _head(context: Context, value: Any) -> dict[str, Any]:
-    head = context.mapping(value, "/document", "'document'", _HEAD, ("dsl", "namespace", "name", "version"))
+    head = context.mapping(value, "/document", "'document'", HEAD_MEMBERS, ("dsl", "namespace", "name", "version"))
     texts: dict[str, str] = {
         key: context.text(head[key], f"/document/{key}", f"'{key}'")
         for key in ("dsl", "namespace", "name", "version", "title", "summary")
@@ -130,7 +134,7 @@ def _evaluate(context: Context, value: Any) -> None:
 def _use(
     context: Context, reusable: Reusable, library: Library, authentications: Authentications, value: Any
 ) -> tuple[Extension, ...]:
-    use = context.mapping(value, "/use", "'use'", _USE)
+    use = context.mapping(value, "/use", "'use'", USE_MEMBERS)
     for name, target in (
         ("retries", reusable.retries),
         ("errors", reusable.errors),
