@@ -242,6 +242,7 @@ class TaskPlan:
         "core",
         "definition",
         "detached",
+        "discards",
         "each",
         "entry",
         "export_as",
@@ -319,6 +320,7 @@ class TaskPlan:
         self.catch = None if task.catch is None else CatchPlan(task.catch, places.body)
         self.function = task.function
         self.detached = task.detached
+        self.discards = task.discards
         inner = places.arguments if task.parameters is None else places.arguments - set(task.locals)
         self.arguments = _binding(task.arguments, inner)
         self.parameters = _binding(task.parameters, places.body)

@@ -166,6 +166,7 @@ class Task:
     source: str | None = None  # pointer of its text, when that is not the task's own; "": not in the definition
     # run
     detached: bool = False  # nobody waits for its end; the task's input is its output
+    discards: bool = False  # of a workflow: what it gives is left, the output is null
 
 
 @dataclass(frozen=True)

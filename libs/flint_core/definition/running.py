@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+import orjson
+
 from flint_core.definition.context import kind_of
 from flint_core.definition.findings import Rule, suggestion
 from flint_core.definition.reader import join_pointer
 from flint_core.definition.versions import VERSION
+from flint_core.expressions import ExpressionSyntaxError, compile_expression
+from flint_core.expressions.lexer import tokenize
 from flint_core.functions import PROCESSES
 from flint_core.plan import Places
 
@@ -23,7 +27,9 @@ _ALIASES: Final = {"javascript": "js"}  # the specification's text says one, its
 RETURNS: Final = ("stdout", "stderr", "code", "all", "none")
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 # What is executed stands as it is written: a value that is put into it could bring code of its own.
-_CODE: Final = {"script": ("code", "source", "language"), "shell": ("command",), "container": ("command",)}
+_CODE: Final = {"script": "code", "shell": "command", "container": "command"}
+_CHUNK: Final = 10_000  # characters; written as JSON each may be six, and an expression has a limit
+_OF_FLINT: Final = re.compile(r"[\s(\[{]*\.")  # an expression that begins with the input
 
 
 def compile_run(
@@ -60,9 +66,13 @@ def compile_run(
 
 def _workflow(compiler: TaskCompiler, parts: dict[str, Any], spot: str, place: str, places: Places) -> dict[str, Any]:
     context = compiler.context
-    if "return" in parts:
-        message = "'return' belongs to script, shell and container; a workflow gives its output"
-        context.error(Rule.INVALID_VALUE, message, join_pointer(place, "return"), key=True)
+    returns = parts.get("return", "stdout")
+    if returns not in ("stdout", "none"):
+        message = (
+            "'return' of a workflow is stdout (its output, as without 'return') or none: it has no standard error and "
+            "no exit code"
+        )
+        context.error(Rule.INVALID_VALUE, message, join_pointer(place, "return"))
     arguments = context.mapping(parts["workflow"], spot, "'workflow'", WORKFLOW_MEMBERS, ("name",))
     for name in ("namespace", "name", "version"):
         at = join_pointer(spot, name)
@@ -78,7 +88,7 @@ def _workflow(compiler: TaskCompiler, parts: dict[str, Any], spot: str, place: s
         elif name == "version" and value != "latest" and not VERSION.fullmatch(value):
             message = "'version' must be a semantic version such as 1.4.0, or 'latest'"
             context.error(Rule.INVALID_VALUE, message, at)
-    return {"arguments": context.template(arguments, spot, places.body)}
+    return {"arguments": context.template(arguments, spot, places.body), "discards": returns == "none"}
 
 
 def _process(
@@ -96,25 +106,64 @@ def _process(
         returns = "stdout"
     if kind == "script" and body.get("language") in _ALIASES:
         body = {**body, "language": _ALIASES[body["language"]]}
-    for name in _CODE[kind]:
-        _fixed(compiler, kind, body.get(name), join_pointer(spot, name))
-    context.template(body, spot, places.arguments)
+    if kind == "script":
+        for name in ("source", "language"):
+            _fixed(compiler, kind, body.get(name), join_pointer(spot, name))
+    code = _CODE[kind]
+    context.template({name: value for name, value in body.items() if name != code}, spot, places.arguments)
     awaited = parts.get("await", True) is not False
     arguments = {**body, "return": returns, "await": awaited}
     compiler.check_arguments(kind, arguments, spot)
+    if code in body:
+        arguments[code] = _literal(compiler, kind, body[code], join_pointer(spot, code), places)
     return {"arguments": arguments}
 
 
+def _literal(compiler: TaskCompiler, kind: str, value: Any, pointer: str, places: Places) -> Any:
+    """Code in which `${` stands for itself, as a template that gives exactly this text."""
+    if isinstance(value, list):
+        return [
+            _literal(compiler, kind, item, join_pointer(pointer, place), places) for place, item in enumerate(value)
+        ]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    if _looks_meant(value, places):
+        message = (
+            f"the ${{ }} in what this {kind} executes is passed on as it is written, not interpolated: pass the value "
+            "in `arguments` or `environment`"
+        )
+        compiler.context.warn(Rule.EXPRESSION, message, pointer)
+    chunks = (value[start : start + _CHUNK] for start in range(0, len(value), _CHUNK))
+    return "".join(f"${{ {_quoted(chunk)} }}" for chunk in chunks)
+
+
+def _quoted(text: str) -> str:
+    return orjson.dumps(text).decode().replace("$", "\\u0024")
+
+
+def _looks_meant(text: str, places: Places) -> bool:
+    """Whether a `${ … }` of the text is an expression that reads the input or a variable of Flint's."""
+    for start in (match.end() for match in re.finditer(r"\$\{", text)):
+        try:
+            _, end = tokenize(text, start, until_brace=True)
+            found = compile_expression(text[start:end].strip(), variables=places.arguments)
+        except ExpressionSyntaxError:
+            continue  # of the script's own language
+        if found.names or _OF_FLINT.match(text, start, end):
+            return True
+    return False
+
+
 def _fixed(compiler: TaskCompiler, kind: str, value: Any, pointer: str) -> None:
-    """Refuses expressions in what is executed."""
+    """Refuses expressions in what says what is executed."""
     open_values = [(pointer, value)]
     while open_values:
         place, node = open_values.pop()
         if isinstance(node, str) and "${" in node:
             name = place.rpartition("/")[2]
             message = (
-                f"'{name}' of a {kind} is executed as it is written, without expressions: pass values through "
-                "`arguments`, `environment` or `stdin`"
+                f"'{name}' of a {kind} is taken as it is written, without expressions: no value of a run chooses what "
+                "is executed"
             )
             compiler.context.error(Rule.EXPRESSION, message, place)
         elif isinstance(node, dict):

@@ -50,7 +50,7 @@ def child_run(kernel: Kernel, strand: Strand, frame: Frame) -> None:
     if state == "started" or (state == "succeeded" and plan.detached):
         frame.phase = plan.after_body
     elif state == "succeeded":
-        frame.value, frame.size = answer.get("output"), -1
+        frame.value, frame.size = (None if plan.discards else answer.get("output")), -1
         frame.phase = plan.after_body
     else:
         raise Fault(_problem_of(frame, state, answer))

@@ -312,6 +312,8 @@ do:
     "run-workflow-not-awaited": child(
         "input: {}", "do: [{w: {wait: PT0.1S}}]", {"n": 5}, ", await: false", input={"n": 5}
     ),
+    "run-workflow-return-stdout": child("input: {}", "do: [{s: {set: {m: 1}}}]", {"m": 1}, ", return: stdout"),
+    "run-workflow-return-none": child("input: {}", "do: [{s: {set: {m: 1}}}]", None, ", return: none"),
     "run-workflow-awaited": child("input: {}", "do: [{s: {set: {m: 1}}}]", {"m": 1}, ", await: true"),
     "run-workflow-unknown": Case(
         TIMED + "do: [{r: {run: {workflow: {name: <name>-nobody}}}}]", error={"instance": "/do/0/r"}, stubs=None
@@ -320,6 +322,9 @@ do:
     "shell": shell("command: 'echo hello'", "hello\n"),
     "shell-stubbed": shell(
         "command: 'echo hello'", "HELLO", given='${ rtrimstr("\\n") | ascii_upcase }', stubs={"r": "hello\n"}
+    ),
+    "shell-own-variables": shell(
+        "command: 'set -- a; echo ${1:-none} ${2:-none} ${FLINT_RUN_ID:+run}'", "a none run\n"
     ),
     "shell-stdin": shell("command: cat, stdin: '${ .text }'", "some text", input={"text": "some text"}),
     "shell-stdin-json": shell("command: cat, stdin: '${ .o }'", {"n": 1}, given="${ fromjson }", input={"o": {"n": 1}}),
@@ -350,6 +355,9 @@ do:
     # --- run script
     "script-python": script("language: python, code: 'print(1 + 1)'", "2\n"),
     "script-js": script("language: js, code: 'console.log(1 + 1)'", "2\n"),
+    "script-js-template": script(
+        "language: js, code: 'const a = [1, 2]; console.log(`${a.length} of ${`${a}`}`)'", "2 of 1,2\n"
+    ),
     "script-javascript": script("language: javascript, code: 'console.log(1 + 1)'", "2\n"),
     "script-arguments-list": script(
         "language: python, code: 'import sys; print(sys.argv[1:])', arguments: [a, '${ .b }']",

@@ -138,10 +138,10 @@ CASES = {
         "/run/script",
         "one of",
     ),
-    "run-command-expression": task(
-        "{run: {shell: {command: 'echo ${ .n }'}}, timeout: {after: PT1S}}",
+    "run-source-expression": task(
+        "{run: {script: {language: js, source: {endpoint: '${ .n }'}}}, timeout: {after: PT1S}}",
         "expression",
-        "/run/shell/command",
+        "/run/script/source/endpoint",
         "as it is written",
     ),
     "run-workflow-namespace": task(
@@ -154,7 +154,7 @@ CASES = {
         "{run: {workflow: {name: w}, return: code}, timeout: {after: PT1S}}",
         "invalid-value",
         "/run/return",
-        "'return' belongs",
+        "'return' of a workflow is stdout",
     ),
     "run-return": task(
         "{run: {shell: {command: a}, return: output}, timeout: {after: PT1S}}",

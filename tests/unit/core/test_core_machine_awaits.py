@@ -1,5 +1,7 @@
 """Runs that start runs, approvals, custom functions, emitted events, processes: what is asked and what comes of it."""
 
+import json
+
 import pytest
 
 from flint_core.definition import compile_definition
@@ -200,23 +202,67 @@ def test_processes_are_calls_with_return_and_await():
     assert driver.output == {"n": 1}  # nobody waited for it
 
 
+CODE = [
+    "echo ${HOME} ${1:-none} ${name#*.} $${x} ${#list[@]} $",
+    'console.log(`${name}: ${item.total} \\(1) "q" ${`${a}`} ${`)',
+    "an open ${",
+    "${ .x } $secrets.none $steps.nobody ${ $secrets.none } ${ $workflow.definition }",
+    "${x}" * 5_000,
+    "\n\t}é\U0001f600${\r",
+]
+
+
+@pytest.mark.parametrize("code", CODE)
+@pytest.mark.parametrize(
+    "kind", ["shell: {command: %}", "script: {language: js, code: %}", "container: {image: a, command: [sh, %]}"]
+)
+def test_what_is_executed_is_passed_on_as_it_is_written(code, kind):
+    body = (
+        f"do: [{{s: {{run: {{{kind.replace('%', json.dumps(code, ensure_ascii=False))}}}, timeout: {{after: PT1S}}}}}}]"
+    )
+    driver = start(body, {"x": 1}, outcome=lambda _: None).run()
+    arguments = driver.calls[0].arguments
+    assert arguments.get("code", arguments.get("command")) in (code, ["sh", code])
+
+
+@pytest.mark.parametrize(
+    ("code", "warned"),
+    [
+        ("echo ${ .x }", True),
+        ("echo ${ $context.x }", True),
+        ("echo ${ [.x] | length }", True),
+        ("echo ${HOME} ${1:-none} ${a.b} ${#x} ${x#*.}", False),
+    ],
+)
+def test_a_warning_where_an_expression_seems_to_be_meant(code, warned):
+    body = f"do: [{{s: {{run: {{shell: {{command: '{code}'}}}}, timeout: {{after: PT1S}}}}}}]"
+    findings = compile_definition(HEAD + body).findings
+    assert [finding.pointer for finding in findings] == ["/do/0/s/run/shell/command"] * warned
+    assert all("not interpolated" in finding.message for finding in findings)
+
+
+@pytest.mark.parametrize(("returns", "output"), [("stdout", 5), ("none", None)])
+def test_what_a_child_run_gives_may_be_left(returns, output):
+    body = f"do: [{{c: {{run: {{workflow: {{name: child}}, return: {returns}}}}}}}]"
+    driver = with_mail(body, lambda _: [{"state": "succeeded", "run": "r", "output": 5}], {})
+    assert driver.machine.end == Succeeded(output)
+
+
 MISTAKES = {
     "two kinds": ("run: {shell: {command: x}, workflow: {name: x}}", "is one of container, script, shell and workflow"),
     "no kind": ("run: {await: true}", "is one of container"),
     "kind misspelt": ("run: {shel: {command: x}}", "did you mean 'shell'?"),
-    "return of a workflow": ("run: {workflow: {name: x}, return: code}", "'return' belongs to"),
+    "return of a workflow": ("run: {workflow: {name: x}, return: code}", "'return' of a workflow is stdout"),
     "return misspelt": ("run: {shell: {command: x}, return: stdot}", "did you mean 'stdout'?"),
     "await": ("run: {workflow: {name: x}, await: 1}", "'await' must be true or false"),
     "name": ("run: {workflow: {name: No}}", "lower-case"),
     "namespace": ("run: {workflow: {name: x, namespace: b}}", "in its own namespace alone, which is 'default'"),
     "version": ("run: {workflow: {name: x, version: one}}", "semantic version"),
-    "expression in a command": ("run: {shell: {command: 'echo ${ .x }'}}", "executed as it is written"),
-    "expression in code": ("run: {script: {language: python, code: 'x = ${ .x }'}}", "`environment` or `stdin`"),
     "expression in a source": (
         "run: {script: {language: js, source: {endpoint: {uri: 'http://x/${ .x }'}}}}",
-        "executed as it is written",
+        "taken as it is written",
     ),
-    "expression in a list": ("run: {container: {image: a, command: [sh, '${ .x }']}}", "executed as it is written"),
+    "expression for a language": ("run: {script: {language: '${ .x }', code: x}}", "taken as it is written"),
     "arguments of a shell": ("run: {shell: {command: 7}}", "the arguments of 'shell'"),
     "secret of a child": ("run: {workflow: {name: x, input: '${ $secrets.k }'}}", "$secrets may be used"),
     "secret of an event": ("emit: {event: {with: {type: x, data: '${ $secrets.k }'}}}", "$secrets may be used"),
