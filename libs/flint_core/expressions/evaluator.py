@@ -26,6 +26,7 @@ from flint_core.expressions.parser import (
     Slice,
     Variable,
 )
+from flint_core.expressions.work import Budget
 
 __all__ = ["Environment", "Nothing", "build"]
 
@@ -35,12 +36,13 @@ class Nothing(Exception):
 
 
 class Environment:
-    """What one evaluation sees beside its input."""
+    """What one evaluation sees beside its input, and what it may build if that is metered."""
 
-    __slots__ = ("now", "variables")
+    __slots__ = ("budget", "now", "variables")
 
-    def __init__(self, variables: Mapping[str, Any], now_ms: int) -> None:
+    def __init__(self, variables: Mapping[str, Any], now_ms: int, budget: Budget | None = None) -> None:
         self.variables = variables
+        self.budget = budget
         self.now = values.computed(now_ms / 1000)
 
 
@@ -62,17 +64,38 @@ _ARITHMETIC: Final[dict[str, Callable[[Any, Any], Any]]] = {
 }
 
 
-def _string(value: Any) -> str:
-    return value if type(value) is str else values.text(value)
+_REPEATING: Final = frozenset({"*", "/"})
+"""What may give more than its operands weigh: a text repeated, a text in pieces."""
+
+
+def _string(value: Any, env: Environment) -> str:
+    return value if type(value) is str else _text(value, env)
+
+
+def _text(value: Any, env: Environment) -> str:
+    budget = env.budget
+    if budget is None:
+        return values.text(value)
+    budget.spend(budget.weigh(value))  # before: what shares its parts is small in memory, and no longer as text
+    result = values.text(value)
+    budget.spend(len(result))
+    return result
+
+
+def _keys(dot: Any, env: Environment) -> list[Any]:
+    result = values.keys(dot)
+    if env.budget is not None:
+        env.budget.built(result, env.budget.weigh(result))
+    return result
 
 
 _BUILTINS: Final[dict[str, Evaluator]] = {
-    "keys": lambda dot, env: values.keys(dot),
+    "keys": _keys,
     "length": lambda dot, env: values.length(dot),
     "not": lambda dot, env: dot is None or dot is False,
     "now": lambda dot, env: env.now,
-    "tojson": lambda dot, env: values.text(dot),
-    "tostring": lambda dot, env: _string(dot),
+    "tojson": _text,
+    "tostring": _string,
     "type": lambda dot, env: values.type_name(dot),
 }
 
@@ -104,7 +127,7 @@ def build(node: Node, level: int = 0) -> Evaluator:
             first, second = build(left, deeper), build(right, deeper)
             return lambda dot, env: second(first(dot, env), env)
         case Binary(operator, left, right):
-            return _binary(_ARITHMETIC[operator], build(left, deeper), build(right, deeper))
+            return _binary(operator, build(left, deeper), build(right, deeper))
         case Logical(both, left, right):
             return _logical(both, build(left, deeper), build(right, deeper))
         case Alternative(left, right):
@@ -145,6 +168,8 @@ def _index(node: Index, level: int) -> Evaluator:
         def evaluate_key(dot: Any, env: Environment) -> Any:
             place = key(dot, env)
             value = whole(dot, env)
+            if env.budget is not None and type(place) is list:
+                env.budget.operands("+", value, place)
             return _quietly(values.index, value, place) if quiet else values.index(value, place)
 
         return evaluate_key
@@ -173,7 +198,10 @@ def _slice(quiet: bool, base: Evaluator, start: Evaluator | None, end: Evaluator
         first = None if start is None else start(dot, env)
         last = None if end is None else end(dot, env)
         value = base(dot, env)
-        return _quietly(values.slice_, value, first, last) if quiet else values.slice_(value, first, last)
+        result = _quietly(values.slice_, value, first, last) if quiet else values.slice_(value, first, last)
+        if env.budget is not None:
+            env.budget.built(result, env.budget.weigh(result))
+        return result
 
     return evaluate
 
@@ -188,10 +216,19 @@ def _optional(body: Evaluator) -> Evaluator:
     return evaluate
 
 
-def _binary(operation: Callable[[Any, Any], Any], left: Evaluator, right: Evaluator) -> Evaluator:
+def _binary(operator: str, left: Evaluator, right: Evaluator) -> Evaluator:
+    operation = _ARITHMETIC[operator]
+
     def evaluate(dot: Any, env: Environment) -> Any:
         second = right(dot, env)
-        return operation(left(dot, env), second)
+        first = left(dot, env)
+        budget = env.budget
+        if budget is None:
+            return operation(first, second)
+        weight = budget.operands(operator, first, second)
+        result = operation(first, second)
+        budget.built(result, budget.weigh(result) if operator in _REPEATING else weight)
+        return result
 
     return evaluate
 
@@ -232,6 +269,9 @@ def _array(items: list[Evaluator]) -> Evaluator:
                 result.append(item(dot, env))
             except Nothing:
                 continue  # an item without a result is left out
+        budget = env.budget
+        if budget is not None:
+            budget.built(result, 1 + sum(map(budget.weigh, result)))
         return result
 
     return evaluate
@@ -246,6 +286,9 @@ def _object(members: list[tuple[Evaluator, Evaluator]]) -> Evaluator:
             if type(name) is not str:
                 raise ExpressionFault(f"{values.type_name(name)} cannot be an object's key")
             result[name] = item
+        budget = env.budget
+        if budget is not None:
+            budget.built(result, 1 + sum(map(len, result)) + sum(map(budget.weigh, result.values())))
         return result
 
     return evaluate
@@ -253,7 +296,9 @@ def _object(members: list[tuple[Evaluator, Evaluator]]) -> Evaluator:
 
 def _interpolation(parts: list[str | Evaluator]) -> Evaluator:
     def evaluate(dot: Any, env: Environment) -> Any:
-        texts = [part if isinstance(part, str) else _string(part(dot, env)) for part in reversed(parts)]
+        texts = [part if isinstance(part, str) else _string(part(dot, env), env) for part in reversed(parts)]
+        if env.budget is not None:
+            env.budget.spend(sum(map(len, texts)))
         return "".join(reversed(texts))
 
     return evaluate

@@ -11,6 +11,7 @@ from flint_core.expressions.errors import ExpressionFault, ExpressionSyntaxError
 from flint_core.expressions.evaluator import Environment, Evaluator, Nothing, build
 from flint_core.expressions.lexer import Token, tokenize
 from flint_core.expressions.parser import Identity, Index, Literal, Node, NotFast, Variable, parse
+from flint_core.expressions.work import EASY, Budget, TooMuch, demand
 
 __all__ = ["Expression", "compile_expression", "expression_of_tokens"]
 
@@ -23,32 +24,45 @@ class Expression:
 
     `source`: the jq text, without `${ }`. `names`: the variables it may use, without `$`. `fast`: `evaluate` works; if
     not, a guarded jq must evaluate `source`. `path`: where the expression does nothing but walk down constant names and
-    positions, what it starts from (a variable's name, or None for the input) and these; else None.
+    positions, what it starts from (a variable's name, or None for the input) and these; else None. `effort`: how many
+    times over it may build what it is given; beyond `work.EASY` it is metered.
     """
 
-    __slots__ = ("_evaluator", "fast", "names", "path", "source")
+    __slots__ = ("_evaluator", "effort", "fast", "names", "path", "source")
 
     def __init__(
-        self, source: str, names: frozenset[str], evaluator: Evaluator | None, path: Path | None = None
+        self,
+        source: str,
+        names: frozenset[str],
+        evaluator: Evaluator | None,
+        path: Path | None = None,
+        effort: float = 1.0,
     ) -> None:
         self.source = source
         self.names = names
         self.fast = evaluator is not None
         self.path = path
+        self.effort = effort
         self._evaluator = evaluator
 
-    def evaluate(self, input: Any, variables: Mapping[str, Any], now_ms: int) -> Any:
+    def evaluate(self, input: Any, variables: Mapping[str, Any], now_ms: int, budget: Budget | None = None) -> Any:
         """The expression's result as JSON; null when it has none. Equal to what jq 1.8 yields for the same.
 
         The result may share parts with the input and the variables: treat all of them as immutable. Raises
-        ExpressionFault, and ValueError for an expression that is not fast.
+        ExpressionFault, also when it builds more than `work.BUDGET`, and ValueError for an expression that is not
+        fast. `budget`: that of something larger which this is a part of; TooMuch passes through then.
         """
         if self._evaluator is None:
             raise ValueError("only jq can evaluate this expression")
+        own = Budget() if budget is None and self.effort > EASY else None
         try:
-            return values.settle(self._evaluator(input, Environment(variables, now_ms)))
+            return values.settle(self._evaluator(input, Environment(variables, now_ms, budget or own)))
         except Nothing:
             return None
+        except TooMuch as error:
+            if budget is not None:
+                raise
+            raise ExpressionFault(error.detail) from None
         except RecursionError:
             raise ExpressionFault("the value is nested too deeply") from None
 
@@ -77,7 +91,8 @@ def expression_of_tokens(source: str, tokens: tuple[Token, ...], variables: froz
     names = _names(tokens, variables)
     try:
         tree = parse(tokens)
-        return Expression(source, names, build(tree), _path(tree))
+        evaluator = build(tree)
+        return Expression(source, names, evaluator, _path(tree), max(demand(tree)))
     except NotFast:
         return Expression(source, names, None)
 

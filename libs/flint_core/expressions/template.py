@@ -10,6 +10,7 @@ from flint_core.expressions import values
 from flint_core.expressions.errors import ExpressionFault, ExpressionSyntaxError
 from flint_core.expressions.expression import Expression, expression_of_tokens
 from flint_core.expressions.lexer import Token, tokenize
+from flint_core.expressions.work import EASY, Budget, TooMuch
 
 __all__ = ["Template", "compile_template"]
 
@@ -20,13 +21,16 @@ SECRETS = "secrets"
 class _Run:
     """One evaluation: where the leaves find what they need."""
 
-    __slots__ = ("input", "now_ms", "parts", "variables")
+    __slots__ = ("budget", "input", "now_ms", "parts", "variables")
 
-    def __init__(self, input: Any, variables: Mapping[str, Any], now_ms: int, parts: Sequence[Any]) -> None:
+    def __init__(
+        self, input: Any, variables: Mapping[str, Any], now_ms: int, parts: Sequence[Any], budget: Budget | None
+    ) -> None:
         self.input = input
         self.variables = variables
         self.now_ms = now_ms
         self.parts = parts
+        self.budget = budget
 
 
 _Maker = Callable[[_Run], Any]
@@ -43,7 +47,7 @@ class Template:
     they evaluate to `Deferred`. `in_text`: for each of the parts, whether text stands around it.
     """
 
-    __slots__ = ("_make", "constant", "deferred", "in_text", "names", "parts")
+    __slots__ = ("_make", "_metered", "constant", "deferred", "in_text", "names", "parts")
 
     def __init__(
         self,
@@ -53,8 +57,10 @@ class Template:
         parts: tuple[Expression, ...],
         deferred: bool,
         in_text: tuple[bool, ...] = (),
+        metered: bool = False,
     ) -> None:
         self._make = make
+        self._metered = metered
         self.constant = constant
         self.names = names
         self.parts = parts
@@ -67,14 +73,17 @@ class Template:
         return not self.parts
 
     def evaluate(self, input: Any, variables: Mapping[str, Any], now_ms: int, parts: Sequence[Any] = ()) -> Any:
-        """The value. `parts`: the results of `self.parts`, in order. Raises ExpressionFault.
+        """The value. `parts`: the results of `self.parts`, in order. Raises ExpressionFault, also when all together
+        builds more than `work.BUDGET`.
 
         The result may share structure with input, variables and the template: treat it as immutable.
         """
         if len(parts) != len(self.parts):
             raise ValueError(f"the template needs the values of {len(self.parts)} expressions, not of {len(parts)}")
         try:
-            return self._make(_Run(input, variables, now_ms, parts))
+            return self._make(_Run(input, variables, now_ms, parts, Budget() if self._metered else None))
+        except TooMuch as error:
+            raise ExpressionFault(error.detail) from None
         except RecursionError:
             raise ExpressionFault("the value is nested too deeply") from None
 
@@ -93,7 +102,8 @@ def compile_template(
     if make is None:
         return Template(lambda run: value, True, frozenset(), (), False)
     parts, in_text = tuple(compiler.parts), tuple(compiler.in_text)
-    return Template(make, False, frozenset(compiler.names), parts, compiler.deferred, in_text)
+    metered = compiler.effort > EASY
+    return Template(make, False, frozenset(compiler.names), parts, compiler.deferred, in_text, metered)
 
 
 class TemplateSyntaxError(ExpressionSyntaxError):
@@ -113,6 +123,7 @@ class _Compiler:
         self.parts: list[Expression] = []
         self.in_text: list[bool] = []
         self.deferred = False
+        self.effort = 0.0
 
     def value(self, value: Any, path: tuple[str, ...]) -> _Maker | None:
         """The maker of a value, or None when the value is constant."""
@@ -151,11 +162,22 @@ class _Compiler:
 
     def leaf(self, expression: Expression, *, in_text: bool) -> _Maker:
         if expression.fast and not self.every_part:
-            return lambda run: expression.evaluate(run.input, run.variables, run.now_ms)
+            self.effort += 2 * expression.effort if in_text else expression.effort
+            return lambda run: _counted(
+                expression.evaluate(run.input, run.variables, run.now_ms, run.budget), run.budget
+            )
+        self.effort += 2 if in_text else 1
         place = len(self.parts)
         self.parts.append(expression)
         self.in_text.append(in_text)
-        return lambda run: run.parts[place]
+        return lambda run: _counted(run.parts[place], run.budget)
+
+
+def _counted(value: Any, budget: Budget | None) -> Any:
+    """The value, spent from the budget as a part of what is made: many places may take the same."""
+    if budget is not None:
+        budget.spend(budget.weigh(value))
+    return value
 
 
 _MOST_PIECES: Final = 2_000  # texts and expressions of one string
@@ -221,6 +243,8 @@ def _text_maker(pieces: list[str | _Maker]) -> _Maker:
         for piece in pieces:
             value = piece if isinstance(piece, str) else piece(run)
             texts.append(value if isinstance(value, str) else values.text(value))
+        if run.budget is not None:
+            run.budget.spend(sum(map(len, texts)))
         return "".join(texts)
 
     return make

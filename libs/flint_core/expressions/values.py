@@ -16,6 +16,7 @@ from typing import Any, Final
 import orjson
 
 from flint_core.expressions.errors import ExpressionFault
+from flint_core.expressions.work import Budget, TooMuch
 
 __all__ = [
     "Computed",
@@ -187,9 +188,19 @@ def _without(left: list[Any], right: list[Any]) -> list[Any]:
             unwanted = {_hashable(item) for item in right}
             return [item for item in left if _hashable(item) not in unwanted]
         except _NotHashable:
-            if len(left) * len(right) > _PAIRS:
-                raise ExpressionFault("the arrays are too long to be subtracted") from None
+            _check_pairs(left, right, "subtracted")
     return [item for item in left if not any(equal(item, other) for other in right)]
+
+
+def _check_pairs(left: list[Any], right: list[Any], what: str) -> None:
+    """Raises ExpressionFault when comparing each with each, whole items, would take too long."""
+    budget = Budget()
+    try:
+        budget.spend(budget.weigh(left) * len(right))
+    except TooMuch:
+        raise ExpressionFault(f"the arrays are too large to be {what}") from None
+    if len(left) * len(right) > _PAIRS:
+        raise ExpressionFault(f"the arrays are too long to be {what}")
 
 
 class _NotHashable(Exception):
@@ -308,8 +319,7 @@ def _item(base: list[Any], position: float) -> Any:
 
 
 def _occurrences(base: list[Any], wanted: list[Any]) -> list[int]:
-    if len(base) * len(wanted) > _PAIRS:
-        raise ExpressionFault("the arrays are too long to be searched")
+    _check_pairs(base, wanted, "searched")
     return [
         start
         for start in range(len(base) - len(wanted) + 1)
