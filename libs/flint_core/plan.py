@@ -25,6 +25,7 @@ from flint_core.engine.waiting import approval, child_run
 from flint_core.filters import FilterPlan
 from flint_core.functions import FUNCTIONS
 from flint_core.program import Catch, Flow, Listen, Program, Retry, Task
+from flint_core.schema_bounds import check_bounds
 from flint_core.zones import zone_named
 
 if TYPE_CHECKING:
@@ -57,14 +58,33 @@ _BODIES: Final[dict[str, Body]] = {
 _WAITING: Final[dict[str, Body]] = {AwaitKind.RUN: child_run, AwaitKind.APPROVAL: approval}
 
 
+_LINEAR: Final = jsonschema_rs.RegexOptions(size_limit=2**20, dfa_size_limit=2**20)
+_NO_PATTERN: Final = ' is not a "regex"'
+
+
 class Schema:
-    """A compiled JSON schema. Never reads from network or disk."""
+    """A compiled JSON schema. Never reads from network or disk; patterns take time linear in the text.
+
+    A pattern that only backtracking could match (look-around, back references) raises what other bad schemas raise.
+    """
 
     __slots__ = ("_validator", "document")
 
     def __init__(self, schema: Any) -> None:
+        check_bounds(schema)
         self.document = schema
-        self._validator = jsonschema_rs.validator_for(schema, retriever=_no_retrieval, validate_formats=True)
+        try:
+            self._validator = jsonschema_rs.validator_for(
+                schema, retriever=_no_retrieval, validate_formats=True, pattern_options=_LINEAR
+            )
+        except jsonschema_rs.ValidationError as error:
+            if not error.message.endswith(_NO_PATTERN):
+                raise
+            pattern = error.message.removesuffix(_NO_PATTERN)[:200]
+            raise ValueError(
+                f"the pattern {pattern} is no regular expression that is matched in linear time "
+                "(no look-around, no back references, no very large repetitions)"
+            ) from None
 
     def first_error(self, value: Any) -> str | None:
         """Why the value does not match, for a person; None when it does."""
