@@ -39,6 +39,7 @@ class _Question:
     head: bytes
     body: bytes
     answer: asyncio.Future[bytes]
+    within_s: float
 
 
 class EvaluatorPool:
@@ -46,7 +47,7 @@ class EvaluatorPool:
 
     `size` processes; `evaluate_ms` of wall time per expression, counted from when its turn comes; `memory_bytes` per
     process beyond what it needs itself; `output_bytes` of JSON per result; `waiting` questions in the queue at most;
-    `large`: it also answers `take_apart` and `mismatch`.
+    `large`: it also answers `take_apart` and `mismatch`. `within_ms` of a question may shorten its time.
     For one event loop. `start` before use, `close` at the end.
     """
 
@@ -106,15 +107,22 @@ class EvaluatorPool:
             raise EvaluationFailed("runtime", f"the input is not JSON: {error}") from None
         return single(orjson.loads(await self.evaluate_json(source, sorted(variables), body)))
 
-    async def evaluate_json(self, source: str, names: list[str], body: bytes) -> bytes:
+    async def evaluate_json(self, source: str, names: list[str], body: bytes, *, within_ms: int | None = None) -> bytes:
         """The same on JSON as bytes: from `[input, {variables}, now_ms]` to an array of results, for `single`.
 
         `names`: the variables, sorted. Raises what `evaluate` raises.
         """
-        return await self._ask(EVALUATE, source, names, body)
+        return await self._ask(EVALUATE, source, names, body, within_ms=within_ms)
 
     async def take_apart(
-        self, body: bytes, limit: int, *, source: str = "", names: Sequence[str] = (), redact: Sequence[str] = ()
+        self,
+        body: bytes,
+        limit: int,
+        *,
+        source: str = "",
+        names: Sequence[str] = (),
+        redact: Sequence[str] = (),
+        within_ms: int | None = None,
     ) -> tuple[bytes, list[bytes]]:
         """A large value, JSON, as a small one and the pieces that left it (`flint_core.payloads.spill`), in order.
 
@@ -123,11 +131,11 @@ class EvaluatorPool:
         failure.
         """
         options = {"limit": limit, "redact": list(redact), "output_bytes": self._output_bytes}
-        return unpack(await self._ask(LARGE, source, list(names), body, options))
+        return unpack(await self._ask(LARGE, source, list(names), body, options, within_ms))
 
-    async def mismatch(self, body: bytes, schema: Any) -> str | None:
+    async def mismatch(self, body: bytes, schema: Any, *, within_ms: int | None = None) -> str | None:
         """Why a large value, JSON, does not match a JSON Schema; None when it does. Raises what `evaluate` raises."""
-        message: str | None = orjson.loads(await self._ask(LARGE, "", [], body, {"schema": schema}))
+        message: str | None = orjson.loads(await self._ask(LARGE, "", [], body, {"schema": schema}, within_ms))
         return message
 
     async def check(self, source: str, variables: frozenset[str]) -> str | None:
@@ -139,7 +147,13 @@ class EvaluatorPool:
         return None
 
     async def _ask(
-        self, operation: str, source: str, names: list[str], body: bytes, options: dict[str, Any] | None = None
+        self,
+        operation: str,
+        source: str,
+        names: list[str],
+        body: bytes,
+        options: dict[str, Any] | None = None,
+        within_ms: int | None = None,
     ) -> bytes:
         if self._closed or not self._lanes:
             raise EvaluatorsBusy("the evaluators are not running")
@@ -148,7 +162,8 @@ class EvaluatorPool:
         if len(body) > LARGEST:
             raise EvaluationFailed("memory", f"the input has {len(body)} bytes")
         head = [operation, source, names] if options is None else [operation, source, names, options]
-        question = _Question(orjson.dumps(head), body, asyncio.Future())
+        within_s = self._evaluate_s if within_ms is None else min(self._evaluate_s, within_ms / 1000)
+        question = _Question(orjson.dumps(head), body, asyncio.Future(), within_s)
         try:
             self._questions.put_nowait(question)
         except asyncio.QueueFull:
@@ -185,7 +200,7 @@ class EvaluatorPool:
         process = await self._ready(lane)
         asking = asyncio.create_task(process.ask(question.head, question.body))
         try:
-            await asyncio.wait({asking}, timeout=self._evaluate_s)
+            await asyncio.wait({asking}, timeout=question.within_s)
             if not asking.done():
                 # This process itself may have been held up, and the answer be there already.
                 await asyncio.wait({asking}, timeout=_GRACE_S)
@@ -195,7 +210,7 @@ class EvaluatorPool:
         failure: EvaluationFailed
         if late:
             await asyncio.wait({asking})  # so that nobody reads from the process any more
-            failure = EvaluationFailed("timeout", f"the expression took longer than {self._evaluate_s * 1000:g} ms")
+            failure = EvaluationFailed("timeout", f"the expression took longer than {question.within_s * 1000:g} ms")
         elif isinstance(asking.exception(), EOFError):
             failure = EvaluationFailed("memory", "the expression needs too much memory, or it crashed jq")
         else:

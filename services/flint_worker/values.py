@@ -2,8 +2,9 @@
 
 A value is in this process only while something works on it, all of them together within
 `limits.values_in_memory_bytes`, and as far as possible as bytes: making objects of 50 MiB of JSON would stop every
-other leg for seconds. An evaluator of their own, with room for them and started when it is first needed, reads large
-values, evaluates expressions on them, checks them and takes them apart.
+other leg for seconds. Evaluators of their own, with room for them and started when they are first needed, read large
+values, evaluate expressions on them, check them and take them apart. The time of one question goes with its bytes, so
+that an expression without end on a value that is barely large does not hold up the others for long.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ __all__ = ["Values"]
 _log = get_logger("flint_worker.values")
 
 _SINGLE: Final = 'if length > 1 then error("the expression has more than one result") else .[0] end'
+_LANES: Final = 2
+_PER_MIB_MS: Final = 500
+"""Time of a question for each MiB, beyond that of an expression on a small value."""
 _OVERHEAD: Final = 3
 """How much more memory a value takes here than its JSON has bytes."""
 
@@ -55,7 +59,7 @@ class Values:
         return self._limits.value_bytes
 
     async def close(self) -> None:
-        """Ends the evaluator."""
+        """Ends the evaluators."""
         if self._evaluators is not None:
             await self._evaluators.close()
 
@@ -72,7 +76,9 @@ class Values:
         async with self._client.room(_OVERHEAD * len(encoded)):
             try:
                 evaluators = await self._large_evaluators()
-                small, pieces = await evaluators.take_apart(encoded, self.payload_bytes, redact=redact)
+                small, pieces = await evaluators.take_apart(
+                    encoded, self.payload_bytes, redact=redact, within_ms=self._within_ms(encoded)
+                )
             except EvaluatorsBusy as error:
                 raise PayloadsUnavailable(str(error)) from None
             return await self._stored(namespace, run_id, small, pieces)
@@ -137,11 +143,15 @@ class Values:
             if question.schema is not None:
                 body = orjson.dumps(_with_contents(question.input, fragments))
                 fragments.clear()
-                return await evaluators.mismatch(body, question.schema)
+                return await evaluators.mismatch(body, question.schema, within_ms=self._within_ms(body))
             body = orjson.dumps(_with_contents([question.input, question.variables, question.now_ms], fragments))
             fragments.clear()
             small, pieces = await evaluators.take_apart(
-                body, self.payload_bytes, source=question.source, names=sorted(question.variables)
+                body,
+                self.payload_bytes,
+                source=question.source,
+                names=sorted(question.variables),
+                within_ms=self._within_ms(body),
             )
             del body
             return await self._stored(namespace, run_id, small, pieces)
@@ -152,9 +162,10 @@ class Values:
         async with self._client.room(_OVERHEAD * len(answer)):
             evaluators = await self._large_evaluators()
             body = b"[%s,{},0]" % answer
-            return await self._stored(
-                namespace, run_id, *await evaluators.take_apart(body, self.payload_bytes, source=_SINGLE)
+            small, pieces = await evaluators.take_apart(
+                body, self.payload_bytes, source=_SINGLE, within_ms=self._within_ms(body)
             )
+            return await self._stored(namespace, run_id, small, pieces)
 
     async def cached(self, namespace: str, run_id: bytes, key: str) -> tuple[Any] | None:
         """The result kept under the key, if there is one and what it names is still stored. Never raises: a cache that
@@ -180,12 +191,16 @@ class Values:
         except PayloadsUnavailable as error:
             _log.warning("result_cache_unavailable", error=str(error))
 
+    def _within_ms(self, body: bytes) -> int:
+        """The time that a question of so many bytes may take."""
+        return self._limits.evaluate_ms + _PER_MIB_MS * len(body) // 2**20
+
     async def _large_evaluators(self) -> EvaluatorPool:
         async with self._starting:
             if self._evaluators is None:
                 limits = self._limits
                 pool = EvaluatorPool(
-                    1, limits.evaluate_large_ms, limits.evaluate_large_bytes, 2 * limits.value_bytes, large=True
+                    _LANES, limits.evaluate_large_ms, limits.evaluate_large_bytes, 2 * limits.value_bytes, large=True
                 )
                 await pool.start()
                 self._evaluators = pool

@@ -188,3 +188,20 @@ async def test_check_evaluates_nothing(pool: EvaluatorPool) -> None:
     assert await pool.check("last(repeat(1))", frozenset()) is None
     assert await pool.check("error(1)", frozenset()) is None
     assert pool.replaced == 0
+
+
+async def test_a_question_may_have_less_time_than_the_pool_gives() -> None:
+    pool = EvaluatorPool(1, 20_000, 256 * 2**20, 200_000, large=True)
+    await pool.start()
+    try:
+        for ask in (
+            pool.evaluate_json("last(repeat(1))", [], b"[1,{},0]", within_ms=100),
+            pool.take_apart(b"[1,{},0]", 1_000, source="last(repeat(1))", within_ms=100),
+        ):
+            with pytest.raises(EvaluationFailed, match="longer than 100 ms") as failed:
+                await ask
+            assert failed.value.kind == "timeout"
+        assert await pool.mismatch(b"3", {"type": "integer"}, within_ms=60_000) is None
+        assert pool.replaced == 2
+    finally:
+        await pool.close()
