@@ -15,6 +15,7 @@ import orjson
 
 from flint_contracts.gen.flint.functions.v1 import functions_pb2
 from flint_core.functions.function import is_function_name, is_function_version
+from flint_core.schema_bounds import check_bounds
 from flint_rpc.errors import FieldViolation, field_invalid
 
 __all__ = ["Declared", "SchemaRefused", "check_declarations", "compile_schema", "first_fault"]
@@ -89,6 +90,7 @@ def compile_schema(schema: bytes) -> jsonschema_rs.Validator | None:
     except orjson.JSONDecodeError as error:
         raise SchemaRefused(f"is not JSON: {error}") from None
     try:
+        check_bounds(document)
         return jsonschema_rs.validator_for(
             document,
             retriever=_no_documents,

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 import jsonschema_rs
 
+from flint_core.schema_bounds import check_bounds
 from flint_worker.executors.openapi_documents import Document, unusable
 
 __all__ = ["SchemaCheck", "check_for"]
@@ -57,6 +58,7 @@ def check_for(document: Document, schema: Any, modern: bool) -> SchemaCheck | No
         waiting.extend(_references(converted, 0))
     kind = jsonschema_rs.Draft202012Validator if modern else jsonschema_rs.Draft4Validator
     try:
+        check_bounds(root)
         validator = kind(root, mask="the value", validate_formats=False, retriever=_nothing, pattern_options=_linear())
     except ValueError as error:
         # ValidationError is one; the message quotes the document, which is public to the call.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import orjson
 import pytest
 
 from flint_contracts.gen.flint.dispatch.v1 import functions_pb2 as dispatch
@@ -111,3 +112,9 @@ async def test_a_session_has_bounded_credit_and_ends_after_what_is_queued() -> N
     session.finish()
     assert (await session.next()) == pb.ConnectResponse(drain=pb.Drain())
     assert await asyncio.wait_for(session.next(), 1) is None
+
+
+def test_a_schema_whose_references_multiply_is_refused():
+    chain = {f"a{n}": {"allOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(30)}
+    with pytest.raises(SchemaRefused, match="multiply"):
+        compile_schema(orjson.dumps({"$ref": "#/$defs/a0", "$defs": {**chain, "a30": {}}}))
