@@ -27,7 +27,7 @@ from flint_core.engine.bodies import loop_variables
 from flint_core.engine.catching import PAUSED, attempt_expired, catch_variables, retry_due
 from flint_core.engine.dataflow import MachineLimits, RunFacts, located
 from flint_core.engine.frames import Frame, Phase, Strand, decode_strand, encode_strand
-from flint_core.engine.kernel import TRYING, Cancelled, End, Failed, Kernel, Succeeded
+from flint_core.engine.kernel import RUN_TIMER, TRYING, Cancelled, End, Failed, Kernel, Succeeded
 from flint_core.engine.listening import is_iterating, listen_variables
 from flint_core.engine.parallel import iteration_variables
 from flint_core.engine.room import FLOWING_PAYLOADS
@@ -102,6 +102,7 @@ class Machine:
         strand = kernel.open_strand(-1, 0)
         strand.stack.append(Frame(plan.tasks[0], input, at_ms, 1, "", {}))
         kernel.wake(strand)
+        kernel.watch()
         return cls(kernel)
 
     @classmethod
@@ -203,7 +204,10 @@ class Machine:
         Meant for after a restore and replay: whatever this returns, `take_effects` does not return again.
         """
         kernel = self._kernel
-        effects: list[Effect] = [
+        effects: list[Effect] = []
+        if kernel.watched and RUN_TIMER not in self._queued:
+            effects.append(kernel.run_timer())
+        effects += [
             self._effect(effect_id, strand, frame)
             for effect_id, (strand, frame) in sorted(kernel.owners.items())
             if effect_id not in self._queued
@@ -246,7 +250,7 @@ class Machine:
         }
         if kernel.large:
             document["large"] = True
-        if kernel.context is not None:
+        if kernel.exported:
             document["context"] = kernel.context
         if kernel.outputs:
             document["outputs"] = [[task, value] for task, value in kernel.outputs.items()]
@@ -283,6 +287,13 @@ class Machine:
         left = self._queued.pop(effect_id) - 1
         if left:
             self._queued[effect_id] = left
+        if effect_id == RUN_TIMER and isinstance(event, TimerFired):
+            kernel.now = max(kernel.now, event.at_ms)
+            kernel.overdue()
+            if kernel.end is not None:
+                self._queue.clear()
+                self._queued.clear()
+            return
         owner = kernel.owners.get(effect_id)
         if owner is None or isinstance(event, Evaluated | EvaluateFailed):
             return
@@ -363,6 +374,7 @@ class Machine:
         kernel.next_effect = document["effect"]
         kernel.next_strand = document["strand"]
         kernel.large = document.get("large", False)
+        kernel.exported = "context" in document
         kernel.context = document.get("context")
         kernel.outputs = dict(document.get("outputs", ()))
         kernel.evaluating = document.get("evaluating", 0)
@@ -382,6 +394,8 @@ class Machine:
         kernel.recount()
         for effect_id in sorted(kernel.owners):
             kernel.outbox[effect_id] = self._effect(effect_id, *kernel.owners[effect_id])
+        if "end" not in document:
+            kernel.watch()
         for strand_id in document["ready"]:
             kernel.wake(kernel.strands[strand_id])
         for entry in document.get("queue", ()):

@@ -69,6 +69,7 @@ async def main(settings: Settings, lifecycle: Lifecycle) -> None:
                 steps_per_run=limits.steps_per_run,
                 parallel=limits.parallel,
                 value_bytes=limits.value_bytes,
+                run_ms=int(limits.run_s * 1000),
             ),
             inline_wait_ms=int(settings.worker.inline_wait_s * 1000),
         )

@@ -44,7 +44,7 @@ class RunFacts(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class MachineLimits:
     """Sizes in bytes of encoded JSON; `steps_per_run` counts tasks begun, also those that need no call;
-    `parallel` bounds iterations of one loop at once.
+    `parallel` bounds iterations of one loop at once; `run_ms` is how long a run may take from its start (0: no end).
 
     A value beyond `payload_bytes` leaves the state for the payload store; beyond `value_bytes` its step fails.
     """
@@ -54,6 +54,7 @@ class MachineLimits:
     steps_per_run: int = 100_000
     parallel: int = 1_000
     value_bytes: int = 64 * 2**20
+    run_ms: int = 0
 
 
 class Fault(Exception):
@@ -83,7 +84,8 @@ class DataFlow:
         self.steps_begun = 0
         self.next_effect = 1
         self.next_strand = 0
-        self.context: Any = None
+        self.context: Any = None  # what was exported last
+        self.exported = False
         self.outputs: dict[int, Any] = {}
         self.output_sizes: dict[int, int] = {}
         self.context_size = 0
@@ -182,7 +184,7 @@ class DataFlow:
             elif name == "input":
                 values[name] = scope_input
             elif name == "context":
-                values[name] = self.context
+                values[name] = self.current_context()
             elif name == "steps":
                 visible = frame.plan.steps
                 values[name] = {key: self.outputs[task] for key, task in visible.items() if task in self.outputs}
@@ -195,6 +197,10 @@ class DataFlow:
             elif name == "runtime":
                 values[name] = RUNTIME
         return values
+
+    def current_context(self) -> Any:
+        """`$context`: what was exported last, and before that the workflow's input, which is not kept a second time."""
+        return self.context if self.exported else self.strands[0].stack[0].input
 
     def _task_variable(self, frame: Frame, output: Any) -> dict[str, Any]:
         subject = frame.plan.subject

@@ -28,7 +28,7 @@ from flint_core.traces import StepState, StepTrace
 if TYPE_CHECKING:
     from flint_core.plan import Plan, TaskPlan
 
-__all__ = ["CAUGHT", "TRYING", "Cancelled", "End", "Failed", "Kernel", "Succeeded"]
+__all__ = ["CAUGHT", "RUN_TIMER", "TRYING", "Cancelled", "End", "Failed", "Kernel", "Succeeded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,7 @@ class Kernel(Room):
         super().__init__(plan, facts, limits)
         self.end: End | None = None
         self.ending: End | None = None  # how the run is going to end, once its compensations have run
+        self.watched = False  # whether the timer of the whole run is set
 
     # --- strands and frames
 
@@ -439,6 +440,27 @@ class Kernel(Room):
 
     # --- the end
 
+    def watch(self) -> None:
+        """Set the timer of the whole run, if the operator limits its time.
+
+        It has an id of its own and is no part of the state: a run that began under another limit goes on all the same.
+        """
+        if self.limits.run_ms and self.end is None and self.ending is None:
+            self.watched = True
+            self.outbox[RUN_TIMER] = self.run_timer()
+
+    def run_timer(self) -> Timer:
+        """The timer of the whole run."""
+        return Timer(RUN_TIMER, self.started + self.limits.run_ms, TimerKind.DEADLINE)
+
+    def overdue(self) -> None:
+        """The run has had its time: it fails, and nothing in it can catch that."""
+        self.watched = False
+        self.outbox.pop(RUN_TIMER, None)
+        if self.ending is None:
+            detail = "The run did not end within the time that the operator allows a run (limits.run_s)."
+            self.finish(Failed(Problem(ProblemType.TIMEOUT, 408, "Timed out", detail, "/")))
+
     def _end_run(self, strand: Strand, value: Any) -> None:
         """`then: end`: everything else stops; the value becomes the workflow's output."""
         root = self.strands[0]
@@ -463,6 +485,9 @@ class Kernel(Room):
 
         While it is being undone, the run's end is fixed: only `at_once` hastens it.
         """
+        if self.watched:
+            self.watched = False
+            self.retract(RUN_TIMER)
         compensates = bool(self.notes) and not at_once and self.ending is None and not isinstance(end, Succeeded)
         state = StepState.FAILED if isinstance(end, Failed) else StepState.CANCELLED
         problem = end.problem if isinstance(end, Failed) else None
@@ -499,6 +524,8 @@ class Kernel(Room):
         self.wake(root)
 
 
+RUN_TIMER: Final = 0
+"""The effect that no task asks for."""
 TRYING: Final = 1
 CAUGHT: Final = 10
 SCOPE_LEFT: Final = 1 << 30

@@ -104,6 +104,9 @@ class LimitSettings(_Section):
     batch_size: int = Field(1000, ge=1, le=1000)
     message_bytes: int = Field(4 * 2**20, ge=65_536, description="one gRPC message")
     steps_per_run: int = Field(100_000, ge=1)
+    run_s: float = Field(
+        0.0, ge=0, description="how long a run may take from its start; it then fails and cannot catch it; 0: no limit"
+    )
     parallel: int = Field(1_000, ge=1, le=10_000, description="iterations of one parallel loop at once")
     steps_per_turn: int = Field(200, ge=1, description="pure steps before the worker's event loop gets a turn")
     run_depth: int = Field(20, ge=1, le=1000, description="runs above a run: how deep runs may start runs")
