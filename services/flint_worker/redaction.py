@@ -1,12 +1,13 @@
 """Taking secrets out of what a call brings back, before it reaches the machine and so the journal (promise 12).
 
 A server may echo a token, an address may hold one, a database may quote a value: whatever a call was given must not
-come back in its output or its problem. Only texts are looked at; a secret that the other side transformed on its own
-(hashed, translated) cannot be recognised.
+come back in its output or its problem. Texts are looked at, and base64 within them, which is what binary content
+becomes here; a secret that the other side transformed on its own (hashed, translated) cannot be recognised.
 """
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -33,6 +34,7 @@ class Redaction:
     def __init__(self, secrets: Iterable[str]) -> None:
         parts = {part for secret in secrets for part in (secret, *_within(secret))}
         spellings = {spelling for part in parts if len(part) >= _SHORTEST for spelling in _spellings(part)}
+        spellings |= {packed for spelling in spellings for packed in _in_base64(spelling)}
         # The longest first: one secret may be a part of another.
         self._spellings = sorted(spellings, key=lambda spelling: (-len(spelling), spelling))
 
@@ -70,6 +72,12 @@ class Redaction:
             if spelling in text:
                 text = text.replace(spelling, MARK)
         return text
+
+    def data(self, data: bytes) -> bytes:
+        """The bytes with every secret replaced, for what is about to be encoded."""
+        for spelling in self._spellings:
+            data = data.replace(spelling.encode("utf-8", "surrogatepass"), MARK.encode())
+        return data
 
     def _cut(self, text: str) -> str:
         for spelling in self._spellings:
@@ -113,3 +121,19 @@ def _spellings(secret: str) -> set[str]:
         orjson.dumps(secret).decode()[1:-1],
         repr(secret)[1:-1],
     }
+
+
+def _in_base64(text: str) -> set[str]:
+    """What always stands in base64, of either alphabet, of bytes that hold the text.
+
+    There are three ways for it to lie in groups of three bytes. The characters at its edges, which hold bits of its
+    neighbours too, are left: at most six bits of the text at each end.
+    """
+    data = text.encode("utf-8", "surrogatepass")
+    found: set[str] = set()
+    for before in range(3):
+        packed = base64.b64encode(bytes(before) + data + bytes(2))
+        sure = packed[(before * 8 + 5) // 6 : (before + len(data)) * 8 // 6].decode()
+        if len(sure) >= _SHORTEST:
+            found |= {sure, sure.replace("+", "-").replace("/", "_")}
+    return found

@@ -19,11 +19,14 @@ from flint_core.problems import ProblemType
 from flint_worker.executors.client import public_uri, retry_after_ms
 from flint_worker.executors.faults import Fault
 from flint_worker.executors.outbound import Outbound
+from flint_worker.executors.unpacking import Unpacker
 
 __all__ = ["HttpServer"]
 
 _END_S: Final = 2.0
 _SESSION: Final = "mcp-session-id"
+_OF_THE_WAY: Final = frozenset({"content-encoding", "content-length"})
+"""Headers of the body as it travelled: a server that packs although it was not asked to is unpacked here, bounded."""
 
 
 class HttpServer(httpx2.AsyncBaseTransport):
@@ -74,6 +77,12 @@ class HttpServer(httpx2.AsyncBaseTransport):
         except Fault as fault:
             self.fault = self.fault or fault
             raise httpx2.ConnectError(fault.title, request=request) from None
+        try:
+            unpacker = Unpacker(response.headers.get("content-encoding", ""))
+        except Fault as fault:
+            self.fault = self.fault or fault
+            await stack.aclose()
+            raise httpx2.ReadError(fault.title, request=request) from None
         if request.method == "POST" and not response.is_success:
             self.fault = self.fault or _refused(response)
         if session := response.headers.get(_SESSION):
@@ -84,8 +93,8 @@ class HttpServer(httpx2.AsyncBaseTransport):
             } | {_SESSION: session}
         return httpx2.Response(
             response.status_code,
-            headers=response.headers.multi_items(),
-            stream=_Body(self, response, stack),
+            headers=[pair for pair in response.headers.multi_items() if pair[0].lower() not in _OF_THE_WAY],
+            stream=_Body(self, response, stack, unpacker),
             request=request,
         )
 
@@ -110,16 +119,24 @@ class HttpServer(httpx2.AsyncBaseTransport):
 class _Body(httpx2.AsyncByteStream):
     """An answer's body on its way from one library to the other."""
 
-    def __init__(self, server: HttpServer, response: httpx.Response, stack: contextlib.AsyncExitStack) -> None:
+    def __init__(
+        self, server: HttpServer, response: httpx.Response, stack: contextlib.AsyncExitStack, unpacker: Unpacker
+    ) -> None:
         self._server = server
+        self._unpacker = unpacker
         self._response = response
         self._stack = stack
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         try:
-            async for chunk in self._response.aiter_raw():
-                self._server.took(len(chunk))
-                yield chunk
+            async for packed in self._response.aiter_raw():
+                for chunk in self._unpacker.feed(packed):
+                    self._server.took(len(chunk))
+                    yield chunk
+            self._unpacker.end()
+        except Fault as fault:
+            self._server.fault = self._server.fault or fault
+            raise httpx2.ReadError(fault.title) from None
         except httpx.HTTPError as error:
             raise httpx2.ReadError(type(error).__name__) from None
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import uvicorn
 from starlette.applications import Starlette
@@ -42,8 +44,18 @@ async def world() -> AsyncIterator[World]:
     async def status(request: Request) -> Response:
         return PlainTextResponse("no", int(request.path_params["code"]), {"retry-after": "2"})
 
+    async def packed(request: Request) -> Response:
+        size = int(request.path_params["size"])
+        message = {"jsonrpc": "2.0", "id": 0, "result": {"padding": "x" * size}}
+        headers = {"content-encoding": request.query_params["as"], "content-type": "application/json"}
+        return Response(gzip.compress(orjson.dumps(message)), headers=headers)
+
     app = Starlette(
-        routes=[Route("/status/{code}", status, methods=["POST", "GET", "DELETE"]), Mount("/", app=inner)],
+        routes=[
+            Route("/status/{code}", status, methods=["POST", "GET", "DELETE"]),
+            Route("/packed/{size}", packed, methods=["POST"]),
+            Mount("/", app=inner),
+        ],
         lifespan=lambda _: inner.router.lifespan_context(inner),
     )
 
@@ -243,3 +255,20 @@ async def test_bad_arguments(executor: McpExecutor, world: World) -> None:
     assert (await failed(executor, call("tools/nothing", http(world)))).problem.type == ProblemType.VALIDATION
     wrong = await failed(executor, call("tools/list", http(world), timeout="soon"))
     assert wrong.problem.type == ProblemType.VALIDATION
+
+
+@pytest.mark.parametrize(
+    ("path", "type_", "title"),
+    [
+        # 60 KB of gzip, 60 MB of answer: what counts is what it becomes.
+        ("/packed/60000000?as=gzip", ProblemType.PAYLOAD_TOO_LARGE, "too large"),
+        ("/packed/10?as=br", ProblemType.COMMUNICATION, "packed in a way nobody asked for"),
+        ("/packed/10?as=gzip,gzip", ProblemType.COMMUNICATION, "packed in a way nobody asked for"),
+    ],
+)
+async def test_an_answer_packed_unasked_is_bounded(
+    executor: McpExecutor, world: World, path: str, type_: str, title: str
+) -> None:
+    failure = await failed(executor, call("tools/list", http(world, path)))
+    assert failure.problem.type == type_
+    assert title in failure.problem.title
