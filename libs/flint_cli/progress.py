@@ -29,6 +29,8 @@ __all__ = ["RunProgress", "StepProgress"]
 _MAX_NOTES = 5
 _UNFINISHED = (StepState.RUNNING, StepState.WAITING)
 
+_COMPENSATION = "/metadata/flint/compensate"
+
 
 @dataclass(slots=True)
 class StepProgress:
@@ -42,7 +44,10 @@ class StepProgress:
     @property
     def name(self) -> str:
         """What stands in the tree: the step's name, and its iteration when it has one."""
-        name = self.step.rpartition("/")[2]
+        undone = self.step.removesuffix(_COMPENSATION)
+        name = undone.rpartition("/")[2]
+        if undone != self.step:
+            name = f"undo {name}"
         return f"{name} [{self.iteration}]" if self.iteration else name
 
     @property
