@@ -16,9 +16,9 @@ from flint_bus.bus import Bus
 from flint_bus.errors import BusError
 from flint_bus.subjects import PAYLOADS
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
-from flint_core.payloads import Payload, Reference
+from flint_core.payloads import MOST_PARTS, Payload, Reference, references_in_json
 
-__all__ = ["PayloadClient", "PayloadMissing", "PayloadsUnavailable"]
+__all__ = ["PayloadClient", "PayloadMissing", "PayloadTooLarge", "PayloadsUnavailable"]
 
 CHUNK_BYTES: Final = 2**19
 _PARALLEL: Final = 4
@@ -29,6 +29,10 @@ _FIRST_PAUSE_S: Final = 0.1
 
 class PayloadMissing(Exception):
     """Nothing is stored under this reference in this namespace, or not what the reference says."""
+
+
+class PayloadTooLarge(Exception):
+    """The value holds more references, or comes to more with their contents, than is allowed."""
 
 
 class PayloadsUnavailable(Exception):
@@ -59,13 +63,17 @@ class PayloadClient:
                 self._freed.notify_all()
 
     async def put(self, namespace: str, payload: Payload, run_id: bytes = b"") -> None:
-        """Returns when the value is stored durably. Raises PayloadsUnavailable."""
+        """Returns when the value is stored durably. Raises PayloadTooLarge, PayloadsUnavailable."""
         sha256, size = bytes.fromhex(payload.reference.sha256), payload.reference.size
-        found = await self._ask(namespace, find=dispatch_pb2.FindPayload(sha256=sha256, run_id=run_id))
+        found = await self._ask(namespace, find=dispatch_pb2.FindPayload(sha256=sha256, run_id=run_id, renew=True))
         if found.found:
             return
         pieces = range(0, size, CHUNK_BYTES)
-        finish = dispatch_pb2.FinishPayload(sha256=sha256, size=size, chunks=len(pieces), run_id=run_id)
+        named = await asyncio.to_thread(references_in_json, payload.data)
+        if len(named) > MOST_PARTS:
+            raise PayloadTooLarge(f"the value holds {len(named)} references; the limit is {MOST_PARTS}")
+        parts = [bytes.fromhex(reference.sha256) for reference in named]
+        finish = dispatch_pb2.FinishPayload(sha256=sha256, size=size, chunks=len(pieces), run_id=run_id, parts=parts)
         for _ in range(_TRIES):
             try:
                 async with asyncio.TaskGroup() as group:

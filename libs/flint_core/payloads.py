@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import orjson
 
 __all__ = [
     "MEMBER",
+    "MOST_PARTS",
     "Payload",
     "Reference",
     "fill",
@@ -24,13 +25,35 @@ __all__ = [
     "is_reference",
     "reference_of",
     "references_in",
+    "references_in_json",
     "spill",
+    "splice",
 ]
 
 MEMBER: Final = "$payload"
+MOST_PARTS: Final = 10_000
+"""References that one stored value may hold."""
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _MEMBER_BYTES: Final = 16_384
 """A member below this size stays where it is as long as the others make enough room."""
+
+
+_WINDOW: Final = 2**20
+"""JSON is searched in windows of this size, so that a thread that searches lets others run in between."""
+_LONGEST: Final = 1_024
+"""No reference is written with more bytes than this."""
+
+
+def _spelled(text: str) -> str:
+    """What matches the characters of a JSON string, plain or as \\u escapes."""
+    return "".join(rf"(?:{re.escape(char)}|\\u(?i:{ord(char):04x}))" for char in text)
+
+
+# A quotation mark within a JSON string has a backslash before it, so this matches objects only.
+_WRITTEN: Final = re.compile(
+    rf'\{{[ \t\r\n]{{0,64}}"{_spelled(MEMBER)}"[ \t\r\n]{{0,64}}:[ \t\r\n]{{0,64}}'
+    rf"\{{[^{{}}]{{1,640}}\}}[ \t\r\n]{{0,64}}\}}".encode()
+)
 
 
 class Reference(NamedTuple):
@@ -84,6 +107,42 @@ def references_in(value: Any) -> list[Reference]:
         elif type(node) is list:
             stack.extend(reversed(node))
     return list(found)
+
+
+def _written_in(data: bytes) -> Iterator[tuple[int, int, Reference]]:
+    """(start, end, reference) of each reference in a JSON text, in order, without parsing that."""
+    if MEMBER.encode() not in data and b"\\u00" not in data:
+        return
+    done = 0
+    for window in range(0, len(data), _WINDOW):
+        for match in _WRITTEN.finditer(data, max(done, window), min(len(data), window + _WINDOW + _LONGEST)):
+            done = match.end()
+            try:
+                reference = reference_of(orjson.loads(match[0]))
+            except orjson.JSONDecodeError:
+                continue  # the text is not JSON: whoever reads it says so
+            if reference is not None:
+                yield match.start(), match.end(), reference
+
+
+def references_in_json(data: bytes) -> dict[Reference, int]:
+    """How often each reference stands in a JSON text. Costs nearly nothing where there is none."""
+    found: dict[Reference, int] = {}
+    for _, _, reference in _written_in(data):
+        found[reference] = found.get(reference, 0) + 1
+    return found
+
+
+def splice(data: bytes, contents: Mapping[Reference, bytes]) -> bytes:
+    """The JSON text with the texts of contents in place of those references that are named there."""
+    pieces: list[bytes] = []
+    at = 0
+    for start, end, reference in _written_in(data):
+        content = contents.get(reference)
+        if content is not None:
+            pieces += (data[at:start], content)
+            at = end
+    return b"".join((*pieces, data[at:])) if pieces else data
 
 
 def holds_reference(value: Any, depth: int = 1_000) -> bool:

@@ -16,6 +16,7 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flint_core.ids import created_ms
+from flint_core.payloads import references_in_json
 from flint_store.arrays import bools, byteas, integers, texts, uuids
 from flint_store.fence import FENCE, OwnerSession
 
@@ -96,13 +97,23 @@ _WAITED_FOR = """
            AND EXISTS (SELECT 1 FROM trees t WHERE t.root = u.root AND t.below + u.place < t.most))"""
 
 
-def _statement(*, owned: bool, children: bool) -> TextClause:
+# Large values that the inputs name are used by the runs from the first moment: nobody drops them in between.
+_USED = """,
+used AS (
+    INSERT INTO payload_use (run_id, namespace_id, sha256)
+    SELECT i.run_id, i.namespace_id, p.sha256
+    FROM unnest(CAST(:naming AS uuid[]), CAST(:named AS bytea[])) AS p(run_id, sha256)
+    JOIN inserted i ON i.run_id = p.run_id
+    ON CONFLICT DO NOTHING)"""
+
+
+def _statement(*, owned: bool, children: bool, references: bool = False) -> TextClause:
     """An insert of starts.
 
     Owned: fenced by the owner's session, no row at all when it has ended; else the runs wait for their owner. With
     children: those whose await is closed are left out, and an await that is open stays so until the commit, so that
     whoever closes it finds the child; and those for which their tree has no room. Trees are counted one after another,
-    so no two statements use the same room.
+    so no two statements use the same room. With references: the large values that inputs name are noted as used.
     """
     return text(f"""
 WITH {f"fence AS MATERIALIZED ({FENCE})," if owned else ""} {_WAITING if children else ""}
@@ -128,17 +139,19 @@ inserted AS (
            {", parent_run_id, await_key, waits, depth, root, tree_runs, n, place" if children else ""})
     {_WAITED_FOR if children else ""}
     ON CONFLICT (namespace_id, request_id) WHERE request_id IS NOT NULL DO NOTHING
-    RETURNING 1)
+    RETURNING run_id, namespace_id){_USED if references else ""}
 SELECT {"(SELECT count(*) FROM fence)" if owned else "1"} AS held, (SELECT count(*) FROM inserted) AS inserted,
        (SELECT at FROM moment) AS at
        {", (SELECT jsonb_object_agg(root, below) FROM trees) AS trees" if children else ""}
 """)
 
 
-ACCEPT_OWNED = _statement(owned=True, children=False)
-ACCEPT_FOREIGN = _statement(owned=False, children=False)
-ACCEPT_CHILDREN_OWNED = _statement(owned=True, children=True)
-ACCEPT_CHILDREN_FOREIGN = _statement(owned=False, children=True)
+_STATEMENTS = {
+    (owned, children, references): _statement(owned=owned, children=children, references=references)
+    for owned in (False, True)
+    for children in (False, True)
+    for references in (False, True)
+}
 
 # What earlier starts with the same request ids became; unique index (namespace_id, request_id).
 FIND_REQUESTS = text("""
@@ -178,6 +191,16 @@ def _parents(runs: Sequence[NewRun]) -> dict[str, object]:
     }
 
 
+def _references(runs: Sequence[NewRun]) -> dict[str, object]:
+    """Empty when no input holds a reference."""
+    pairs = [
+        (run.run_id, bytes.fromhex(reference.sha256)) for run in runs for reference in references_in_json(run.input)
+    ]
+    if not pairs:
+        return {}
+    return {"naming": uuids([run_id for run_id, _ in pairs]), "named": byteas([sha256 for _, sha256 in pairs])}
+
+
 async def accept_runs(
     connection: AsyncConnection, runs: Sequence[NewRun], session: OwnerSession | None
 ) -> list[Accepted] | None:
@@ -188,17 +211,18 @@ async def accept_runs(
     the earlier one is answered. Safe to repeat with the same runs after a lost answer.
     """
     parameters = _parameters(runs)
-    owned, foreign = ACCEPT_OWNED, ACCEPT_FOREIGN
     parented = any(r.parent is not None for r in runs)
     if parented:
-        owned, foreign = ACCEPT_CHILDREN_OWNED, ACCEPT_CHILDREN_FOREIGN
         parameters |= _parents(runs)
+    references = _references(runs)
+    parameters |= references
+    statement = _STATEMENTS[session is not None, parented, bool(references)]
     if session is not None:
-        row = (await connection.execute(owned, parameters | session.parameters())).one()
+        row = (await connection.execute(statement, parameters | session.parameters())).one()
         if row.held == 0:
             return None
     else:
-        row = (await connection.execute(foreign, parameters)).one()
+        row = (await connection.execute(statement, parameters)).one()
     fresh = [
         Accepted(
             r.run_id,

@@ -20,6 +20,7 @@ from flint_store.arrays import byteas, integers, texts, uuids
 from flint_store.awaits import OPEN_AWAITS, AwaitRow, Target
 from flint_store.engine import fetch
 from flint_store.events import EventRow
+from flint_store.payloads import use_in_messages
 from flint_store.timestamps import set_timestamp
 
 __all__ = [
@@ -187,6 +188,7 @@ async def close_approvals(connection: AsyncConnection, rows: Sequence[AwaitRow])
 
 async def decide(connection: AsyncConnection, decision: NewDecision) -> Decided:
     """Store a decision with the message for the run, if the approval is open and its run waits for it."""
+    await use_in_messages(connection, [(decision.run_id, decision.payload)])
     row = (
         await connection.execute(
             DECIDE,

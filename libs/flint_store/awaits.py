@@ -19,6 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flint_store.arrays import byteas, texts, uuids
+from flint_store.payloads import use_in_messages
 
 __all__ = [
     "OPEN_AWAITS",
@@ -150,6 +151,7 @@ async def put_messages(connection: AsyncConnection, messages: Sequence[NewMessag
     Use it within the transaction that stores what the messages are made of. Messages for awaits that are closed, or
     were never recorded, are dropped.
     """
+    await use_in_messages(connection, [(m.run_id, m.payload) for m in messages])
     rows = await connection.execute(
         PUT_MESSAGES,
         {

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from flint_store.arrays import bools, byteas, integers, texts, uuids
 from flint_store.await_changes import AWAIT_PARTS, AwaitChanges, await_parameters
 from flint_store.fence import FENCE, Fenced, OwnerSession
+from flint_store.payloads import use_in_messages
 
 __all__ = ["ROW_DIFFERS", "EntryRow", "RunFold", "fold_runs"]
 
@@ -138,6 +139,8 @@ async def fold_runs(
     }
     if changes:
         parameters |= await_parameters(changes)
+        parents = [c.parent for c in changes if c.parent is not None]
+        await use_in_messages(connection, [(p.run_id, p.payload) for p in parents])
     statement = FOLD_AND_AWAITS if changes else FOLD
     row = (await connection.execute(statement, parameters | session.parameters())).one()
     if row.held == 0:

@@ -14,6 +14,8 @@ __all__ = ["Objects"]
 
 _TIMEOUT_S: Final = 10
 _ATTEMPTS: Final = 2
+_AT_ONCE: Final = 16
+"""Objects that are deleted at the same time."""
 
 
 class Objects:
@@ -55,8 +57,23 @@ class Objects:
 
     async def drop(self, namespace: str, sha256: bytes, chunks: int) -> None:
         """Delete the chunks; those that are gone are no error. Raises StoreUnavailable."""
-        for index in range(chunks):
-            await self._ask("delete_object", Key=self._key(namespace, sha256, index))
+        keys = [self._key(namespace, sha256, index) for index in range(chunks)]
+        for at in range(0, chunks, _AT_ONCE):
+            await asyncio.gather(*(self._ask("delete_object", Key=key) for key in keys[at : at + _AT_ONCE]))
+
+    async def stored(self, namespace: str, sha256: bytes) -> tuple[int, int]:
+        """How many chunks are there, and their bytes together. Raises StoreUnavailable."""
+        return await asyncio.to_thread(self._count, f"{self._prefix}{namespace}/{sha256.hex()}/")
+
+    def _count(self, prefix: str) -> tuple[int, int]:
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+        try:
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+            sizes = [content["Size"] for page in pages for content in page.get("Contents", ())]
+        except (BotoCoreError, ClientError) as error:
+            raise StoreUnavailable(f"S3: {error}") from None
+        return len(sizes), sum(sizes)
 
     def _key(self, namespace: str, sha256: bytes, index: int) -> str:
         return f"{self._prefix}{namespace}/{sha256.hex()}/{index}"

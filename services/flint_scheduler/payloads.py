@@ -8,6 +8,7 @@ its loop dies the service stops, and other schedulers go on sweeping.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from google.protobuf.message import DecodeError
 from sqlalchemy.exc import DBAPIError
@@ -16,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from flint_bus import Bus, Message
 from flint_bus.subjects import PAYLOADS
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_core.payloads import MOST_PARTS
 from flint_ops.config import PayloadSettings
 from flint_ops.logging import get_logger
 from flint_store import payloads
@@ -70,6 +72,10 @@ class PayloadDesk:
                 await self._put(namespace, request.put, response)
             case "finish":
                 asked = request.finish
+                objects = self._objects
+                if len(asked.parts) > MOST_PARTS:
+                    response.error = f"a payload names at most {MOST_PARTS} others"
+                    return
                 try:
                     await payloads.finish(
                         self._engine,
@@ -79,6 +85,8 @@ class PayloadDesk:
                         chunks=asked.chunks,
                         location=self._settings.store,
                         run_id=asked.run_id or None,
+                        parts=asked.parts,
+                        elsewhere=None if objects is None else partial(objects.stored, namespace, asked.sha256),
                     )
                 except payloads.PayloadIncomplete:
                     response.incomplete = True
@@ -99,7 +107,8 @@ class PayloadDesk:
     async def _find(
         self, namespace: str, asked: dispatch_pb2.FindPayload, response: dispatch_pb2.PayloadResponse
     ) -> None:
-        row = await payloads.find(self._engine, namespace, asked.sha256)
+        named = bool(asked.renew or asked.run_id)
+        row = await (payloads.renew if named else payloads.find)(self._engine, namespace, asked.sha256)
         if row is None:
             return
         response.found, response.chunks, response.size = True, row.chunks, row.size
@@ -141,7 +150,10 @@ class PayloadDesk:
             rows = await payloads.drop_unused(self._engine, self._settings.unused_s, _SWEEP_LIMIT)
             for namespace, sha256, chunks, location in rows:
                 if location == "s3" and self._objects is not None:
-                    await self._objects.drop(namespace, sha256, chunks)
+                    # Somebody may have stored the same again meanwhile.
+                    async with payloads.unless_stored(self._engine, namespace, sha256) as gone:
+                        if gone:
+                            await self._objects.drop(namespace, sha256, chunks)
             dropped += len(rows)
             if len(rows) < _SWEEP_LIMIT:
                 return dropped

@@ -664,19 +664,23 @@ class FindPayload(_message.Message):
 
     SHA256_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
+    RENEW_FIELD_NUMBER: _builtins.int
     sha256: _builtins.bytes
     """SHA-256 of its bytes, 32 bytes."""
     run_id: _builtins.bytes
     """The run that names it, 16 bytes; empty for none. Noted when the payload is there."""
+    renew: _builtins.bool
+    """The caller will name it: while it is there it is not dropped for payloads.unused_s from now on. So with a run_id."""
     def __init__(
         self,
         *,
         sha256: _builtins.bytes = ...,
         run_id: _builtins.bytes = ...,
+        renew: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id", "sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["renew", b"renew", "run_id", b"run_id", "sha256", b"sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -722,6 +726,7 @@ class FinishPayload(_message.Message):
     SIZE_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
     RUN_ID_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
     sha256: _builtins.bytes
     """SHA-256 of the whole payload, 32 bytes."""
     size: _builtins.int
@@ -730,6 +735,10 @@ class FinishPayload(_message.Message):
     """Number of its chunks."""
     run_id: _builtins.bytes
     """The run that names it, 16 bytes; empty for none."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Payloads that its JSON names, SHA-256, 32 bytes each, at most 10000: they are kept for as long as it is."""
+
     def __init__(
         self,
         *,
@@ -737,10 +746,11 @@ class FinishPayload(_message.Message):
         size: _builtins.int = ...,
         chunks: _builtins.int = ...,
         run_id: _builtins.bytes = ...,
+        parts: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "run_id", b"run_id", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "parts", b"parts", "run_id", b"run_id", "sha256", b"sha256", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
