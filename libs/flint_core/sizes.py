@@ -1,17 +1,26 @@
-"""Sizes of JSON values in bytes, as far as they matter to the limits of a run."""
+"""Sizes and depth of JSON values, as far as they matter to the limits of a run."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import orjson
 
 from flint_core.effects import Deferred
 
-__all__ = ["SCALARS", "json_size", "weigh"]
+__all__ = ["SCALARS", "VALUE_DEPTH", "json_size", "nested_too_deeply", "too_deep", "weigh"]
 
 SCALARS: Final = (type(None), bool, int, float)
 _TRIFLE: Final = 16
+_CONTAINERS: Final = (dict, list, tuple)
+
+VALUE_DEPTH: Final = 200
+"""Levels of lists and objects that a value may have when it comes from outside.
+
+Parsers read 1,024 levels, but what writes JSON stops at 254, and a value stands some levels deep in what holds it: in
+an event, in the state of a run, in a message.
+"""
 
 
 def json_size(value: Any) -> int:
@@ -32,6 +41,27 @@ def weigh(value: Any) -> int:
         return json_size(value)
     except orjson.JSONEncodeError:
         return 0
+
+
+def nested_too_deeply(value: Any) -> bool:
+    """Whether a value has more than `VALUE_DEPTH` levels of lists and objects. Does not recurse."""
+    level = [value] if isinstance(value, _CONTAINERS) else []
+    for _ in range(VALUE_DEPTH):
+        level = [part for node in level for part in _parts(node) if isinstance(part, _CONTAINERS)]
+        if not level:
+            return False
+    return True
+
+
+def _parts(node: Any) -> Iterable[Any]:
+    return node.values() if isinstance(node, dict) else node
+
+
+def too_deep(data: bytes) -> bool:
+    """The same of a JSON text that is known to be read without an error."""
+    if data.count(b"[") + data.count(b"{") <= VALUE_DEPTH:
+        return False  # nearly all: without a second look
+    return nested_too_deeply(orjson.loads(data))
 
 
 def _deferred(value: Any) -> Any:

@@ -12,6 +12,7 @@ import orjson
 
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
+from flint_core.sizes import VALUE_DEPTH, too_deep
 from flint_rpc.errors import ErrorReason, FieldViolation, Refused, field_invalid
 from flint_rpc.names import is_label, is_version, parse_parent
 
@@ -94,12 +95,15 @@ def page_token_invalid() -> Refused:
 def check_json(data: bytes) -> str | None:
     """What is wrong with a JSON text; None when it is one that Flint keeps exactly.
 
-    NaN, infinities, lone surrogates and integers beyond 64 bits are refused: they would change on their way.
+    NaN, infinities, lone surrogates and integers beyond 64 bits are refused: they would change on their way. So is what
+    is nested so deeply that it could not be written again.
     """
     try:
         orjson.loads(data)
     except orjson.JSONDecodeError as error:
         return f"is not JSON: {error}"
+    if too_deep(data):
+        return f"is nested too deeply: more than {VALUE_DEPTH} levels"
     # orjson reads longer integers as floats, silently; only texts with that many digits in a row need the slow look.
     if _LONG_NUMBER.search(data):
         try:

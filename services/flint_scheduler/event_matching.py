@@ -27,9 +27,12 @@ import orjson
 from flint_core.cloud_events import TYPE_CHARACTERS
 from flint_core.expressions import Expression, ExpressionFault, ExpressionSyntaxError, compile_expression
 from flint_core.patterns import is_regular, matches
+from flint_ops.logging import get_logger
 from flint_store.events import Shape
 
 __all__ = ["Filter", "ShapeBook", "split_filters"]
+
+log = get_logger(__name__)
 
 _CACHED: Final = 20_000
 _ATTRIBUTES: Final = 64  # of one filter; what goes beyond is left to the machine
@@ -110,7 +113,13 @@ class ShapeBook:
         for shape in shapes:
             if shape.type and shape.type != kind:
                 continue
-            match = self._match(event, shape, now_ms)
+            try:
+                match = self._match(event, shape, now_ms)
+            except Exception as error:
+                # One event must not stop those behind it. What cannot be compared equals no value that a filter gave:
+                # that one has been written as JSON.
+                log.exception("event_not_compared", namespace=shape.namespace, type=shape.type, error=repr(error)[:500])
+                continue
             if match is not None:
                 found.append((shape, match))
         return found

@@ -27,6 +27,7 @@ from flint_bus.subjects import EVENTS_STORE, events_stored_subject
 from flint_contracts.gen.flint.events.v1 import events_pb2
 from flint_contracts.gen.flint.scheduling.v1 import events_pb2 as pb
 from flint_core.cloud_events import attribute_problems
+from flint_core.sizes import VALUE_DEPTH, too_deep
 from flint_ops.config import Settings
 from flint_ops.logging import get_logger
 from flint_rpc.errors import (
@@ -134,6 +135,8 @@ class EventDesk(Lane[_Unit]):
             event = orjson.loads(data)
         except orjson.JSONDecodeError as error:
             return status_proto(field_invalid((path, f"is not JSON: {error}")))
+        if too_deep(data):
+            return status_proto(field_invalid((path, f"is nested too deeply: more than {VALUE_DEPTH} levels")))
         problems = attribute_problems(event)
         if problems:
             found = [FieldViolation(f"{path}.{name}" if name else path, why) for name, why in problems]

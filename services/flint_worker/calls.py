@@ -18,6 +18,7 @@ from flint_bus.payloads import PayloadMissing, PayloadsUnavailable
 from flint_core.effects import Call
 from flint_core.events import CallFailed, CallSucceeded
 from flint_core.problems import Problem, ProblemType
+from flint_core.sizes import VALUE_DEPTH, nested_too_deeply
 from flint_jq import EvaluationFailed
 from flint_ops.clock import now_ms
 from flint_ops.logging import get_logger
@@ -194,6 +195,7 @@ class Caller:
         # Containers are read back: what the machine goes on with is then exactly what the journal holds (NaN, tuples,
         # and objects that the executor still holds included).
         read = orjson.loads(encoded)
+        _check_depth(read, step)
         return read if redaction is None else redaction.value(read)
 
     async def _by_reference(self, encoded: bytes, step: str, redact: list[str], lease: Lease, origin: Origin) -> Any:
@@ -203,7 +205,9 @@ class Caller:
             raise ExecutionFailed(Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, "Payload too large", detail, step))
         while True:
             try:
-                return await self._values.spill(origin.namespace, origin.run, encoded, redact)
+                small = await self._values.spill(origin.namespace, origin.run, encoded, redact)
+                _check_depth(small, step)
+                return small
             except EvaluationFailed as failure:
                 detail = f"the output of {len(encoded)} bytes cannot be kept: {failure}"
                 raise ExecutionFailed(Problem(ProblemType.RUNTIME, 500, "Output is not JSON", detail, step)) from None
@@ -221,6 +225,12 @@ class Caller:
                 problem.type, problem.status, problem.title, problem.detail[:_DETAIL_LIMIT], problem.instance
             )
         return CallFailed(call.effect_id, problem, started_ms, at_ms, retry_after_ms)
+
+
+def _check_depth(output: Any, step: str) -> None:
+    if nested_too_deeply(output):
+        detail = f"the output is nested more than {VALUE_DEPTH} levels deep"
+        raise ExecutionFailed(Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, "Output nested too deeply", detail, step))
 
 
 def _as_fragment(unread: list[RawJson], value: Any) -> Any:

@@ -40,6 +40,7 @@ from flint_core.machine import End, Failed, Machine, MachineLimits, RunFacts, St
 from flint_core.payloads import Payload
 from flint_core.problems import Problem, ProblemType
 from flint_core.program import Program
+from flint_core.sizes import too_deep
 from flint_jq import EvaluationFailed, EvaluatorsBusy
 from flint_ops.clock import now_ms
 from flint_ops.config import LimitSettings
@@ -152,6 +153,8 @@ class Leg:
                 continue
             self._letters.add(message.key)
             try:
+                if too_deep(message.content):
+                    raise ValueError("nested too deeply for the run's state")
                 event = Received(int(message.await_key), message.key, orjson.loads(message.content), at_ms)
             except ValueError:
                 _log.error("message_unreadable", run=self.run_id, key=message.key, await_key=message.await_key)

@@ -161,6 +161,8 @@ def test_json_is_kept_exactly_or_refused() -> None:
         assert check_json(good) is None
     for bad in (b"", b"nul", b"-9223372036854775809", b'{"a":[1e999]}', b'"\\ud800"', b'"\xff"', b"9" * 5000):
         assert check_json(bad) is not None
+    assert check_json(b"[" * 200 + b"]" * 200) is None
+    assert "200 levels" in str(check_json(b"[" * 201 + b"]" * 201))
 
 
 async def test_starts_of_a_batch_succeed_or_fail_for_themselves(house: Any) -> None:

@@ -99,3 +99,13 @@ def test_whatever_the_machine_calls_equal_is_found(expected: Any, value: Any) ->
     if equal(expected, value):
         assert hits(part, EVENT | {"data": value})
     assert hits(part, EVENT | {"data": expected})
+
+
+def test_an_event_that_cannot_be_compared_is_passed_over() -> None:
+    """Its other filters still find it: events were stored before their depth had a limit."""
+    deep: Any = 1
+    for _ in range(1_000):
+        deep = [deep]
+    event = {**EVENT, "data": {"order": deep}}
+    assert hits({"with": {"type": "com.example.paid"}}, event)
+    assert not hits({"correlate": {"o": {"from": "${ .data.order }", "expect": "A-1"}}}, event)

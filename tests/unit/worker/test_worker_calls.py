@@ -225,3 +225,15 @@ async def test_noop() -> None:
     for bad in (-1, "1", True, 10**9):
         with pytest.raises(ExecutionFailed):
             await noop.execute(call(delay_ms=bad))
+
+
+@pytest.mark.parametrize("levels", [201, 300])
+async def test_an_output_nested_too_deeply_fails_typed(levels: int) -> None:
+    deep: Any = 1
+    for _ in range(levels):
+        deep = [deep]
+    event, _ = await perform(deep)
+    assert isinstance(event, CallFailed)
+    assert event.problem.title in ("Output nested too deeply", "Output is not JSON")
+    accepted, _ = await perform(deep[0] if levels == 201 else 1)
+    assert isinstance(accepted, CallSucceeded)
