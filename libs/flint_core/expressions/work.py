@@ -41,7 +41,8 @@ EASY: Final = 16.0
 """Copies of what it is given that an expression may ask for without being metered."""
 _TRIFLE: Final = 1 / 64
 _TRIFLING_TEXT: Final = 4_096
-_ENDLESS: Final = float("inf")
+_REPEATED: Final = 6.0
+"""What a product counts at least: a repeated text has a limit of its own, numbers are nothing."""
 
 Demand = tuple[float, float]
 """Size of the result and work done for it, both in multiples of the largest value that the expression is given."""
@@ -183,7 +184,7 @@ def _operated(operator: str, left: Demand, right: Demand) -> Demand:
         case "+":
             return one + other, work + one + other
         case "*":
-            return _ENDLESS, _ENDLESS  # a text may be repeated
+            return max(_REPEATED, one + other), work + _REPEATED + one + other  # a text may be repeated
         case "-":
             return one, work + one + other
         case "/":

@@ -154,3 +154,9 @@ def test_mistakes(schedule, hints, words):
     assert compiled.program is None
     found = [finding for finding in compiled.findings if finding.severity is Severity.ERROR]
     assert any(words in finding.message for finding in found), found
+
+
+def test_a_filter_that_builds_without_bound_lets_nothing_pass():
+    growing = "${ " + " | ".join([". + ."] * 60) + " | length > 0 }"
+    trigger = Trigger({"one": {"with": {"type": "x", "source": growing.replace(". + .", "[., .]"), "data": growing}}})
+    assert trigger.choose([event("x", text="x" * 1_000)] * 2, NOW) == ([], [0, 1])

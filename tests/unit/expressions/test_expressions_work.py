@@ -106,3 +106,8 @@ def test_arrays_that_only_a_comparison_of_each_with_each_could_subtract() -> Non
     for source in (".a - .b", ".a[.b]"):
         with pytest.raises(ExpressionFault, match="too large"):
             compile_expression(source, variables=VARIABLES).evaluate({"a": items, "b": others}, {}, 0)
+
+
+@pytest.mark.parametrize("source", [".price * .qty + .shipping", "{total: .price * .qty}", "100 * (.a - .b)"])
+def test_sums_of_numbers_are_not_metered(source: str) -> None:
+    assert compile_expression(source, variables=VARIABLES).effort <= EASY

@@ -109,3 +109,10 @@ def test_an_event_that_cannot_be_compared_is_passed_over() -> None:
     event = {**EVENT, "data": {"order": deep}}
     assert hits({"with": {"type": "com.example.paid"}}, event)
     assert not hits({"correlate": {"o": {"from": "${ .data.order }", "expect": "A-1"}}}, event)
+
+
+def test_an_expression_that_builds_without_bound_matches_nothing() -> None:
+    growing = " | ".join(["[., ., ., ., ., ., ., .]"] * 20) + " | tojson | length"
+    part = {"with": {"type": "com.example.paid"}, "correlate": {"size": {"from": "${ " + growing + " }", "expect": 1}}}
+    assert not hits(part)
+    assert hits({"with": {"type": "com.example.paid"}})
