@@ -7,7 +7,8 @@ Arguments as a list are the script's argv, as a map its global variables.
 from __future__ import annotations
 
 import base64
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 from flint_core.problems import ProblemType
 from flint_ops.config import Settings
@@ -20,6 +21,8 @@ from flint_worker.processes import ProcessRunner, Program
 
 __all__ = ["ScriptExecutor"]
 
+_RESERVED_BYTES: Final = 4 * 2**30
+"""What a Python script may map beyond its memory: files, libraries, stacks. Bounds what it takes between two looks."""
 _RESERVED = ("__name__", "__file__", "__builtins__")
 
 
@@ -69,6 +72,8 @@ class ScriptExecutor:
             path.append(str((await self._packages.folder(call, packages, limits)).absolute()))
         code = arguments["code"] if "code" in arguments else await self._fetched(call)
         begun = start(language, program, code, words, variables, path, limits.memory_bytes)
+        if language == "python":  # V8 reserves far more than it ever uses
+            limits = replace(limits, address_bytes=limits.memory_bytes + _RESERVED_BYTES)
         whole = Program(begun.argv, limits, environment, stdin_of(call), begun.extra, begun.files)
         if not arguments.get("await", True):
             await self._runner.start(whole)

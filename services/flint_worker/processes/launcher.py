@@ -12,7 +12,7 @@ socket closes (the worker died) everything is killed at once. The answer is one 
 program and before its exec.
 """
 # Every import delays every program, and os is here already:
-# ruff: noqa: PTH116, PTH123, PTH208
+# ruff: noqa: PTH115, PTH116, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ _CLONE_NEWUSER = 0x10000000
 _CLONE_NEWPID = 0x20000000
 _INNER_ID = 65534
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_IN_MEMORY = ("/memfd:", "/dev/shm/")  # noqa: S108  (looked for, never written)
 _POLL_S = (0.02, 0.1)
 _SWEEPS = 200
 _NICE = 5  # whoever watches a program gets the processor before it
@@ -119,16 +120,63 @@ def _descendants(pid: int, most: int = 100_000) -> list[int]:
     return found
 
 
-def _memory(pids: list[int]) -> int:
-    total = 0
+def _fields(path: str, names: tuple[str, ...]) -> dict[str, int]:
+    """Sizes in bytes that a file of /proc names in kB; what is not there is left out."""
+    found: dict[str, int] = {}
+    try:
+        with open(path) as file:
+            for line in file:
+                name, _, size = line.partition(":")
+                if name in names:
+                    found[name] = int(size.split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        return found
+    return found
+
+
+def _given(files: list[int]) -> dict[tuple[int, int], int]:
+    """The files in memory that the program begins with, and how large they are."""
+    found = [os.stat(file) for file in files]
+    return {(status.st_dev, status.st_ino): status.st_blocks * 512 for status in found}
+
+
+def _held_files(pids: list[int], given: dict[tuple[int, int], int]) -> int:
+    """Bytes of open files that live in memory, without those given: what is written and not mapped, no process has."""
+    sizes: dict[tuple[int, int], int] = {}
     for pid in pids:
         try:
-            with open(f"/proc/{pid}/statm", "rb") as file:
-                words = file.read().split()
-            total += (int(words[1]) - int(words[2])) * _PAGE
-        except (OSError, IndexError):
+            numbers = os.listdir(f"/proc/{pid}/fd")
+        except OSError:
             continue
-    return total
+        for number in numbers:
+            path = f"/proc/{pid}/fd/{number}"
+            try:
+                if os.readlink(path).startswith(_IN_MEMORY):
+                    status = os.stat(path)
+                    key = status.st_dev, status.st_ino
+                    sizes[key] = max(0, status.st_blocks * 512 - given.get(key, 0))
+            except OSError:
+                continue
+    return sum(sizes.values())
+
+
+def _memory(pids: list[int], limit: int, given: dict[tuple[int, int], int]) -> int:
+    """Bytes that only these processes have, shared memory included (what they map of files on disk is not theirs)."""
+    own = 0
+    shared: dict[int, int] = {}
+    for pid in pids:
+        found = _fields(f"/proc/{pid}/status", ("RssAnon", "RssShmem"))
+        own += found.get("RssAnon", 0)
+        if found.get("RssShmem"):
+            shared[pid] = found["RssShmem"]
+    mapped = sum(shared.values())
+    if len(shared) > 1 and own + mapped > limit:
+        # The same pages may have been counted for each process. The exact share takes long to find, so only now.
+        mapped = sum(
+            _fields(f"/proc/{pid}/smaps_rollup", ("Pss_Shmem",)).get("Pss_Shmem", size) for pid, size in shared.items()
+        )
+    # Files in memory are mostly mapped as well: the sum would count them twice.
+    return own + max(mapped, _held_files(pids, given))
 
 
 def _signal(pids: list[int], number: int) -> None:
@@ -171,6 +219,8 @@ def _program(order: dict[str, Any], extra: int | None, alone: bool) -> None:
     _limit(resource.RLIMIT_FSIZE, limits["file_bytes"])
     _limit(resource.RLIMIT_NOFILE, limits["files"])
     _limit(resource.RLIMIT_DATA, limits["memory_bytes"])
+    if limits["address_bytes"] is not None:
+        _limit(resource.RLIMIT_AS, limits["address_bytes"])
     _limit(resource.RLIMIT_NPROC, limits["processes"] + (0 if alone else _own_processes()))
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     for number in range(1, signal.NSIG):
@@ -243,6 +293,7 @@ class _Watch:
 
     def __init__(self, order: dict[str, Any], control: socket.socket, keeper: int, status: int, alone: bool) -> None:
         self.order, self.control, self.keeper, self.status, self.alone = order, control, keeper, status, alone
+        self.given: dict[tuple[int, int], int] = {}
         self.reason = ""
         self.kill_at: float | None = None
         self.killed = False
@@ -303,7 +354,7 @@ class _Watch:
         limits, living = self.order["limits"], _descendants(self.keeper)
         if len(living) > limits["processes"]:
             self.reason = "processes"
-        elif _memory(living) > limits["memory_bytes"]:
+        elif _memory(living, limits["memory_bytes"], self.given) > limits["memory_bytes"]:
             self.reason = "memory"
         if self.reason:
             self.kill()
@@ -343,10 +394,12 @@ def main() -> None:
         finally:
             os._exit(1)
     os.close(writing)
+    given = _given([0] if extra is None else [0, extra])
     if extra is not None:
         os.close(extra)
     _silence()
     watch = _Watch(order, control, keeper, reading, alone)
+    watch.given = given
     watch.run()
     os.waitpid(keeper, 0)
     answer["reason"] = watch.reason

@@ -13,7 +13,8 @@ class ProgramLimits:
     """What one program may use. Times in seconds, sizes in bytes.
 
     `cpu_s`, `file_bytes`, `files` hold for each of its processes; `memory_bytes` and `processes` for each and for all
-    together; `output_bytes` for standard output and standard error together.
+    together; `output_bytes` for standard output and standard error together. `address_bytes` is all that a process may
+    map, memory or not; None for programs that reserve much more than they use.
     """
 
     timeout_s: float
@@ -23,6 +24,7 @@ class ProgramLimits:
     files: int
     processes: int
     output_bytes: int
+    address_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,7 @@ class ProcessRunner:
             "limits": {
                 "cpu_s": limits.cpu_s,
                 "memory_bytes": limits.memory_bytes,
+                "address_bytes": limits.address_bytes,
                 "file_bytes": limits.file_bytes,
                 "files": limits.files,
                 "processes": limits.processes,

@@ -399,6 +399,60 @@ os.wait()
     assert error.problem.title == "The script used too much memory"
 
 
+SHARED = {
+    "mapped": "import mmap\nheld = mmap.mmap(-1, SIZE)\nfor at in range(0, SIZE, 4096): held[at] = 1\n",
+    "memfd": """
+import os
+files = [os.memfd_create(str(n)) for n in range(SIZE // 2**20)]
+for file in files: os.write(file, bytes(2**20 - 1))
+""",
+    "among children": """
+import mmap, os
+for _ in range(4):
+    if os.fork() == 0:
+        held = mmap.mmap(-1, SIZE // 4)
+        for at in range(0, SIZE // 4, 4096): held[at] = 1
+        __import__("time").sleep(20)
+        os._exit(0)
+os.wait()
+""",
+}
+
+
+@pytest.mark.parametrize("how", SHARED)
+async def test_shared_memory_is_bounded(work: Path, how: str) -> None:
+    built = program_executors(settings(work, memory_bytes=128 * 2**20), Web())
+    code = SHARED[how].replace("SIZE", str(200 * 2**20)) + "\nimport time\ntime.sleep(20)\n"
+    error = await failed(python(built, code))
+    assert (error.problem.type, error.problem.title) == (
+        ProblemType.LIMIT_EXCEEDED,
+        "The script used too much memory",
+    )
+    for executor in built.values():
+        await executor.close()
+
+
+async def test_memory_that_processes_share_counts_once(work: Path) -> None:
+    built = program_executors(settings(work, memory_bytes=128 * 2**20), Web())
+    code = """
+import mmap, os, time
+held = mmap.mmap(-1, 60 * 2**20)
+for at in range(0, len(held), 4096): held[at] = 1
+for _ in range(3):
+    if os.fork() == 0:
+        for at in range(0, len(held), 4096): held[at]
+        time.sleep(0.5)
+        os._exit(0)
+for _ in range(3): os.wait()
+print("shared")
+"""
+    assert await python(built, code) == "shared\n"
+    error = await failed(python(built, "import mmap; mmap.mmap(-1, 6 * 2**30)"))
+    assert "Cannot allocate memory" in error.problem.detail
+    for executor in built.values():
+        await executor.close()
+
+
 @needs_node
 async def test_memory_of_js_is_bounded(executors: dict[str, Executor]) -> None:
     code = "const a = []; for (;;) a.push(new Array(100000).fill(1.5));"
