@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from flint_core.expressions import ExpressionFault, compile_expression
+from flint_core.expressions.work import Budget
 from flint_jq.wrapping import wrap
 
 NAMES = ("a", "b", "x")
@@ -56,7 +57,10 @@ def by_flint(source: str, document: Any, variables: dict[str, Any]) -> Any:
     expression = compile_expression(source, variables=frozenset(NAMES))
     assert expression.fast, source
     try:
-        return "ok", expression.evaluate(document, variables, NOW_MS)
+        value = expression.evaluate(document, variables, NOW_MS)
+        # Metered it is the same; a float that is not a number equals nothing, hence the texts.
+        assert repr(expression.evaluate(document, variables, NOW_MS, Budget())) == repr(value)
+        return "ok", value
     except ExpressionFault:
         return FAILED, None
 
