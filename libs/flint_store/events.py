@@ -5,6 +5,18 @@ read; a subscription is committed, then the events since its await was opened ar
 other; when both do, the message's key is the same. Events whose matching was cut short (`matched` is false) are found
 by a sweep.
 
+A run gets events in the order of their numbers (seq), as far as one was stored before the next was published:
+
+- The matching of what arrives leaves an await that is not served yet to its catch-up, which locks the await, reads the
+  events, inserts what it found in their order and marks the await served, all in one transaction (`begin_catch_up`,
+  `flint_store.awaits.settle_opened`). The matching looks at such an await under a lock (`read_caught_up`). Either it
+  comes second, waits for that transaction and reads the row anew: the await is served, and what is inserted now stands
+  after what was caught up. Or it comes first and finds the await not served: the event was committed before, so that
+  the statement by which the catch-up reads events, which begins after its lock, sees it.
+- An event that is not matched yet may be in the hands of another scheduler. Whoever matches a later one matches it
+  too, first (`read_earlier`); the one that comes second to an inbox waits for the first one's commit and inserts
+  nothing.
+
 The order of a namespace is (xact, seq). Followers read it only up to the oldest transaction that is still open, so that
 they never pass an event whose commit is late.
 """
@@ -29,6 +41,7 @@ __all__ = [
     "NewEvent",
     "Shape",
     "Subscription",
+    "begin_catch_up",
     "delete_old_events",
     "delete_unused_shapes",
     "find_matches",
@@ -39,13 +52,16 @@ __all__ = [
     "put_events",
     "put_shapes",
     "put_subscriptions",
+    "read_caught_up",
     "read_contents",
+    "read_earlier",
     "read_events_since",
     "read_last_events",
     "read_place",
     "read_shapes",
     "read_unmatched",
     "remove_subscriptions",
+    "still_unmatched",
 ]
 
 
@@ -101,11 +117,13 @@ class Subscription:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A subscription that an event may satisfy. `place`: the event's index in what was asked."""
+    """A subscription that an event may satisfy. `place`: the event's index in what was asked; `served`: the await has
+    been caught up."""
 
     place: int
     run_id: bytes
     await_key: str
+    served: bool
 
 
 # A namespace that does not exist stores nothing. Repeats, also within the batch, are left out of the answer.
@@ -133,6 +151,16 @@ SELECT e.seq, e.namespace_id, e.type, e.content, e.received_at FROM event e
 WHERE NOT e.matched AND e.received_at < clock_timestamp() - make_interval(secs => :older_s)
 ORDER BY e.seq LIMIT :limit
 """)
+
+# Partial index event_unmatched: what is under way now. Those of the asked ones that somebody has matched are left out.
+READ_EARLIER = text("""
+SELECT e.seq, e.namespace_id, e.type, e.content, e.received_at FROM event e
+WHERE NOT e.matched AND e.seq <= :seq AND e.namespace_id = ANY(CAST(:namespaces AS text[]))
+ORDER BY e.seq LIMIT :limit
+""")
+
+# By primary key.
+STILL_UNMATCHED = text("SELECT e.seq FROM event e WHERE e.seq = ANY(CAST(:seqs AS bigint[])) AND NOT e.matched")
 
 MARK_MATCHED = text("UPDATE event SET matched = true WHERE seq = ANY(CAST(:seqs AS bigint[])) AND NOT matched")
 
@@ -217,12 +245,34 @@ WHERE s.run_id = c.run_id AND s.await_key = c.key
 
 # Index event_subscription_match: nested loops over the asked pairs.
 FIND_MATCHES = text("""
-SELECT DISTINCT p.place, s.run_id, s.await_key
+SELECT DISTINCT p.place, s.run_id, s.await_key, a.served
 FROM unnest(CAST(:places AS int[]), CAST(:namespaces AS text[]), CAST(:shapes AS bytea[]), CAST(:matches AS bytea[]))
      AS p(place, namespace_id, shape, match)
 JOIN event_subscription s ON s.namespace_id = p.namespace_id AND s.shape = p.shape AND s.match = p.match
     AND (s.run_id, s.await_key) > (CAST(:after_run AS uuid), :after_key)
+JOIN run_await a ON a.run_id = s.run_id AND a.key = s.await_key AND NOT a.closed
 ORDER BY s.run_id, s.await_key, p.place LIMIT :limit
+""")
+
+# The lock makes it wait for a catch-up that is under way; `served` is then what that one committed. No condition on it
+# here: rows that it excludes in the statement's snapshot would not be waited for.
+READ_CAUGHT_UP = text("""
+WITH locked AS MATERIALIZED (
+    SELECT a.run_id, a.key, a.served FROM run_await a
+    JOIN unnest(CAST(:run_ids AS uuid[]), CAST(:keys AS text[])) AS s(run_id, key)
+        ON s.run_id = a.run_id AND s.key = a.key
+    ORDER BY a.run_id, a.key FOR SHARE OF a)
+SELECT l.run_id, l.key FROM locked l WHERE l.served
+""")
+
+# In one order, so that two schedulers wait for each other in turn. What one of them served is left out afterwards.
+BEGIN_CATCH_UP = text("""
+WITH locked AS MATERIALIZED (
+    SELECT a.run_id, a.key, a.served, a.closed FROM run_await a
+    JOIN unnest(CAST(:run_ids AS uuid[]), CAST(:keys AS text[])) AS s(run_id, key)
+        ON s.run_id = a.run_id AND s.key = a.key
+    ORDER BY a.run_id, a.key FOR NO KEY UPDATE OF a)
+SELECT l.run_id, l.key FROM locked l WHERE NOT l.served AND NOT l.closed
 """)
 
 _ORIGIN = "0.0"
@@ -411,4 +461,33 @@ async def find_matches(
             "limit": limit,
         },
     )
-    return [Match(r.place, r.run_id.bytes, r.await_key) for r in rows]
+    return [Match(r.place, r.run_id.bytes, r.await_key, r.served) for r in rows]
+
+
+async def read_earlier(connection: AsyncConnection, namespaces: Iterable[str], seq: int, limit: int) -> list[EventRow]:
+    """The first events up to a number, in these namespaces, that nobody has matched yet."""
+    rows = await connection.execute(READ_EARLIER, {"namespaces": texts(namespaces), "seq": seq, "limit": limit})
+    return [EventRow(r.seq, r.namespace_id, r.type, bytes(r.content), r.received_at) for r in rows]
+
+
+async def still_unmatched(connection: AsyncConnection, seqs: Iterable[int]) -> set[int]:
+    """Those of the events that nobody has matched meanwhile. Who has them may have used them up already."""
+    rows = await connection.execute(STILL_UNMATCHED, {"seqs": integers(seqs)})
+    return {r.seq for r in rows}
+
+
+async def read_caught_up(connection: AsyncConnection, awaits: Iterable[tuple[bytes, str]]) -> set[tuple[bytes, str]]:
+    """Those of these (run, key) that are caught up; waits for catch-ups that are under way."""
+    rows = await connection.execute(READ_CAUGHT_UP, _pairs(awaits))
+    return {(r.run_id.bytes, r.key) for r in rows}
+
+
+async def begin_catch_up(connection: AsyncConnection, awaits: Iterable[tuple[bytes, str]]) -> set[tuple[bytes, str]]:
+    """Lock awaits until the transaction ends; answers those (run, key) that are open and nobody caught up yet."""
+    rows = await connection.execute(BEGIN_CATCH_UP, _pairs(awaits))
+    return {(r.run_id.bytes, r.key) for r in rows}
+
+
+def _pairs(awaits: Iterable[tuple[bytes, str]]) -> dict[str, object]:
+    pairs = list(awaits)
+    return {"run_ids": uuids([run_id for run_id, _ in pairs]), "keys": texts([key for _, key in pairs])}

@@ -4,10 +4,11 @@ Two ways lead to a run's inbox, and each begins after a commit of its own (`flin
 nothing):
 
     arrived ──▶ queue ──▶ shapes of its namespace and type ──▶ subscriptions ──▶ inboxes ──▶ event.matched
-    opened  ──▶ subscriptions committed ──▶ events received since the await was opened ──▶ inboxes
+    opened  ──▶ subscriptions committed ──▶ events received since the await was opened ──▶ inboxes, served: one commit
 
 The queue is memory: what does not fit, or was in it when the process died, is found by the sweep of any scheduler. The
-key of a message is made of event and await, so both ways may bring the same thing. When the loop dies the service
+key of a message is made of event and await, so both ways may bring the same thing; what arrives waits for the catch-up
+of an await, and for earlier events, so that the order is that of arrival. When the loop dies the service
 stops.
 """
 
@@ -16,12 +17,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 import orjson
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from flint_bus import Bus
 from flint_core.events import Received, decode_events
@@ -33,7 +35,8 @@ from flint_scheduler.metrics import EVENTS
 from flint_scheduler.nudges import nudge_inboxes
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_store import events as store
-from flint_store.awaits import AwaitRow, NewMessage, put_messages
+from flint_store.awaits import AwaitRow, NewMessage, Target, put_messages, settle_opened
+from flint_store.engine import transaction
 from flint_store.events import EventRow, Shape, Subscription
 
 __all__ = ["Arrival", "EventDelivery", "event_number"]
@@ -104,7 +107,7 @@ class EventDelivery:
             try:
                 while self._queue:
                     batch = [self._queue.popleft() for _ in range(min(_BATCH, len(self._queue)))]
-                    await self.match(batch)
+                    await self._match_through(batch)
                 if loop.time() >= swept_at + self._sweep_s:
                     swept_at = loop.time()
                     await self.sweep()
@@ -114,6 +117,17 @@ class EventDelivery:
             except RecordUnavailable as error:
                 log.warning("events_wait_for_postgresql", error=str(error))
                 swept_at = loop.time()  # what was taken from the queue is the sweep's now
+
+    async def _match_through(self, batch: Sequence[Arrival]) -> None:
+        """Match these and what was stored before them, in order; not what others have matched meanwhile."""
+        own = {arrival.row.seq: arrival for arrival in batch}
+        namespaces = {arrival.row.namespace for arrival in batch}
+        while True:
+            rows = await self._record.lane(_LANE, lambda c: store.read_earlier(c, namespaces, max(own), _BATCH))
+            if rows:
+                await self.match([own.get(row.seq) or Arrival(row, orjson.loads(row.content)) for row in rows])
+            if len(rows) < _BATCH:
+                return
 
     async def sweep(self) -> None:
         """Finish the matching of events whose scheduler did not come to it."""
@@ -158,8 +172,20 @@ class EventDelivery:
             # The rows of an await may be cut by the page's end: they are read again with the next one.
             last = (found[-1].run_id, found[-1].await_key) if len(found) == _PAGE else None
             whole = [m for m in found if last is None or (m.run_id, m.await_key) != last]
+            opening = {(m.run_id, m.await_key) for m in whole if not m.served}
+            if opening:
+                opening -= await self._record.lane(_LANE, partial(store.read_caught_up, awaits=opening))
+            places = sorted({m.place for m in whole})
+            seqs = [arrivals[place].row.seq for place in places]
+            # Another scheduler may have come to them too: runs must not get again what they took from it.
+            left = await self._record.lane(_LANE, partial(store.still_unmatched, seqs=seqs)) if seqs else set()
             await self._deliver(
-                [_message(arrivals[m.place].row, m.run_id, m.await_key) for m in sorted(whole, key=lambda m: m.place)]
+                [
+                    _message(arrivals[m.place].row, m.run_id, m.await_key)
+                    for m in sorted(whole, key=lambda m: m.place)
+                    if (m.run_id, m.await_key) not in opening  # their catch-up finds these events
+                    and arrivals[m.place].row.seq in left
+                ]
             )
             if last is None:
                 break
@@ -168,21 +194,10 @@ class EventDelivery:
 
     async def _deliver(self, messages: Sequence[NewMessage]) -> None:
         """Put messages into inboxes, in commits of bounded size, and tell the owners."""
-        part: list[NewMessage] = []
-        size = 0
-        for message in messages:
-            if part and (len(part) >= _MESSAGES or size + len(message.payload) > _MESSAGE_BYTES):
-                await self._put(part)
-                part, size = [], 0
-            part.append(message)
-            size += len(message.payload)
-        if part:
-            await self._put(part)
-
-    async def _put(self, messages: Sequence[NewMessage]) -> None:
-        targets = await self._record.lane(_LANE, lambda c: put_messages(c, messages))
-        EVENTS.labels("delivered").inc(len(messages))
-        nudge_inboxes(self._bus, targets)
+        for part in _parts(messages):
+            targets = await self._record.lane(_LANE, partial(put_messages, messages=part))
+            EVENTS.labels("delivered").inc(len(part))
+            nudge_inboxes(self._bus, targets)
 
     # -- awaits --------------------------------------------------------------------------------------------------------
 
@@ -208,12 +223,41 @@ class EventDelivery:
                 since = min(row.opened_at, recorded_at) - slack
                 namespaces.setdefault(row.namespace, []).append(_Waiting(row, since))
         for namespace, mine in namespaces.items():
-            await self._catch_up(namespace, mine, filters)
+            work = partial(self._catch_up, namespace=namespace, awaits=mine, filters=filters)
+            targets, count = await self._record.transaction(work)
+            EVENTS.labels("delivered").inc(count)
+            nudge_inboxes(self._bus, targets)
         return ()
 
     async def _catch_up(
-        self, namespace: str, awaits: Sequence[_Waiting], filters: dict[tuple[bytes, str], list[Filter]]
-    ) -> None:
+        self,
+        engine: AsyncEngine,
+        namespace: str,
+        awaits: Sequence[_Waiting],
+        filters: dict[tuple[bytes, str], list[Filter]],
+    ) -> tuple[list[Target], int]:
+        """Deliver what came before and mark the awaits served: one commit. Answers whom to nudge, and how much it was.
+
+        The lag of the agent bounds what there is to read: events are not stored while no scheduler runs.
+        """
+        async with transaction(engine) as connection:
+            mine = await store.begin_catch_up(connection, [(w.row.run_id, w.row.key) for w in awaits])
+            left = [w for w in awaits if (w.row.run_id, w.row.key) in mine]
+            if not left:
+                return [], 0
+            delivered = await self._deliver_earlier(connection, namespace, left, filters)
+            await settle_opened(connection, [w.row for w in left])
+        return delivered
+
+    async def _deliver_earlier(
+        self,
+        connection: AsyncConnection,
+        namespace: str,
+        awaits: Sequence[_Waiting],
+        filters: dict[tuple[bytes, str], list[Filter]],
+    ) -> tuple[list[Target], int]:
+        targets: dict[Target, None] = {}
+        count = 0
         since = min(w.since for w in awaits)
         waiting: dict[tuple[bytes, bytes], list[_Waiting]] = {}
         shapes: dict[Shape, None] = {}
@@ -226,16 +270,7 @@ class EventDelivery:
         at_ms = now_ms()
         after: EventRow | None = None
         while True:
-            events = await self._record.read(
-                partial(
-                    store.read_events_since,
-                    namespace=namespace,
-                    since=since,
-                    types=types,
-                    after=after,
-                    limit=_CATCH_UP_PAGE,
-                )
-            )
+            events = await store.read_events_since(connection, namespace, since, types, after, _CATCH_UP_PAGE)
             hits: dict[tuple[bytes, str], tuple[EventRow, AwaitRow]] = {}
             for event in events:
                 for shape, match in self._book.matches(orjson.loads(event.content), shapes, at_ms):
@@ -243,19 +278,21 @@ class EventDelivery:
                         if event.received_at >= one.since:
                             hits[one.row.run_id, _key(event.seq, one.row.key)] = (event, one.row)
             if hits:
-                await self._deliver(await self._unseen(list(hits.values())))
+                for part in _parts(await self._unseen(connection, list(hits.values()))):
+                    targets |= dict.fromkeys(await put_messages(connection, part))
+                    count += len(part)
             if len(events) < _CATCH_UP_PAGE:
-                return
+                return list(targets), count
             after = events[-1]
 
-    async def _unseen(self, hits: Sequence[tuple[EventRow, AwaitRow]]) -> list[NewMessage]:
+    async def _unseen(self, connection: AsyncConnection, hits: Sequence[tuple[EventRow, AwaitRow]]) -> list[NewMessage]:
         """Messages for those events that had not reached the run before its await was opened.
 
         A run that listens again and again must not get the event that it has just handled once more, however little
         time there is between the two.
         """
         run_ids = {row.run_id for _, row in hits}
-        entries = await self._record.read(lambda c: store.read_last_events(c, run_ids, _ENTRIES_LOOKED_AT))
+        entries = await store.read_last_events(connection, run_ids, _ENTRIES_LOOKED_AT)
         seen: dict[tuple[bytes, str], int] = {}
         for run_id, data in entries:
             for happened in decode_events(data):
@@ -282,6 +319,20 @@ def _key(seq: int, await_key: str) -> str:
 def event_number(message_key: str) -> int:
     """The number of the event that a message with this key brings: in a namespace, the order of storing."""
     return int(message_key.split("/")[1])
+
+
+def _parts(messages: Sequence[NewMessage]) -> Iterator[list[NewMessage]]:
+    """Messages in parts of bounded size, each for one statement."""
+    part: list[NewMessage] = []
+    size = 0
+    for message in messages:
+        if part and (len(part) >= _MESSAGES or size + len(message.payload) > _MESSAGE_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(message)
+        size += len(message.payload)
+    if part:
+        yield part
 
 
 def _message(event: EventRow, run_id: bytes, await_key: str) -> NewMessage:

@@ -24,8 +24,8 @@ from flint_scheduler.event_matching import split_filters
 from flint_scheduler.events import EventDesk
 from flint_scheduler.record import Record
 from flint_store import events as store
-from flint_store.awaits import AwaitRow, read_unserved
-from flint_store.engine import create_engine
+from flint_store.awaits import AwaitRow, read_unserved, settle_opened
+from flint_store.engine import create_engine, transaction
 from flint_store.events import Subscription
 from support.nats_server import NatsServer
 from support.record import WAITING, add_namespace, add_runs, add_version
@@ -250,6 +250,78 @@ async def test_many_events_race_with_many_awaits(desk: Desk, engine: AsyncEngine
     assert {run_id: sorted(map(int, ids)) for run_id, ids in found.items()} == {
         run_id: list(range(40)) for run_id in runs
     }
+
+
+async def test_events_one_after_the_other_keep_their_order(
+    dsn: str, record: Record, bus: Bus, engine: AsyncEngine
+) -> None:
+    """Published in turn at two schedulers, while runs begin to listen and are caught up."""
+    postgres = PostgresSettings(dsn=dsn)  # type: ignore[arg-type]
+    other = Record(create_engine(postgres, "lane", pool_size=4), create_engine(postgres, "reading"), 10.0)
+    desks = [Desk(record, bus), Desk(other, bus)]
+    tasks = [asyncio.create_task(part.run()) for desk in desks for part in (desk.desk, desk.delivery)]
+    rounds, each = 25, 4
+    runs = await waiting_runs(engine, rounds)
+    try:
+        for number, run_id in enumerate(runs):
+            kind = f"round{number}"
+            rows = await open_awaits(engine, [(run_id, {"filters": [{"with": {"type": kind}}]})])
+
+            async def publish(number: int = number, kind: str = kind) -> None:
+                for at in range(each):
+                    await desks[(number + at) % 2].publish(event(f"{number}-{at}", kind))
+
+            await asyncio.gather(publish(), desks[number % 2].delivery.opened(rows))
+        await settled(engine)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await other.close()
+    found = await inboxes(engine)
+    assert [found.get(run_id) for run_id in runs] == [[f"{n}-{at}" for at in range(each)] for n in range(rounds)]
+
+
+async def test_what_arrives_waits_for_a_catch_up_and_leaves_the_others(
+    desk: Desk, record: Record, engine: AsyncEngine
+) -> None:
+    (run_id,) = await waiting_runs(engine, 1)
+    rows = await open_awaits(engine, [(run_id, {"filters": [{}]})])
+    pair = (run_id, "1")
+    assert await record.read(lambda c: store.read_caught_up(c, [pair])) == set()  # not begun: left to the catch-up
+    async with transaction(engine) as connection:
+        assert await store.begin_catch_up(connection, [pair]) == {pair}
+        looking = asyncio.create_task(record.read(lambda c: store.read_caught_up(c, [pair])))
+        async with asyncio.timeout(5):
+            while not await blocked(engine):
+                await asyncio.sleep(0.01)
+        await settle_opened(connection, rows)
+    assert await looking == {pair}
+    async with transaction(engine) as connection:
+        assert await store.begin_catch_up(connection, [pair]) == set()  # once
+
+
+async def blocked(engine: AsyncEngine) -> bool:
+    """Whether a connection waits for the lock of another one."""
+    asked = text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0"
+    )
+    async with engine.connect() as connection:
+        return bool((await connection.execute(asked)).scalar_one())
+
+
+async def test_an_event_in_other_hands_is_matched_before_a_later_one(
+    desk: Desk, record: Record, engine: AsyncEngine
+) -> None:
+    (run_id,) = await waiting_runs(engine, 1)
+    await desk.delivery.opened(await open_awaits(engine, [(run_id, {"filters": [{}]})]))
+    content = orjson.dumps(event("first"))
+    first = store.NewEvent("default", bytes(16), "paid", content)
+    await record.lane("other", lambda c: store.put_events(c, [first]))  # by a scheduler that has much to do
+    await desk.publish(event("second"))
+    await settled(engine)
+    assert await inboxes(engine) == {run_id: ["first", "second"]}
 
 
 async def test_an_event_that_was_handled_is_not_caught_up_again(desk: Desk, engine: AsyncEngine) -> None:
