@@ -218,7 +218,8 @@ class ScriptSettings(_Section):
     user: str = Field(
         "auto",
         description="user they run as, when the worker runs as root; auto: nobody, where that user can reach the "
-        "interpreter, else root in namespaces; empty: root in namespaces (without them root's programs are refused)",
+        "interpreter, else root in namespaces; empty: root in namespaces (without them root's programs are refused); "
+        "root: root, without namespaces too",
     )
     isolation: Literal["auto", "namespaces", "none"] = Field(
         "auto",

@@ -115,8 +115,9 @@ def _cut_short(call: ResolvedCall, ending: Ending, limits: ProgramLimits, noun: 
             return failure(call, ProblemType.CONFIGURATION, 400, f"The {noun} cannot be started", detail)
         case EndedBy.NOT_ISOLATED:
             detail = (
-                "worker.scripts.isolation demands namespaces, or the worker runs programs as root, and its system "
-                "does not allow namespaces"
+                "worker.scripts.isolation demands namespaces, or programs would run as root, and there are no "
+                "namespaces: run the worker as a user of its own, or name one in worker.scripts.user (`root`, when "
+                "they shall be root)"
             )
             return failure(call, ProblemType.CONFIGURATION, 400, f"The {noun} cannot be isolated", detail)
     return failure(call, ProblemType.RUNTIME, 500, f"The {noun} was lost", "nobody knows how it ended")

@@ -45,6 +45,7 @@ class ScriptExecutor:
         """Ends every program and waits until they are gone."""
         await self._packages.close()
         await self._runner.close()
+        await self._packages.clear()
 
     async def execute(self, call: ResolvedCall) -> Any:
         """What the script wrote, or as `return` says. Raises ExecutionFailed."""

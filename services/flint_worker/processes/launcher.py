@@ -373,8 +373,8 @@ def main() -> None:
     os.chdir(order["folder"])
     answer: dict[str, Any] = {"code": None, "signal": None, "reason": "", "detail": ""}
     alone = order["isolation"] != "none" and _can_unshare() and _unshare()
-    if not alone and (order["isolation"] == "namespaces" or os.getuid() == 0):
-        # The kernel does not count root's processes: without a namespace nothing would bound them.
+    if not alone and (order["isolation"] == "namespaces" or (os.getuid() == 0 and not order["as_root"])):
+        # Without a namespace nothing would keep root from anything, and the kernel does not count root's processes.
         control.sendall(json.dumps({**answer, "reason": "isolation"}).encode())
         return
     extra = None

@@ -205,6 +205,7 @@ class ProcessRunner:
             "uid": owner[0] if owner else None,
             "gid": owner[1] if owner else None,
             "isolation": self._settings.isolation,
+            "as_root": self._settings.user == "root",
             "grace_s": self._settings.grace_s,
             "extra": program.extra,
             "limits": {
@@ -233,7 +234,10 @@ def _ids(settings: ScriptSettings) -> tuple[int, int] | None:
     places = (settings.python or sys.executable, sys.base_prefix, settings.folder or tempfile.gettempdir())
     if all(_open_to_all(Path(place).resolve()) for place in places):
         return entry.pw_uid, entry.pw_gid
-    _log.info("programs_run_as_root", why="another user cannot reach the interpreter or the work folders")
+    _log.warning(
+        "programs_run_as_root",
+        why="another user cannot reach the interpreter or the work folders; without namespaces they are refused",
+    )
     return None
 
 

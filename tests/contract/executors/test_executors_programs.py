@@ -21,6 +21,7 @@ from tests.support.eventually import eventually
 from flint_core.problems import ProblemType
 from flint_ops.config import ScriptSettings, Settings, WorkerSettings
 from flint_worker.executors import ExecutionFailed, Executor, ResolvedCall
+from flint_worker.executors.package_folders import WorkersFolder, taken_over
 from flint_worker.executors.running import program_executors
 from flint_worker.processes import ProcessRunner, Program, ProgramLimits
 
@@ -279,12 +280,115 @@ async def test_packages_are_installed_once_and_imported(work: Path, tmp_path: Pa
     wanted = ["flint-sample==1.0"]
     said = await asyncio.gather(*(python(built, code, packages=wanted) for _ in range(3)))
     assert said == ["42\n"] * 3
-    assert [path.name[0] != "." for path in kept.iterdir()] == [True]
+    (own,) = kept.iterdir()
+    assert len([path for path in own.iterdir() if path.name[0] != "."]) == 1
     shutil.rmtree(wheels)
     assert await python(built, code, packages=wanted) == "42\n"
     error = await failed(python(built, "1", packages=["flint-sample==2.0"]))
     assert error.problem.title == "The packages cannot be installed"
     await built["script"].close()
+    assert list(kept.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "file.write_text('VALUE = 666')",
+        "stat = file.stat(); file.write_text('VALUE = 13'); os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))",
+        "(file.parent / 'json.py').write_text('')",
+        "file.unlink()",
+    ],
+)
+async def test_a_set_that_a_script_changed_is_installed_anew(work: Path, tmp_path: Path, change: str) -> None:
+    wheels = tmp_path / "index" / "flint-sample"
+    wheels.mkdir(parents=True)
+    make_wheel(wheels)
+    kept = tmp_path / "packages"
+    index = (tmp_path / "index").as_uri()
+    scripts = {"packages": ["flint-sample"], "packages_folder": str(kept), "packages_index": index}
+    built = program_executors(settings(work, user="", **scripts), Web())
+    wanted = ["flint-sample==1.0"]
+    hostile = f"import os, pathlib, flint_sample; file = pathlib.Path(flint_sample.__file__); {change}; print('done')"
+    assert await python(built, hostile, packages=wanted) == "done\n"
+    code = "import flint_sample, json; print(flint_sample.VALUE, bool(json.loads))"
+    assert await python(built, code, packages=wanted) == "42 True\n"
+    await built["script"].close()
+    assert list(kept.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start programs as another user")
+async def test_a_set_cannot_be_changed_by_another_user(
+    work: Path, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = WITHOUT_NAMESPACES["python"]
+    asked = [system or "false", "-m", "pip", "--version"]
+    if (await asyncio.to_thread(subprocess.run, asked, capture_output=True, check=False)).returncode:
+        pytest.skip("no Python with pip that other users can reach")
+    monkeypatch.setattr(sys, "executable", system)
+    wheels = mark.parent / "index" / "flint-sample"
+    wheels.mkdir(parents=True)
+    make_wheel(wheels)
+    kept = mark.parent / "packages"
+    scripts = {"packages": ["flint-sample"], "packages_folder": str(kept), "python": system, "user": "nobody"}
+    built = program_executors(settings(work, packages_index=(mark.parent / "index").as_uri(), **scripts), Web())
+    wanted = ["flint-sample==1.0"]
+    hostile = """
+import os, pathlib, flint_sample
+file = pathlib.Path(flint_sample.__file__)
+for change in (
+    lambda: file.write_text("VALUE = 666"),
+    lambda: file.chmod(0o777),
+    lambda: (file.parent / "json.py").write_text(""),
+    lambda: file.parent.rename(str(file.parent) + "-old"),
+    lambda: file.unlink(),
+):
+    try:
+        change()
+    except PermissionError:
+        continue
+    print("changed")
+print(flint_sample.VALUE)
+"""
+    assert await python(built, hostile, packages=wanted) == "42\n"
+    assert await python(built, hostile, packages=wanted) == "42\n"
+    (place,) = kept.iterdir()
+    assert {path.stat().st_uid for path in [kept, place, *place.rglob("*")]} == {0}
+    kept.chmod(0o777)
+    shutil.rmtree(place)
+    error = await failed(python(built, "1", packages=wanted))
+    assert error.problem.title == "The packages cannot be kept"
+    await built["script"].close()
+
+
+def test_what_is_taken_over_holds_no_links(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep" / "tool").write_text("x")
+    (source / "deep" / "tool").chmod(0o777)
+    taken_over(source, tmp_path / "one", os.geteuid())
+    assert (tmp_path / "one" / "deep" / "tool").stat().st_mode & 0o777 == 0o755
+    with pytest.raises(OSError, match="no file of its own"):
+        taken_over(source, tmp_path / "two", os.geteuid() + 1)
+    (source / "deep" / "link").symlink_to("/etc/passwd")
+    with pytest.raises(OSError):
+        taken_over(source, tmp_path / "three", os.geteuid())
+    (source / "deep" / "link").unlink()
+    (source / "folder").symlink_to("/etc")
+    with pytest.raises(OSError, match="holds a link"):
+        taken_over(source, tmp_path / "four", os.geteuid())
+
+
+def test_folders_of_workers_that_died_are_removed(tmp_path: Path) -> None:
+    alive = WorkersFolder(tmp_path)
+    left = tmp_path / "worker-left"
+    (left / "set").mkdir(parents=True)
+    os.utime(alive.path, (0, 0))
+    os.utime(left, (0, 0))
+    another = WorkersFolder(tmp_path)
+    assert set(tmp_path.iterdir()) == {alive.path, another.path}
+    alive.close()
+    another.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def make_wheel(folder: Path) -> None:
@@ -562,8 +666,21 @@ async def test_programs_run_as_the_configured_user(work: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root could run programs as root")
 async def test_root_without_namespaces_is_refused(work: Path) -> None:
-    built = program_executors(settings(work, user="", isolation="none"), Web())
-    error = await failed(shell(built, "true"))
-    assert (error.problem.type, error.problem.title) == (ProblemType.CONFIGURATION, "The command cannot be isolated")
+    for user in ("", "auto"):
+        # `auto` finds that nobody cannot reach this interpreter.
+        closed = work / "closed"
+        closed.mkdir(mode=0o700, exist_ok=True)
+        more = {"user": user, "isolation": "none", "python": str(closed / "python")}
+        built = program_executors(settings(work, **more), Web())
+        error = await failed(shell(built, "true"))
+        assert (error.problem.type, error.problem.title) == (
+            ProblemType.CONFIGURATION,
+            "The command cannot be isolated",
+        )
+        assert "worker.scripts.user" in error.problem.detail
+        for executor in built.values():
+            await executor.close()
+    built = program_executors(settings(work, user="root", isolation="none"), Web())
+    assert await shell(built, "id -un") == "root\n"
     for executor in built.values():
         await executor.close()
