@@ -83,8 +83,8 @@ class SecretResolver:
         if missing:
             raise ExecutionFailed(
                 Problem(
-                    ProblemType.CONFIGURATION,
-                    400,
+                    ProblemType.AUTHORIZATION,
+                    403,
                     "Secret not configured",
                     f"this worker has no secret named {', '.join(sorted(missing))}",
                     step,

@@ -20,13 +20,18 @@ from flint_core.definition.reader import join_pointer
 from flint_core.functions import FUNCTIONS
 from flint_core.functions.schemas import AUTHENTICATION, ENDPOINT, Schema, function
 
-__all__ = ["Authentications", "expand_arguments", "uri_template"]
+__all__ = ["Authentications", "check_endpoint", "expand_arguments", "uri_template"]
 
 _VARIABLE: Final = re.compile(r"\{([^{}]*)\}")
 _OPERATORS: Final = "+#./;?&=,!@|"
 _SCHEMES: Final = ("basic", "bearer", "digest", "oauth2", "oidc")
 _POLICY: Final = jsonschema_rs.validator_for(function("authentication", "", AUTHENTICATION, {}).schema)
 _ITEM: Final = "*"
+_WEB: Final = re.compile(r"https?://|https?\{|http\{", re.IGNORECASE)
+_INSTEAD: Final = {
+    "grpc": "; a text of one's own stands in `proto.content`",
+    "script": "; a script of one's own stands in `code`",
+}
 
 Path = tuple[str, ...]
 
@@ -100,12 +105,20 @@ class Authentications:
             if not isinstance(content, dict):
                 continue
             place = join_pointer(pointer, scheme)
+            self._without_effect(content, place)
             if "use" in content and len(content) == 1:
                 compiled[scheme] = self._secret(content["use"], join_pointer(place, "use"))
             elif isinstance(content.get("authority"), str):
                 authority = uri_template(context, content["authority"], join_pointer(place, "authority"))
                 compiled[scheme] = {**content, "authority": authority}
         return compiled
+
+    def _without_effect(self, content: dict[str, Any], pointer: str) -> None:
+        endpoints = content.get("endpoints")
+        for name in ("revocation", "introspection"):
+            if isinstance(endpoints, dict) and name in endpoints:
+                message = f"'{name}' has no effect: tokens are only fetched, and kept until shortly before they expire"
+                self._context.warn(Rule.NO_EFFECT, message, join_pointer(pointer, "endpoints", name), key=True)
 
     def _secret(self, name: Any, pointer: str) -> str:
         """The policy that a secret holds as JSON text, as the expression that only the worker evaluates."""
@@ -125,14 +138,25 @@ def expand_arguments(
     context: Context, authentications: Authentications, name: str, arguments: dict[str, Any], pointer: str
 ) -> dict[str, Any]:
     """The arguments of a built-in function with named policies put in and URI templates made expressions."""
+    _without_effect(context, name, arguments, pointer)
     expanded: Any = arguments
     for path, kind in _places(name):
         if kind == "authentication":
             expanded = _at(expanded, path, pointer, authentications.resolve)
         else:
-            expanded = _at(expanded, path, pointer, lambda endpoint, place: _with_variables(endpoint))
+            expanded = _at(expanded, path, pointer, lambda endpoint, place: _endpoint(context, name, endpoint, place))
     result: dict[str, Any] = expanded
     return result
+
+
+def _without_effect(context: Context, name: str, arguments: dict[str, Any], pointer: str) -> None:
+    transport = arguments.get("transport")
+    if name == "mcp" and isinstance(transport, dict) and transport.get("options"):
+        message = "'options' has no effect: no transport has an option"
+        context.warn(Rule.NO_EFFECT, message, join_pointer(pointer, "transport", "options"), key=True)
+    if name == "a2a" and "server" in arguments and "agentCard" in arguments:
+        message = "'server' has no effect beside 'agentCard', which names the agent's address"
+        context.warn(Rule.NO_EFFECT, message, join_pointer(pointer, "server"), key=True)
 
 
 def uri_template(context: Context, text: Any, pointer: str) -> Any:
@@ -157,6 +181,21 @@ def uri_template(context: Context, text: Any, pointer: str) -> Any:
         )
 
     return _VARIABLE.sub(expression, text)
+
+
+def check_endpoint(context: Context, function: str, endpoint: Any, pointer: str) -> None:
+    """Refuses a constant address that no worker reads."""
+    uri = endpoint.get("uri") if isinstance(endpoint, dict) else endpoint
+    if not isinstance(uri, str) or not uri or "${" in uri or uri.startswith("{") or _WEB.match(uri):
+        return
+    place = join_pointer(pointer, "uri") if isinstance(endpoint, dict) else pointer
+    message = f"'{uri[:80]}' is no address that a worker reads: it must begin with http:// or https://"
+    context.error(Rule.INVALID_VALUE, f"{message}{_INSTEAD.get(function, '')}", place)
+
+
+def _endpoint(context: Context, function: str, endpoint: Any, pointer: str) -> Any:
+    check_endpoint(context, function, endpoint, pointer)
+    return _with_variables(endpoint)
 
 
 def _with_variables(endpoint: Any) -> Any:

@@ -51,6 +51,7 @@ class Rule:
     SHADOWED_NAME = "shadowed-name"
     LARGE_CONSTANT = "large-constant"
     UNUSED = "unused"
+    NO_EFFECT = "no-effect"
 
 
 @dataclass(frozen=True, slots=True)

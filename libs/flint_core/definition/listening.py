@@ -71,9 +71,6 @@ def _strategy(compiler: TaskCompiler, value: Any, place: str, places: Places, in
     result: dict[str, Any] = {"mode": mode, "filters": _filters(compiler, mode, parts[mode], place, places)}
     spot = join_pointer(place, "until")
     if "until" not in parts:
-        if mode == "any" and parts[mode] == []:
-            message = "'any' without filters takes every event: it needs 'until', which says when it has enough"
-            context.error(Rule.MISSING_FIELD, message, join_pointer(place, mode))
         return result
     until = parts["until"]
     if mode != "any":

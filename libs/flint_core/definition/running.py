@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from flint_core.definition.arguments import check_endpoint
 from flint_core.definition.context import kind_of
 from flint_core.definition.findings import Rule, suggestion
 from flint_core.definition.reader import join_pointer
@@ -109,6 +110,9 @@ def _process(
     if kind == "script":
         for name in ("source", "language"):
             _fixed(compiler, kind, body.get(name), join_pointer(spot, name))
+        source = body.get("source")
+        if isinstance(source, dict) and "endpoint" in source:
+            check_endpoint(context, kind, source["endpoint"], join_pointer(spot, "source", "endpoint"))
     code = _CODE[kind]
     context.template({name: value for name, value in body.items() if name != code}, spot, places.arguments)
     awaited = parts.get("await", True) is not False

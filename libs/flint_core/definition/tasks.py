@@ -371,8 +371,11 @@ class TaskCompiler:
             message = f"'{function}' is not called: it is a task of its own, `{CALLED_AS[function]}`"
             self.context.error(Rule.REFERENCE, message, pointer)
         elif "@" in function:
-            hint = "functions of catalogs are not built yet"
-            self.context.unsupported(f"the function '{function[:80]}'", hint, pointer)
+            message = (
+                f"'{function[:80]}' names no function of a catalog: write name:version@catalog, the catalog "
+                "by its name in use.catalogs"
+            )
+            self.context.error(Rule.REFERENCE, message, pointer)
         elif any(mark in function for mark in "/:"):
             message = (
                 f"'{function[:80]}' names no function: one of your own workers is called by its name and perhaps a "

@@ -182,7 +182,7 @@ def _export(kernel: Kernel, strand: Strand, frame: Frame, plan: ListenPlan) -> N
 
 
 def _export_schema(kernel: Kernel, strand: Strand, frame: Frame, plan: ListenPlan) -> None:
-    context = kernel.context if frame.items is None else frame.items[0]
+    context = kernel.current_context() if frame.items is None else frame.items[0]
     if plan.export_schema is not None:
         kernel.validate(frame, plan.export_schema, context, "The exported context")
     if frame.items is not None:

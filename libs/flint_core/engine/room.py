@@ -83,7 +83,7 @@ class Room(DataFlow):
         context, size = self.fit(frame, context, "The exported context")
         self._check_kept(frame, size - self.context_size)
         self.kept += size - self.context_size
-        self.context, self.context_size = context, size
+        self.context, self.context_size, self.exported = context, size, True
 
     def take_collection(self, frame: Frame, items: list[Any]) -> None:
         """The collection that a `for` iterates. Raises Fault when it does not fit."""

@@ -74,7 +74,7 @@ def _export(kernel: Kernel, strand: Strand, frame: Frame) -> None:
             frame.station = _EXPORTED  # checking it may have to wait, and comes back here
         context = frame.args[0]
     else:
-        context = kernel.context
+        context = kernel.current_context()
     if plan.export_schema is not None:
         kernel.validate(frame, plan.export_schema, context, "The exported context")
     if plan.export_as is not None:

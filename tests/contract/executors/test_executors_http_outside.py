@@ -187,6 +187,15 @@ async def test_a_template_without_a_value(executor: HttpExecutor, url: str, valu
     assert "petId" in error.problem.detail
 
 
+@pytest.mark.parametrize("value", [["a"], {"a": 1}])
+async def test_a_template_with_a_value_that_is_no_scalar(executor: HttpExecutor, url: str, value: Any) -> None:
+    error = await failed(executor, call(endpoint={"uri": url + "/pets/{petId}", "variables": {"petId": value}}))
+    assert (error.problem.type, error.problem.status) == (ProblemType.EXPRESSION, 400)
+    assert "petId" in error.problem.detail
+    listed = {"uri": url + "/pets{/petId*}", "variables": {"petId": ["a", "b"]}}
+    assert (await executor.execute(call(endpoint=listed)))["path"] == "/pets/a/b"
+
+
 async def test_a_large_request_is_refused(executor: HttpExecutor, url: str) -> None:
     error = await failed(executor, call(method="post", endpoint=url, body="x" * (LIMIT + 1)))
     assert error.problem.type == ProblemType.PAYLOAD_TOO_LARGE

@@ -170,6 +170,9 @@ do:
         [1],
         events=[event("whatever", {"mine": 1})],
     ),
+    "listen-any-of-everything-once": Case(
+        TIMED + "do: [{l: {listen: {to: {any: []}}, output: {as: '${ length }'}}}]", 1, events=[event("whatever", 1)]
+    ),
     "listen-read-data": listening(f"{{one: {A}}}", [event("a", {"n": 1})], [{"n": 1}], ", read: data"),
     "listen-read-envelope": listening(
         f"{{one: {A}}}", [event("a", {"n": 1}, source="/s", id="e-envelope")], [ANY], ", read: envelope"

@@ -123,8 +123,11 @@ CASES = {
         "/listen/to/until",
         "belongs to 'any'",
     ),
-    "listen-any-of-nothing": task(
-        "{listen: {to: {any: []}}, timeout: {after: PT1S}}", "missing-field", "/listen/to/any", "needs 'until'"
+    "endpoint-of-a-file": task(
+        "{call: openapi, with: {document: {endpoint: 'file:///a.json'}, operationId: o}, timeout: {after: PT1S}}",
+        "invalid-value",
+        "/with/document/endpoint",
+        "http:// or https://",
     ),
     "listen-read": task(
         "{listen: {to: {one: {with: {type: a}}}, read: body}, timeout: {after: PT1S}}",

@@ -187,7 +187,7 @@ CASES = {
         "use: {secrets: [nothing]}\n"
         + TIMED
         + "do: [{a: {run: {shell: {command: 'true', environment: {T: '${ $secrets.nothing }'}}}}}]",
-        error={"type": "https://serverlessworkflow.io/spec/1.0.0/errors/configuration"},
+        error={"type": "https://serverlessworkflow.io/spec/1.0.0/errors/authorization", "status": 403},
         stubs=None,
     ),
 }

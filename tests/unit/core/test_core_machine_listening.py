@@ -84,6 +84,10 @@ def test_any_of_all_events():
     ]
 
 
+def test_any_of_all_events_without_until_is_the_first():
+    assert heard("{any: []}", [event("x", 1), event("y", 2)]) == [1]
+
+
 def test_any_until_other_events_come():
     until = "{all: [{with: {type: stop}}, {with: {type: really}}]}"
     events = [event("t.a", 1), event("stop"), event("t.a", 2), event("really"), event("t.a", 3)]
@@ -231,7 +235,6 @@ MISTAKES = {
     "none": ("listen: {to: {}}", "'to' is one of one, any and all"),
     "until misspelt": ("listen: {to: {any: [], unti: 'true'}}", "did you mean 'until'?"),
     "until of one": ("listen: {to: {one: {with: {type: x}}, until: 'true'}}", "belongs to 'any'"),
-    "no until": ("listen: {to: {any: []}}", "it needs 'until'"),
     "until of until": (
         "listen: {to: {any: [], until: {any: [], until: 'true'}}}",
         "'until' is not a member of 'until'",

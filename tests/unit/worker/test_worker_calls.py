@@ -204,7 +204,7 @@ def test_the_longer_of_two_secrets_goes_first_and_short_ones_are_left() -> None:
 
 async def test_a_missing_secret_and_a_failing_expression_are_problems_without_values(evaluators: EvaluatorPool) -> None:
     event, executor = await perform("ok", {"a": deferred("$secrets.other", False, "other")}, evaluators)
-    assert event.problem.type == ProblemType.CONFIGURATION
+    assert (event.problem.type, event.problem.status) == (ProblemType.AUTHORIZATION, 403)
     event, executor = await perform("ok", {"a": deferred("$secrets.key + 1", False, "key")}, evaluators)
     assert event.problem.type == ProblemType.EXPRESSION
     assert "s3cr3t" not in str(event)
