@@ -12,17 +12,25 @@ import enum
 import math
 import uuid
 from decimal import Decimal
+from io import BytesIO
 from typing import Any, Final
 
 import orjson
 from sqlalchemy import exc
 from sqlalchemy.engine import CursorResult
 
+from flint_worker.executors import RawJson
+
 __all__ = ["TooManyBytes", "TooManyRows", "json_value", "rows_of"]
 
 _INTEGERS: Final = range(-(2**63), 2**64)
 _EXACT_DIGITS: Final = 15
 _PART: Final = 500
+"""Rows that are fetched at once, at most; fewer when they are large, for a part is in memory as objects."""
+_PART_BYTES: Final = 2**18
+_FIRST_PART: Final = 20
+_LARGE: Final = 2**20
+_EMPTY: Final = len(b"[]")
 
 
 class TooManyRows(Exception):
@@ -41,31 +49,55 @@ class TooManyBytes(Exception):
         self.limit = limit
 
 
-def rows_of(result: CursorResult[Any], limit: int, limit_bytes: int) -> list[dict[str, Any]]:
-    """The rows as objects by column name, fetched in parts where the result can be.
+def rows_of(result: CursorResult[Any], limit: int, limit_bytes: int) -> tuple[list[dict[str, Any]] | RawJson, int]:
+    """The rows as objects by column name, and how many bytes of JSON they are. Above 1 MiB they stay JSON.
 
-    Raises TooManyRows and TooManyBytes (of JSON) as soon as it is known, and InvalidRequestError for two columns of one
-    name.
+    Rows are fetched in parts where the result can be, and each part is made JSON before the next one comes: a result
+    takes little more memory than its JSON. Raises TooManyRows and TooManyBytes (of JSON) as soon as it is known, and
+    InvalidRequestError for two columns of one name.
     """
     if not result.returns_rows:
-        return []
+        return [], _EMPTY
     names = list(result.keys())
     if len(set(names)) != len(names):
         raise exc.InvalidRequestError("two columns have the same name; give each its own with AS")
-    converted: list[dict[str, Any]] = []
-    size = 0
+    encoded = BytesIO()
+    encoded.write(b"[")
+    count = 0
+    wanted = _FIRST_PART
     try:
-        while part := result.fetchmany(min(_PART, limit + 1 - len(converted))):
-            rows = [{name: json_value(value) for name, value in zip(names, row, strict=True)} for row in part]
-            size += len(orjson.dumps(rows))
-            converted += rows
-            if len(converted) > limit:
-                raise TooManyRows(limit)
-            if size > limit_bytes:
-                raise TooManyBytes(limit_bytes)
+        while part := result.fetchmany(min(wanted, limit + 1 - count)):
+            before = encoded.tell()
+            for row in part:
+                if count:
+                    encoded.write(b",")
+                encoded.write(orjson.dumps({name: json_value(value) for name, value in zip(names, row, strict=True)}))
+                count += 1
+                if count > limit:
+                    raise TooManyRows(limit)
+                if encoded.tell() >= limit_bytes:  # the bracket at the end is still to come
+                    raise TooManyBytes(limit_bytes)
+            bytes_each = max(1, (encoded.tell() - before) // len(part))
+            wanted = max(1, min(_PART, _PART_BYTES // bytes_each))
+    except (TooManyRows, TooManyBytes):
+        _give_up(result)
+        raise
     finally:
         result.close()
-    return converted
+    encoded.write(b"]")
+    size = encoded.tell()
+    # No copy: the bytes are the buffer's own as long as nobody writes to it.
+    data = encoded.getvalue()
+    return (RawJson(data) if size > _LARGE else orjson.loads(data)), size
+
+
+def _give_up(result: CursorResult[Any]) -> None:
+    """Drops the connection where closing the result would read all the rest of it (MariaDB and MySQL)."""
+    if result.connection.dialect.name in ("mysql", "mariadb"):
+        unread = getattr(result.cursor, "_result", None)
+        if hasattr(unread, "unbuffered_active"):
+            unread.unbuffered_active = False  # PyMySQL would read on even when its connection is closed
+        result.connection.invalidate()
 
 
 def json_value(value: Any) -> Any:

@@ -25,12 +25,14 @@ from flint_worker.executors import ExecutionFailed, ResolvedCall
 from flint_worker.executors.arguments import check_arguments, failure, named_connection
 from flint_worker.executors.rows import TooManyBytes, TooManyRows, rows_of
 from flint_worker.executors.statements import prepare
-from flint_worker.executors.transactions import transaction, wants_repeat
+from flint_worker.executors.transactions import breaks_rules, transaction, wants_repeat
 
 __all__ = ["SqlExecutor"]
 
 
 _STOP_S: Final = (0.02, 1.0)
+_DRIVERS: Final = {"postgresql": "psycopg", "mariadb": "pymysql", "mysql": "pymysql"}
+"""What a URL that names no driver means."""
 
 
 @dataclass(slots=True)
@@ -49,6 +51,8 @@ class _Job:
     engine: Engine
     max_rows: int
     max_bytes: int
+    """What the results of the call that are still to come may take."""
+    value_bytes: int
     stopped: bool = False
     driver: Any = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -110,13 +114,17 @@ class SqlExecutor:
             await asyncio.to_thread(database.engine.dispose)
 
     async def execute(self, call: ResolvedCall) -> Any:
-        """Rows, or counts, or a list of both. All statements of a call take effect, or none. Raises ExecutionFailed."""
+        """Rows, or counts, or a list of both; many rows as RawJson. All statements of a call take effect, or none.
+
+        Raises ExecutionFailed.
+        """
         arguments = check_arguments(call)
         connection = named_connection(self._settings, call, "sql")
         database = self._database(call, connection)
         limit_s = connection.timeout_s if call.deadline_s is None else min(call.deadline_s, connection.timeout_s)
         max_rows = min(arguments.get("max_rows", connection.max_rows), connection.max_rows)
-        job = _Job(call, database.engine, max_rows, self._settings.limits.value_bytes)
+        value_bytes = self._settings.limits.value_bytes
+        job = _Job(call, database.engine, max_rows, value_bytes, value_bytes)
         work = asyncio.get_running_loop().run_in_executor(database.threads, _run, database.engine, job)
         self._running.add(work)
         work.add_done_callback(self._running.discard)
@@ -177,8 +185,8 @@ def _retrieve(work: asyncio.Future[Any]) -> None:
 
 def _engine(connection: ConnectionSettings) -> Engine:
     url = make_url(connection.url.get_secret_value())
-    if url.drivername == "postgresql":
-        url = url.set(drivername="postgresql+psycopg")
+    if url.drivername in _DRIVERS:
+        url = url.set(drivername=f"{url.drivername}+{_DRIVERS[url.drivername]}")
     options: dict[str, Any] = {}
     pool = sqlalchemy.create_engine(url).pool  # the dialect's own choice; nothing connects yet
     if isinstance(pool, QueuePool):
@@ -215,7 +223,11 @@ def _statement(connection: Connection, job: _Job, part: dict[str, Any]) -> Any:
     result = connection.execute(
         prepared.clause, prepared.parameters[0], execution_options={"stream_results": prepared.streams}
     )
-    rows = rows_of(result, job.max_rows, job.max_bytes)
+    try:
+        rows, size = rows_of(result, job.max_rows, job.max_bytes)
+    except TooManyBytes:
+        raise TooManyBytes(job.value_bytes) from None
+    job.max_bytes -= size
     if "query" in part:
         return rows
     return {"affected": max(result.rowcount, 0), "rows": rows}
@@ -235,7 +247,7 @@ def _failed(call: ResolvedCall, error: Exception) -> ExecutionFailed:
         detail = f"the statement gave more than {error.limit} rows; ask for fewer, or raise max_rows"
         return failure(call, ProblemType.PAYLOAD_TOO_LARGE, 413, "Too many rows", detail)
     if isinstance(error, TooManyBytes):
-        detail = f"the statement gave more than {error.limit} bytes; ask for fewer rows or columns"
+        detail = f"the call gave more than {error.limit} bytes; ask for fewer rows or columns"
         return failure(call, ProblemType.PAYLOAD_TOO_LARGE, 413, "Too large a result", detail)
     if isinstance(error, UnicodeError):
         return failure(call, ProblemType.VALIDATION, 400, "The statement cannot be executed", "a text is not Unicode")
@@ -249,7 +261,7 @@ def _failed(call: ResolvedCall, error: Exception) -> ExecutionFailed:
         return failure(call, ProblemType.COMMUNICATION, 503, "The database asks to try again", detail)
     if error.connection_invalidated:
         return failure(call, ProblemType.COMMUNICATION, 503, "The connection to the database was lost", detail)
-    if isinstance(error, exc.IntegrityError):
+    if isinstance(error, exc.IntegrityError) or breaks_rules(error):
         return failure(call, ProblemType.RUNTIME, 409, "The database's rules forbid it", detail)
     if isinstance(error, exc.OperationalError | exc.InterfaceError):
         return failure(call, ProblemType.COMMUNICATION, 500, "The database failed", detail)
@@ -259,5 +271,8 @@ def _failed(call: ResolvedCall, error: Exception) -> ExecutionFailed:
 def _own_words(error: exc.DBAPIError) -> str:
     diagnosis = getattr(error.orig, "diag", None)
     primary = getattr(diagnosis, "message_primary", None)
+    words = error.orig.args if error.orig is not None else ()
+    if len(words) == 2 and isinstance(words[0], int):  # MariaDB and MySQL: a number and a text
+        primary = f"{words[1]} ({words[0]})"
     text = primary or (str(error.orig).splitlines() or [""])[0]
     return str(text)[:300]

@@ -16,7 +16,13 @@ _LITERALS: Final = re.compile(
     r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/|\$(?P<tag>[A-Za-z_]\w*|)\$.*?\$(?P=tag)\$|::""", re.DOTALL
 )
 """Where a colon names no parameter: texts, quoted names, comments, casts."""
-_STREAMS: Final = re.compile(r"\s*(?:select|values)\b", re.IGNORECASE)
+_MYSQL_LITERALS: Final = re.compile(
+    r"""'(?:[^'\\]|''|\\.)*'|"(?:[^"\\]|""|\\.)*"|`(?:[^`]|``)*`|--[^\n]*|\#[^\n]*|/\*.*?\*/|:=""", re.DOTALL
+)
+"""Likewise on MariaDB and MySQL, where a backslash quotes."""
+_STREAMS: Final = re.compile(r"\s*(?:select|values|with)\b", re.IGNORECASE)
+_BUFFERED: Final = re.compile(r"\b(?:insert|update|delete|merge|replace|into)\b", re.IGNORECASE)
+"""A WITH that changes something, and SELECT INTO, which PostgreSQL refuses to read bit by bit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,8 @@ def prepare(
     Arrays expand in `IN :name`; elsewhere PostgreSQL takes them as arrays, other engines as JSON text, as all do with
     objects. `:idempotency_key` is bound by itself. Raises sqlalchemy.exc.ArgumentError.
     """
-    clause = text(_LITERALS.sub(lambda part: part[0].replace(":", "\\:"), statement))
+    literals = _MYSQL_LITERALS if engine in ("mysql", "mariadb") else _LITERALS
+    clause = text(literals.sub(lambda part: part[0].replace(":", "\\:"), statement))
     named = set(clause.compile().params)
     if _KEY in named:
         parameters = [{_KEY: idempotency_key, **given} for given in parameters]
@@ -58,7 +65,8 @@ def prepare(
         {name: value if name in expanding else _bindable(value, arrays) for name, value in given.items()}
         for given in parameters
     ]
-    return Prepared(clause, bound, _STREAMS.match(statement) is not None)
+    bare = literals.sub(" ", statement)
+    return Prepared(clause, bound, _STREAMS.match(bare) is not None and _BUFFERED.search(bare) is None)
 
 
 def _bindable(value: Any, arrays: bool) -> Any:

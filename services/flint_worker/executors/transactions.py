@@ -9,12 +9,14 @@ from typing import Any, Final
 from sqlalchemy import exc, text
 from sqlalchemy.engine import Connection
 
-__all__ = ["transaction", "wants_repeat"]
+__all__ = ["breaks_rules", "transaction", "wants_repeat"]
 
 _CONFLICT_STATES: Final = ("40001", "40P01", "55P03")
 """Serialization failure, deadlock, lock not available: SQLSTATEs of the standard and of PostgreSQL."""
-_CONFLICT_NUMBERS: Final = (1205, 1213)
-"""Lock wait timeout and deadlock of MariaDB and MySQL."""
+_CONFLICT_NUMBERS: Final = (1020, 1205, 1213)
+"""Changed since it was read, lock wait timeout and deadlock of MariaDB and MySQL."""
+_RULE_NUMBERS: Final = (3819, 4025)
+"""A broken CHECK of MySQL and MariaDB, which the driver counts as trouble of operation."""
 _BUSY: Final = ("database is locked", "database table is locked")
 _MYSQL: Final = ("mysql", "mariadb")
 
@@ -53,3 +55,9 @@ def wants_repeat(error: exc.DBAPIError) -> bool:
         return True
     first = cause.args[0] if cause is not None and cause.args else None
     return first in _CONFLICT_NUMBERS or (isinstance(first, str) and first in _BUSY)
+
+
+def breaks_rules(error: exc.DBAPIError) -> bool:
+    """Whether a constraint forbade it, where the driver does not tell so by the error's class."""
+    cause = error.orig
+    return cause is not None and bool(cause.args) and cause.args[0] in _RULE_NUMBERS

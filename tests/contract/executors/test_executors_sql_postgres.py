@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import orjson
 import psycopg
 import pytest
 from tests.support.eventually import eventually
@@ -13,7 +15,7 @@ from tests.support.postgres import Server, postgres_server
 
 from flint_core.problems import ProblemType
 from flint_ops.config import ConnectionSettings, LimitSettings, Settings
-from flint_worker.executors import ExecutionFailed, ResolvedCall
+from flint_worker.executors import ExecutionFailed, RawJson, ResolvedCall
 from flint_worker.executors.sql import SqlExecutor
 
 # psycopg warns of a server-side cursor that nobody closed, also when its connection was lost and nothing can be closed.
@@ -143,7 +145,19 @@ async def test_hostile_values_are_refused_with_a_type(executor: SqlExecutor) -> 
 
 async def test_large_results_are_cut_off_while_they_come(executor: SqlExecutor) -> None:
     rows = await run(executor, query="SELECT i, repeat('x', 90) AS t FROM generate_series(1, 20000) i")
-    assert len(rows) == 20_000
+    assert isinstance(rows, RawJson)
+    assert orjson.loads(rows.data) == [{"i": i, "t": "x" * 90} for i in range(1, 20_001)]
+    numbers = {"query": "WITH n AS (SELECT generate_series(1, 20000) AS i) SELECT i, repeat('x', 60) AS t FROM n"}
+    tracemalloc.start()
+    try:
+        first, second = await run(executor, transaction=[{"query": "SELECT 1 AS one"}, numbers])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert first == [{"one": 1}]
+    assert peak < 4 * len(second.data)
+    error = await failed(executor, call(transaction=[numbers, numbers]))
+    assert error.problem.title == "Too large a result"
     error = await failed(executor, call(query="SELECT generate_series(1, 100000000) AS i, repeat('x', 1000) AS t"))
     assert (error.problem.type, error.problem.title) == (ProblemType.PAYLOAD_TOO_LARGE, "Too large a result")
     error = await failed(executor, call(query="SELECT generate_series(1, 100000000) AS i", max_rows=1000))
