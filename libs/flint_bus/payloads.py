@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Final
 
 from flint_bus.bus import Bus
 from flint_bus.errors import BusError
+from flint_bus.room import Room
 from flint_bus.subjects import PAYLOADS
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_core.payloads import MOST_PARTS, Payload, Reference, references_in_json
@@ -44,35 +44,23 @@ class PayloadClient:
 
     def __init__(self, bus: Bus, in_flight_bytes: int) -> None:
         self._bus = bus
-        self._budget = in_flight_bytes
-        self._used = 0
-        self._freed = asyncio.Condition()
+        self.room = Room(in_flight_bytes)
         self._chunks = asyncio.Semaphore(_PARALLEL)
 
-    @asynccontextmanager
-    async def room(self, size: int) -> AsyncIterator[None]:
-        """Room for values of this size in memory; waits while others use it. One that is larger than all goes alone."""
-        async with self._freed:
-            await self._freed.wait_for(lambda: self._used == 0 or self._used + size <= self._budget)
-            self._used += size
-        try:
-            yield
-        finally:
-            async with self._freed:
-                self._used -= size
-                self._freed.notify_all()
+    async def put(self, namespace: str, payload: Payload, run_id: bytes = b"", *, strict: bool = True) -> None:
+        """Returns when the value is stored durably. Raises PayloadTooLarge, PayloadsUnavailable.
 
-    async def put(self, namespace: str, payload: Payload, run_id: bytes = b"") -> None:
-        """Returns when the value is stored durably. Raises PayloadTooLarge, PayloadsUnavailable."""
+        Not strict: of more references than a value may hold only so many are noted; the run uses them itself.
+        """
         sha256, size = bytes.fromhex(payload.reference.sha256), payload.reference.size
         found = await self._ask(namespace, find=dispatch_pb2.FindPayload(sha256=sha256, run_id=run_id, renew=True))
         if found.found:
             return
         pieces = range(0, size, CHUNK_BYTES)
         named = await asyncio.to_thread(references_in_json, payload.data)
-        if len(named) > MOST_PARTS:
+        if strict and len(named) > MOST_PARTS:
             raise PayloadTooLarge(f"the value holds {len(named)} references; the limit is {MOST_PARTS}")
-        parts = [bytes.fromhex(reference.sha256) for reference in named]
+        parts = [bytes.fromhex(reference.sha256) for reference in named][:MOST_PARTS]
         finish = dispatch_pb2.FinishPayload(sha256=sha256, size=size, chunks=len(pieces), run_id=run_id, parts=parts)
         for _ in range(_TRIES):
             try:

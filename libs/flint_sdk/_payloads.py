@@ -24,6 +24,8 @@ __all__ = ["INLINE_BYTES", "references_in", "resolve", "upload"]
 INLINE_BYTES: Final = 3 * 2**20
 """An input up to this size goes with the start itself; the gateway takes it out of the run's state by itself."""
 _PIECE_BYTES: Final = 2**19
+_MOST_REFERENCES: Final = 1_000
+"""Stored values that one value may come from, those within others included."""
 _MEMBER: Final = "$payload"
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -59,9 +61,33 @@ async def upload(transport: Transport, parent: str, data: bytes, timeout_s: floa
 async def resolve(transport: Transport, parent: str, value: Any, timeout_s: float | None) -> Any:
     """The value with contents in place of references. Raises the client's errors."""
     contents: dict[str, Any] = {}
-    for digest in references_in(value):
-        contents[digest] = await _download(transport, f"{parent}/payloads/{digest}", timeout_s)
+    inner: dict[str, list[str]] = {}
+    wanted = references_in(value)
+    while wanted:
+        if len(contents) + len(wanted) > _MOST_REFERENCES:
+            raise FlintError(f"the value comes from more than {_MOST_REFERENCES} stored ones")
+        for digest in wanted:
+            contents[digest] = await _download(transport, f"{parent}/payloads/{digest}", timeout_s)
+            inner[digest] = references_in(contents[digest])
+        wanted = list(dict.fromkeys(part for parts in inner.values() for part in parts if part not in contents))
+    for digest in _innermost_first(inner):
+        if inner[digest]:
+            contents[digest] = _with_contents(contents[digest], contents)
     return _with_contents(value, contents) if contents else value
+
+
+def _innermost_first(inner: dict[str, list[str]]) -> list[str]:
+    """All of them, each after those that it names. None names itself: names are hashes of contents."""
+    order: dict[str, None] = {}
+    stack = list(inner)
+    while stack:
+        digest = stack[-1]
+        missing = [part for part in inner[digest] if part not in order]
+        if missing:
+            stack.extend(missing)
+        else:
+            order[stack.pop()] = None
+    return list(order)
 
 
 async def _download(transport: Transport, name: str, timeout_s: float | None) -> Any:

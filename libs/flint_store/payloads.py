@@ -1,8 +1,8 @@
 """Large values and cached results in PostgreSQL.
 
 A payload is immutable and named by its content, in chunks that are written in any order and by anybody; it exists for
-readers once its last commit (`finish`) has found all chunks. `payload_use` says which runs name it, `payload_part` which
-payloads its JSON names; what neither a run nor a payload has named within a day is dropped (`drop_unused`).
+readers once its last commit (`finish`) has found all chunks. `payload_use` says which runs name it, `payload_part`
+which payloads its JSON names; what neither a run nor a payload has named within a day is dropped (`drop_unused`).
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from typing import Any, Final
 import grpc
 import orjson
 
-from flint_bus.payloads import PayloadClient, PayloadMissing, PayloadsUnavailable
+from flint_bus.payloads import PayloadClient, PayloadMissing, PayloadsUnavailable, PayloadTooLarge
+from flint_bus.room import Held
 from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from flint_contracts.gen.flint.payloads.v1 import payloads_pb2
 from flint_contracts.gen.flint.payloads.v1.payloads_pb2_grpc import PayloadServiceServicer
@@ -30,6 +31,8 @@ __all__ = ["LargeInputs", "PayloadServicer"]
 _NAME: Final = re.compile(r"namespaces/(?P<namespace>[^/]+)/payloads/(?P<sha256>[0-9a-f]{64})")
 _PIECE_S: Final = 60.0
 """An upload that sends nothing for so long is given up."""
+_UPLOAD_S: Final = 600.0
+"""So is one that is not complete after so long: it holds room that others wait for."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -52,13 +55,21 @@ class LargeInputs:
         if problem is not None:
             raise field_invalid(FieldViolation(prefix + "input", problem))
         try:
-            async with self._client.room(3 * len(data)):
+            async with self._client.room.hold(3 * len(data)):
                 small, payloads = await asyncio.to_thread(lambda: spill(orjson.loads(data), limits.payload_bytes))
                 for payload in payloads:
                     await self._client.put(namespace, payload)
+        except PayloadTooLarge as error:
+            raise too_large(str(error)) from None
         except PayloadsUnavailable as error:
             raise component_unavailable("payload store", str(error)) from None
         return orjson.dumps(small)
+
+
+def too_large(detail: str, **metadata: str) -> Refused:
+    """The refusal of a value that cannot be stored."""
+    reason = ErrorReason.ERROR_REASON_PAYLOAD_TOO_LARGE
+    return Refused(grpc.StatusCode.INVALID_ARGUMENT, reason, detail, metadata=metadata)
 
 
 class PayloadServicer(PayloadServiceServicer):
@@ -72,6 +83,34 @@ class PayloadServicer(PayloadServiceServicer):
         self, request_iterator: AsyncIterator[payloads_pb2.UploadPayloadRequest], context: Context
     ) -> payloads_pb2.UploadPayloadResponse:
         """Collects, checks and stores one value."""
+        try:
+            # Nothing is held while it waits for its turn, and what comes is held from its first byte on.
+            async with self._client.room.hold(0) as held:
+                async with asyncio.timeout(_UPLOAD_S):
+                    namespace, data = await self._collected(request_iterator, held)
+                problem = await asyncio.to_thread(check_json, data)
+                if problem is not None:
+                    raise field_invalid(("data", problem))
+                sha256 = (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()
+                await self._client.put(namespace, Payload(Reference(sha256, len(data)), data))
+        except TimeoutError:
+            raise Refused(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                ErrorReason.ERROR_REASON_FIELD_INVALID,
+                f"the value was not complete after {_UPLOAD_S:g} s: the upload was given up",
+            ) from None
+        except PayloadTooLarge as error:
+            raise too_large(str(error)) from None
+        except PayloadsUnavailable as error:
+            raise component_unavailable("payload store", str(error)) from None
+        return payloads_pb2.UploadPayloadResponse(
+            name=f"namespaces/{namespace}/payloads/{sha256}", sha256=sha256, size=len(data)
+        )
+
+    async def _collected(
+        self, request_iterator: AsyncIterator[payloads_pb2.UploadPayloadRequest], held: Held
+    ) -> tuple[str, bytes]:
+        """(namespace, value) of an upload; `held` grows with its pieces."""
         namespace = ""
         pieces: list[bytes] = []
         size = 0
@@ -93,29 +132,13 @@ class PayloadServicer(PayloadServiceServicer):
                 authorise(current_principal(), identity_pb2.Role.ROLE_OPERATOR, namespace)
             size += len(request.data)
             if size > self._limits.value_bytes:
-                raise Refused(
-                    grpc.StatusCode.INVALID_ARGUMENT,
-                    ErrorReason.ERROR_REASON_PAYLOAD_TOO_LARGE,
-                    f"the value has more than {self._limits.value_bytes} bytes (limits.value_bytes)",
-                    metadata={"limit_bytes": str(self._limits.value_bytes)},
-                )
+                limit = self._limits.value_bytes
+                raise too_large(f"the value has more than {limit} bytes (limits.value_bytes)", limit_bytes=str(limit))
+            await held.grow(2 * len(request.data))  # the pieces, and the whole that is made of them
             pieces.append(request.data)
         if not namespace:
             raise field_invalid(("parent", "is required in the first message"))
-        try:
-            async with self._client.room(2 * size):
-                data = b"".join(pieces)
-                pieces.clear()
-                problem = await asyncio.to_thread(check_json, data)
-                if problem is not None:
-                    raise field_invalid(("data", problem))
-                sha256 = (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()
-                await self._client.put(namespace, Payload(Reference(sha256, size), data))
-        except PayloadsUnavailable as error:
-            raise component_unavailable("payload store", str(error)) from None
-        return payloads_pb2.UploadPayloadResponse(
-            name=f"namespaces/{namespace}/payloads/{sha256}", sha256=sha256, size=size
-        )
+        return namespace, b"".join(pieces)
 
     async def DownloadPayload(
         self, request: payloads_pb2.DownloadPayloadRequest, context: Context

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 import orjson
 
-from flint_bus.payloads import PayloadMissing, PayloadsUnavailable
+from flint_bus.payloads import PayloadMissing, PayloadsUnavailable, PayloadTooLarge
 from flint_core.effects import Call
 from flint_core.events import CallFailed, CallSucceeded
 from flint_core.problems import Problem, ProblemType
@@ -91,7 +92,8 @@ class Caller:
             executor = self._executors.get(call.function)
             if large:
                 raw = getattr(executor, "raw_arguments", ())
-                async with self._values.resolved(origin.namespace, arguments, raw) as contents:
+                async with AsyncExitStack() as held:
+                    contents = await self._resolved(held, arguments, raw, call.step, lease, origin)
                     output = await self._execute(call, executor, contents, lease, origin, report, redaction, started_ms)
             else:
                 output = await self._execute(call, executor, arguments, lease, origin, report, redaction, started_ms)
@@ -101,9 +103,8 @@ class Caller:
         except ExecutionFailed as failure:
             problem = failure.problem if redaction is None else redaction.problem(failure.problem)
             return self._failed(call, problem, started_ms, failure.retry_after_ms)
-        except (PayloadMissing, PayloadsUnavailable) as error:
-            status = 404 if isinstance(error, PayloadMissing) else 503
-            problem = Problem(ProblemType.RUNTIME, status, "Large value not available", str(error), call.step)
+        except PayloadMissing as error:
+            problem = Problem(ProblemType.RUNTIME, 404, "Large value not available", str(error), call.step)
             return self._failed(call, problem, started_ms, None)
         except LegStopped:
             raise
@@ -121,6 +122,28 @@ class Caller:
         at_ms = max(started_ms, now_ms())
         step_seconds(call.function, "succeeded").observe((at_ms - started_ms) / 1000)
         return CallSucceeded(call.effect_id, output, started_ms, at_ms)
+
+    async def _resolved(
+        self,
+        held: AsyncExitStack,
+        arguments: dict[str, Any],
+        raw: Collection[str],
+        step: str,
+        lease: Lease,
+        origin: Origin,
+    ) -> dict[str, Any]:
+        """The arguments with contents in place of references, for as long as `held` lasts."""
+        while True:
+            if not lease.valid():
+                raise LegStopped("lease")
+            try:
+                return await held.enter_async_context(self._values.resolved(origin.namespace, arguments, raw))
+            except PayloadTooLarge as error:
+                problem = Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, "Payload too large", str(error), step)
+                raise ExecutionFailed(problem) from None
+            except PayloadsUnavailable as error:
+                # The step has not begun: an outage of the store is not its failure.
+                _log.warning("large_arguments_wait_for_store", step=step, error=str(error))
 
     async def _execute(
         self,
@@ -211,6 +234,9 @@ class Caller:
             except EvaluationFailed as failure:
                 detail = f"the output of {len(encoded)} bytes cannot be kept: {failure}"
                 raise ExecutionFailed(Problem(ProblemType.RUNTIME, 500, "Output is not JSON", detail, step)) from None
+            except PayloadTooLarge as error:
+                problem = Problem(ProblemType.PAYLOAD_TOO_LARGE, 413, "Payload too large", str(error), step)
+                raise ExecutionFailed(problem) from None
             except PayloadsUnavailable as error:
                 # The side effect has happened: its outcome is not given up while it can still be recorded.
                 if not lease.valid():

@@ -11,15 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import orjson
 
-from flint_bus.payloads import PayloadClient, PayloadMissing, PayloadsUnavailable
+from flint_bus.payloads import PayloadClient, PayloadMissing, PayloadsUnavailable, PayloadTooLarge
+from flint_bus.room import Room
 from flint_core.effects import Deferred, Evaluate
-from flint_core.payloads import Payload, Reference, holds_reference, reference_of, references_in
+from flint_core.payloads import (
+    Payload,
+    Reference,
+    holds_reference,
+    reference_of,
+    references_in,
+    references_in_json,
+    splice,
+)
 from flint_jq import EvaluationFailed, EvaluatorPool, EvaluatorsBusy
 from flint_jq.pool import single
 from flint_ops.config import LimitSettings
@@ -34,6 +43,11 @@ _SINGLE: Final = 'if length > 1 then error("the expression has more than one res
 _LANES: Final = 2
 _PER_MIB_MS: Final = 500
 """Time of a question for each MiB, beyond that of an expression on a small value."""
+_MOST_REFERENCES: Final = 1_000
+"""Stored values that one evaluation or call may need."""
+_MOST_VALUES: Final = 4
+"""They have at most so many times `limits.value_bytes` together."""
+_MOST_DEPTH: Final = 8
 _OVERHEAD: Final = 3
 """How much more memory a value takes here than its JSON has bytes."""
 
@@ -47,6 +61,9 @@ class Values:
         self._limits = limits
         self._evaluators: EvaluatorPool | None = None
         self._starting = asyncio.Lock()
+        # Of the whole, half is for arguments of running calls; what is left is for outcomes and evaluations.
+        self._calls = Room(limits.values_in_memory_bytes // 2)
+        self._room = Room(limits.values_in_memory_bytes - limits.values_in_memory_bytes // 2)
 
     @property
     def payload_bytes(self) -> int:
@@ -66,14 +83,14 @@ class Values:
     async def keep(self, namespace: str, run_id: bytes, payloads: list[Payload]) -> None:
         """Returns when all are stored durably. Raises PayloadsUnavailable."""
         for payload in payloads:
-            await self._client.put(namespace, payload, run_id)
+            await self._client.put(namespace, payload, run_id, strict=False)
 
     async def spill(self, namespace: str, run_id: bytes, encoded: bytes, redact: Sequence[str] = ()) -> Any:
         """A large value, JSON, as it may stand in the state; what had to leave it is stored.
 
         `redact`: texts that are replaced first. Raises PayloadsUnavailable, EvaluationFailed (not JSON, too much).
         """
-        async with self._client.room(_OVERHEAD * len(encoded)):
+        async with self._room.hold(_OVERHEAD * len(encoded)):
             try:
                 evaluators = await self._large_evaluators()
                 small, pieces = await evaluators.take_apart(
@@ -88,8 +105,54 @@ class Values:
         for piece in pieces:
             digest = await asyncio.to_thread(hashlib.sha256, piece)
             payloads.append(Payload(Reference(digest.hexdigest(), len(piece)), piece))
-        await self.keep(namespace, run_id, payloads)
+        for payload in payloads:
+            await self._client.put(namespace, payload, run_id)
         return orjson.loads(small)
+
+    @asynccontextmanager
+    async def _contents(
+        self, room: Room, namespace: str, named: Mapping[Reference, int]
+    ) -> AsyncIterator[dict[Reference, bytes]]:
+        """The JSON of those that are named (how often), with contents in place of the references in it, to any depth.
+
+        Raises PayloadMissing, PayloadTooLarge, PayloadsUnavailable. How much room it takes is known only when those
+        that hold others were read: then all is let go and asked for again, since whoever waits must hold nothing.
+        """
+        known = dict.fromkeys(named)
+        need = sum(reference.size for reference in known)
+        while True:
+            self._within(need, len(known))
+            async with room.hold(_OVERHEAD * need):
+                texts = {reference: await self._client.get(namespace, reference) for reference in known}
+                inner = {r: await asyncio.to_thread(references_in_json, texts[r]) for r in known}
+                fresh = [part for parts in inner.values() for part in parts if part not in known]
+                if fresh:
+                    texts.clear()
+                    known |= dict.fromkeys(fresh)
+                    need = sum(reference.size for reference in known)
+                    continue
+                if any(inner.values()):
+                    sizes: dict[Reference, int] = {}
+                    total = sum(times * _expanded(reference, inner, sizes) for reference, times in named.items())
+                    if total > need:
+                        texts.clear()
+                        need = total
+                        continue
+                    # Those without others come first: an expanded size grows from part to whole.
+                    for reference in sorted(sizes, key=sizes.__getitem__):
+                        if inner[reference]:
+                            texts[reference] = await asyncio.to_thread(splice, texts[reference], texts)
+                wanted = {reference: texts[reference] for reference in named}
+                texts.clear()  # whoever is given them decides how long they stay
+                yield wanted
+                return
+
+    def _within(self, size: int, references: int) -> None:
+        if references > _MOST_REFERENCES:
+            raise PayloadTooLarge(f"the value comes from {references} stored ones; the limit is {_MOST_REFERENCES}")
+        if size > _MOST_VALUES * self.value_bytes:
+            limit = _MOST_VALUES * self.value_bytes
+            raise PayloadTooLarge(f"with the contents of references the value has {size} bytes; the limit is {limit}")
 
     @asynccontextmanager
     async def resolved(
@@ -97,24 +160,25 @@ class Values:
     ) -> AsyncIterator[dict[str, Any]]:
         """A call's arguments with contents in place of references, in `Deferred` too, for as long as the block lasts.
 
-        Those named in `raw` become `RawJson` when they are references. Raises PayloadMissing, PayloadsUnavailable.
+        Those named in `raw` become `RawJson` when they are references. Raises PayloadMissing, PayloadTooLarge,
+        PayloadsUnavailable. They have a room of their own: a call may take hours, and what comes of others is not to
+        wait for its end.
         """
         references = _references(arguments)
         if not references:
             yield arguments
             return
-        async with self._client.room(_OVERHEAD * sum(reference.size for reference in references)):
+        async with self._contents(self._calls, namespace, dict.fromkeys(references, 1)) as texts:
             unread: dict[str, Any] = {}
             for name in raw:
                 reference = reference_of(arguments.get(name))
                 if reference is not None:
-                    unread[name] = RawJson(await self._client.get(namespace, reference))
+                    unread[name] = RawJson(texts[reference])
             others = {name: value for name, value in arguments.items() if name not in unread}
             contents = {}
             for reference in _references(others):
-                data = await self._client.get(namespace, reference)
-                contents[reference] = await asyncio.to_thread(orjson.loads, data)
-                del data
+                contents[reference] = await asyncio.to_thread(orjson.loads, texts[reference])
+            texts.clear()
             yield {**_with_contents(others, contents), **unread}
 
     async def evaluate(self, namespace: str, run_id: bytes, question: Evaluate) -> Any:
@@ -128,17 +192,15 @@ class Values:
             body = orjson.dumps([question.input, question.variables, question.now_ms])
             answer = await self._small.evaluate_json(question.source, sorted(question.variables), body)
             return await self._answer(namespace, run_id, answer)
-        except PayloadMissing as error:
+        except (PayloadMissing, PayloadTooLarge) as error:
             raise EvaluationFailed("runtime", str(error)) from None
         except PayloadsUnavailable as error:
             raise EvaluatorsBusy(str(error)) from None
 
     async def _evaluate_large(self, namespace: str, run_id: bytes, question: Evaluate) -> Any:
-        references = references_in([question.input, question.variables])
-        async with self._client.room(_OVERHEAD * sum(reference.size for reference in references)):
-            fragments: dict[Reference, Any] = {
-                reference: orjson.Fragment(await self._client.get(namespace, reference)) for reference in references
-            }
+        named = references_in_json(orjson.dumps([question.input, question.variables]))
+        async with self._contents(self._room, namespace, named) as texts:
+            fragments: dict[Reference, Any] = {reference: orjson.Fragment(texts.pop(reference)) for reference in named}
             evaluators = await self._large_evaluators()
             if question.schema is not None:
                 body = orjson.dumps(_with_contents(question.input, fragments))
@@ -159,7 +221,7 @@ class Values:
     async def _answer(self, namespace: str, run_id: bytes, answer: bytes) -> Any:
         if len(answer) <= self.payload_bytes:
             return single(orjson.loads(answer))
-        async with self._client.room(_OVERHEAD * len(answer)):
+        async with self._room.hold(_OVERHEAD * len(answer)):
             evaluators = await self._large_evaluators()
             body = b"[%s,{},0]" % answer
             small, pieces = await evaluators.take_apart(
@@ -205,6 +267,25 @@ class Values:
                 await pool.start()
                 self._evaluators = pool
             return self._evaluators
+
+
+def _expanded(
+    reference: Reference,
+    inner: Mapping[Reference, Mapping[Reference, int]],
+    sizes: dict[Reference, int],
+    depth: int = 0,
+) -> int:
+    """Bytes of the value with contents in place of references, noted in `sizes`; at least one more than any part has.
+
+    A value cannot hold itself: it is named by its hash.
+    """
+    if depth > _MOST_DEPTH:
+        raise PayloadTooLarge(f"values hold references to others more than {_MOST_DEPTH} levels deep")
+    size = sizes.get(reference)
+    if size is None:
+        parts = (times * _expanded(part, inner, sizes, depth + 1) for part, times in inner[reference].items())
+        size = sizes[reference] = reference.size + sum(parts)
+    return size
 
 
 def _references(value: Any) -> list[Reference]:

@@ -100,7 +100,7 @@ async def test_room_is_bounded_and_the_largest_goes_alone(shop):
     order: list[str] = []
 
     async def hold(name: str, size: int, until: asyncio.Event | None) -> None:
-        async with client.room(size):
+        async with client.room.hold(size):
             order.append(name)
             held.set()
             if until is not None:
@@ -112,11 +112,12 @@ async def test_room_is_bounded_and_the_largest_goes_alone(shop):
     waiting = asyncio.create_task(hold("too large for the rest", 30, None))
     huge = asyncio.create_task(hold("larger than all", 1000, None))
     small = asyncio.create_task(hold("small", 10, None))
-    await small
-    assert order == ["first", "small"]
+    await asyncio.wait({small, huge, waiting}, timeout=0)
+    assert order == ["first"]  # the small one would fit, and would be one of many that keep the large ones out
     leave.set()
-    await asyncio.gather(first, waiting, huge)
-    assert set(order[2:]) == {"too large for the rest", "larger than all"}
+    await asyncio.gather(first, waiting, huge, small)
+    assert order[1:] == ["too large for the rest", "larger than all", "small"]
+    assert client.room.used == 0
 
 
 async def test_cached_results_expire(shop):
