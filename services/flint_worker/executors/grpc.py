@@ -227,7 +227,9 @@ class GrpcExecutor:
         # Messages pass as bytes: what cannot be decoded is then a failure of ours to tell, not gRPC's.
         contents = [request.SerializeToString() for request in requests]
         exchange: Any
-        if not method.client_streaming:
+        # One message goes out whole, with the end of the stream: on the wire either kind of method looks the same, and
+        # what is written while the service refuses the call can come out as INTERNAL (grpc/grpc#36066).
+        if len(contents) == 1:
             if not method.server_streaming:
                 exchange = channel.unary_unary(path)(contents[0], **options)
                 return self._decoded(call, read, await exchange)
