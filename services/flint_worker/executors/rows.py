@@ -95,7 +95,7 @@ def _give_up(result: CursorResult[Any]) -> None:
     """Drops the connection where closing the result would read all the rest of it (MariaDB and MySQL)."""
     if result.connection.dialect.name in ("mysql", "mariadb"):
         unread = getattr(result.cursor, "_result", None)
-        if hasattr(unread, "unbuffered_active"):
+        if unread is not None and hasattr(unread, "unbuffered_active"):
             unread.unbuffered_active = False  # PyMySQL would read on even when its connection is closed
         result.connection.invalidate()
 

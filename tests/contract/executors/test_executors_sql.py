@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import tracemalloc
 import uuid
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from flint_core.problems import ProblemType
 from flint_ops.config import ConnectionSettings, Settings
-from flint_worker.executors import ExecutionFailed, ResolvedCall
+from flint_worker.executors import ExecutionFailed, RawJson, ResolvedCall
 from flint_worker.executors.rows import json_value
 from flint_worker.executors.sql import SqlExecutor
 from support.eventually import eventually
@@ -109,6 +111,21 @@ async def test_row_limit(executor: SqlExecutor) -> None:
     error = await failed(executor, call(query=numbers, parameters={"top": 51}))
     assert error.problem.type == ProblemType.PAYLOAD_TOO_LARGE
     await failed(executor, call(query=numbers, parameters={"top": 4}, max_rows=3))
+
+
+async def test_a_large_result_stays_bytes_and_takes_little_more_memory(executor: SqlExecutor) -> None:
+    query = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :top) "
+    query += "SELECT i, replace(hex(zeroblob(262144)), '0', 'x') AS t FROM n"
+    tracemalloc.start()
+    try:
+        output = await run(executor, query=query, parameters={"top": 40})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert isinstance(output, RawJson)
+    assert len(output.data) > 20 * 2**20
+    assert peak < 3 * len(output.data)
+    assert orjson.loads(output.data) == [{"i": i, "t": "x" * 524_288} for i in range(1, 41)]
 
 
 @pytest.mark.parametrize(
