@@ -140,6 +140,11 @@ do:
     "listen-one-others-pass-by": listening(f"{{one: {A}}}", [event("b", 1), event("a", {"n": 2})], [{"n": 2}]),
     "listen-any": listening(f"{{any: [{A}, {B}]}}", [event("b", {"n": 1})], [{"n": 1}]),
     "listen-all": listening(f"{{all: [{A}, {B}]}}", [event("b", {"n": 1}), event("a", {"n": 2})], [{"n": 1}, {"n": 2}]),
+    "listen-in-order-of-publishing": listening(
+        f"{{any: [{A}], until: 'length == 20'}}",
+        [event(data=number) for number in range(20)],
+        list(range(20)),
+    ),
     "listen-any-until": listening(
         f"{{any: [{A}], until: 'length == 3'}}",
         [event("a", {"n": n}) for n in range(3)],
