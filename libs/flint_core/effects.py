@@ -93,6 +93,10 @@ class Timer:
     kind: TimerKind
 
 
+REFUSED_PREFIX: Final = "refused/"
+"""Begins the `Received.key` of a message that says, for an await of any kind, that nothing will come."""
+
+
 class AwaitKind(StrEnum):
     """What a run can wait for beside time."""
 
@@ -120,6 +124,9 @@ class Await(NamedTuple):
       `{"state": "failed" | "cancelled" | "refused", "run", "error": problem}`,
       or, when detached, `{"state": "started", "run"}`. Taking the await back before anything came cancels a run that is
       not detached.
+
+    Any of them may be answered under a key with `REFUSED_PREFIX`: `{"state": "refused", "error": problem}`; the step
+    fails with that problem.
     """
 
     effect_id: int

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -79,7 +80,11 @@ FOR SHARE OF a
 READ_UNSERVED = text("""
 SELECT a.run_id, a.key, a.kind, a.group_id, a.namespace_id, a.step, a.iteration, a.request, a.opened_at, a.closed
 FROM run_await a WHERE a.run_id = ANY(CAST(:run_ids AS uuid[])) AND NOT a.served
-ORDER BY a.closed DESC, a.opened_at, a.run_id, a.key LIMIT :limit
+  AND (CAST(:after_key AS text) IS NULL
+       OR (NOT a.closed, a.opened_at, a.run_id, a.key)
+        > (CAST(:after_open AS boolean), CAST(:after_at AS timestamptz), CAST(:after_run AS uuid),
+           CAST(:after_key AS text)))
+ORDER BY NOT a.closed, a.opened_at, a.run_id, a.key LIMIT :limit
 """)
 
 # An await that was closed meanwhile keeps asking for its closing.
@@ -111,9 +116,24 @@ SELECT DISTINCT run_id, group_id FROM target
 """)
 
 
-async def read_unserved(connection: AsyncConnection, run_ids: Iterable[bytes], limit: int) -> list[AwaitRow]:
-    """Rows of these runs that an agent has to serve: closed ones first, then the oldest; at most `limit`."""
-    rows = await connection.execute(READ_UNSERVED, {"run_ids": uuids(run_ids), "limit": limit})
+async def read_unserved(
+    connection: AsyncConnection, run_ids: Iterable[bytes], limit: int, after: AwaitRow | None = None
+) -> list[AwaitRow]:
+    """Rows of these runs that an agent has to serve: closed ones first, then the oldest; at most `limit`.
+
+    `after`: only what comes behind this row.
+    """
+    rows = await connection.execute(
+        READ_UNSERVED,
+        {
+            "run_ids": uuids(run_ids),
+            "limit": limit,
+            "after_open": None if after is None else not after.closed,
+            "after_at": None if after is None else after.opened_at,
+            "after_run": None if after is None else UUID(bytes=after.run_id),
+            "after_key": None if after is None else after.key,
+        },
+    )
     return [
         AwaitRow(
             run_id=r.run_id.bytes,

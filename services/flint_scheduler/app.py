@@ -95,7 +95,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     timers = Timers(book, queue, dispatcher, clock, 2 * mine.sweep_interval_s)
     readers = Readers(bus, record, holdings, folder, settings.journal)
     recovery = Recovery(bus, holdings, book, fleet, readers, mine.begin_deadline_s)
-    agent = Agent(record, holdings)
+    agent = Agent(record, bus, holdings)
     attention = Attention(
         record,
         bus,

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from flint_core.effects import Await, AwaitKind, Call, CancelEffect, Timer, TimerKind
+from flint_core.effects import REFUSED_PREFIX, Await, AwaitKind, Call, CancelEffect, Timer, TimerKind
 from flint_core.engine.compensating import COMPENSATING, note_of, with_failure
 from flint_core.engine.dataflow import Fault, MachineLimits, RunFacts, Suspended
 from flint_core.engine.frames import Frame, Phase, Strand
@@ -198,7 +198,8 @@ class Kernel(Room):
 
     def receive(self, strand: Strand, frame: Frame, key: str, content: Any) -> None:
         """Something came for the frame's await: the strand looks at it when it is not inside a task of its own."""
-        if frame.plan.listen is not None and not frame.plan.listen.may_fit(content):
+        listen = frame.plan.listen
+        if listen is not None and not key.startswith(REFUSED_PREFIX) and not listen.may_fit(content):
             return
         if frame.mail is None:
             frame.mail = []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flint_core.engine.bodies import run_scope
 from flint_core.engine.dataflow import Fault
 from flint_core.engine.frames import Frame, Strand
+from flint_core.engine.waiting import fail_if_refused
 from flint_core.engine.weights import ENTRY, key_weight, mail_weight
 from flint_core.filters import PARTS, read_event
 from flint_core.patterns import equal
@@ -63,6 +64,7 @@ def _listen(kernel: Kernel, strand: Strand, frame: Frame, plan: ListenPlan) -> N
     if not frame.mail:
         kernel.sleep(strand)
         return
+    fail_if_refused(kernel, frame)
     assert frame.notes is not None  # noqa: S101 - made when it was opened
     if frame.mail[0][0] in frame.notes["keys"]:
         _pass_over(kernel, frame, known=True)

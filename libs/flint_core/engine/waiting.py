@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from flint_core.durations import DurationError, parse_duration
-from flint_core.effects import TimerKind
+from flint_core.effects import REFUSED_PREFIX, TimerKind
 from flint_core.engine.dataflow import Fault
 from flint_core.engine.frames import Frame, Strand
 from flint_core.problems import Problem, ProblemType
@@ -13,7 +13,7 @@ from flint_core.problems import Problem, ProblemType
 if TYPE_CHECKING:
     from flint_core.engine.kernel import Kernel
 
-__all__ = ["approval", "child_run"]
+__all__ = ["approval", "child_run", "fail_if_refused"]
 
 _WAITING: Final = 1
 
@@ -114,9 +114,18 @@ def approval(kernel: Kernel, strand: Strand, frame: Frame) -> None:
         detail = f"Nobody decided on '{plan.name}' before its deadline."
         raise Fault(Problem(ProblemType.TIMEOUT, 408, "Timed out", detail, plan.pointer))
     answer = _answer(frame)
+    fail_if_refused(kernel, frame)
     kernel.end_await(frame)
     frame.value, frame.size = answer, -1
     frame.phase = plan.after_body
+
+
+def fail_if_refused(kernel: Kernel, frame: Frame) -> None:
+    """Whether nothing will come for the await of this frame. Raises Fault with the problem that was given."""
+    if frame.mail and frame.mail[0][0].startswith(REFUSED_PREFIX):
+        answer = _answer(frame)
+        kernel.end_await(frame)
+        raise Fault(_problem_of(frame, "refused", answer))
 
 
 def _approval_arguments(kernel: Kernel, frame: Frame) -> dict[str, Any]:

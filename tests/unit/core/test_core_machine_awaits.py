@@ -291,3 +291,19 @@ def test_mistakes_are_refused_with_line_and_column(what):
     assert found, errors
     assert found[0].line == 4
     assert found[0].column >= 9
+
+
+@pytest.mark.parametrize(
+    "task", ["listen: {to: {one: {with: {type: t.a}}}}", "call: approval, with: {title: Pay}", CHILD]
+)
+def test_an_await_that_cannot_be_served_fails_its_step(task):
+    caught = "catch: {as: why, do: [{s: {set: '${ $why }'}}]}"
+    driver = start(f"do: [{{t: {{try: [{{w: {{{task}}}}}], {caught}}}}}]", {"n": 1})
+    driver.settle()
+    problem = {"type": ProblemType.RUNTIME, "status": 500, "title": "Await refused", "detail": "odd", "instance": ""}
+    answer = {"state": "refused", "error": problem}
+    (effect,) = driver.awaits
+    driver.feed(Received(effect.effect_id, f"refused/{effect.effect_id}", answer, 2_000))
+    driver.settle()
+    assert (driver.output["title"], driver.output["instance"]) == ("Await refused", "/do/0/t/try/0/w")
+    assert CancelEffect(effect.effect_id) in driver.effects
