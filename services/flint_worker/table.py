@@ -24,6 +24,9 @@ _CANCELS_LIMIT: Final = 10_000
 _EARLY_LIMIT: Final = 1_000
 _EARLY_BYTES: Final = 65_536
 """Legs whose messages are kept until their job comes, and how large; beyond these the owner delivers again."""
+_INBOX_LIMIT: Final = 1_000
+_INBOX_BYTES: Final = 4 * 2**20
+"""Messages that are kept for a leg while it waits for a slot; beyond these the owner delivers again."""
 _SESSION_LIMIT: Final = 10_000
 
 _log = get_logger("flint_worker.table")
@@ -209,7 +212,7 @@ class LegTable:
         job = self._waiting.get(nonce)
         leg = self._running.get(nonce)
         if job is not None:
-            job.inbox.extend(messages)
+            _add_unseen(job, messages)
         elif leg is not None:
             leg.deliver(messages)
         elif nonce not in self._taken and nonce not in self._revoked:
@@ -237,3 +240,20 @@ class LegTable:
             if leg.task is not None:
                 tasks.append(leg.task)
         return tasks
+
+
+def _add_unseen(job: dispatch_pb2.Job, messages: Sequence[dispatch_pb2.InboxMessage]) -> None:
+    """The owner delivers from the first that is not consumed, again and again while the leg waits.
+
+    What does not fit is left out from there on, so that the order of arrival stays.
+    """
+    known = {message.key for message in job.inbox}
+    size = sum(len(message.content) for message in job.inbox)
+    for message in messages:
+        if message.key in known:
+            continue
+        size += len(message.content)
+        if job.inbox and (len(job.inbox) >= _INBOX_LIMIT or size > _INBOX_BYTES):
+            return
+        known.add(message.key)
+        job.inbox.append(message)

@@ -213,3 +213,20 @@ async def test_messages_reach_the_leg_wherever_it_is() -> None:
     room.offer(b"large")
     assert not room.legs[b"large"].job.inbox, "what is large is delivered again instead of kept"
     room.table.drop_all()
+
+
+async def test_messages_for_a_leg_that_waits_are_kept_once_and_within_bounds() -> None:
+    room = Room(slots=1)
+    room.offer(b"a")
+    room.offer(b"b")
+    letters = [dispatch_pb2.InboxMessage(key=f"k{n}", await_key="1", content=b"{}") for n in range(3)]
+    room.table.deliver(b"b", letters[:2])
+    room.table.deliver(b"b", letters)
+    room.table.deliver(b"b", letters)
+    large = [dispatch_pb2.InboxMessage(key=f"l{n}", await_key="1", content=bytes(2**20)) for n in range(6)]
+    small = dispatch_pb2.InboxMessage(key="last", await_key="1", content=b"1")
+    room.table.deliver(b"b", [*large, small])
+    await finish(room.legs[b"a"])
+    await eventually(lambda: b"b" in room.legs)
+    # The small one does not overtake those that found no room.
+    assert [message.key for message in room.legs[b"b"].job.inbox] == ["k0", "k1", "k2", "l0", "l1", "l2"]
