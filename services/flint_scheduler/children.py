@@ -91,6 +91,8 @@ class ChildRuns:
         parents = await self._record.read(
             lambda c: read_parents(c, list({r.run_id for r in rows}), self._limits.children_per_run + 1)
         )
+        # Rows come again when what was done for them could not be settled: their children count already.
+        there = await self._record.read(lambda c: find_children(c, [(r.namespace, _request_id(r)) for r in rows]))
         starts: list[_Start] = []
         later: list[AwaitRow] = []
         answers: list[NewMessage] = []
@@ -99,7 +101,10 @@ class ChildRuns:
             facts = parents.get(row.run_id)
             if facts is None:
                 continue  # the run is gone, and with it whoever could be answered
-            place = more[row.run_id] = more.get(row.run_id, 0) + 1
+            if (row.namespace, _request_id(row)) in there:
+                place = 0
+            else:
+                place = more[row.run_id] = more.get(row.run_id, 0) + 1
             try:
                 starts.append(await self._start(row, facts, place))
             except _Refusal as refusal:
@@ -123,7 +128,10 @@ class ChildRuns:
         return later
 
     async def _start(self, row: AwaitRow, facts: ParentFacts, place: int) -> _Start:
-        """The start that an await asks for. Raises `_Refusal`, StoreUnavailable."""
+        """The start that an await asks for. Raises `_Refusal`, StoreUnavailable.
+
+        `place`: which of the run's new children it is, from 1; 0 for one that has been started already.
+        """
         request: dict[str, Any] = orjson.loads(row.request)
         namespace = request.get("namespace") or row.namespace
         workflow_id, version = str(request.get("workflow", "")), str(request.get("version") or "")
@@ -133,7 +141,7 @@ class ChildRuns:
         if facts.depth >= self._limits.run_depth:
             detail = f"there are {facts.depth} runs above this one; limits.run_depth is {self._limits.run_depth}"
             raise _refused(row, ProblemType.LIMIT_EXCEEDED, 429, "Runs nested too deeply", detail)
-        if facts.children + place > self._limits.children_per_run:
+        if place and facts.children + place > self._limits.children_per_run:
             detail = f"the run has started {facts.children} others (limits.children_per_run)"
             raise _refused(row, ProblemType.LIMIT_EXCEEDED, 429, "Too many runs started", detail)
         data = orjson.dumps(request.get("input"))

@@ -173,6 +173,28 @@ do:
     assert len(await children_of(house, run.id)) == CHILDREN
 
 
+async def test_children_that_run_are_not_refused_when_their_awaits_are_served_again(house: House) -> None:
+    """What a scheduler has done for an await, and died before it was settled, is done again."""
+    child = await house.apply(SLEEP)
+    branches = "".join(f"[{{b{n}: {{run: {{workflow: {{name: {child}}}}}}}}}]"[1:-1] + ", " for n in range(CHILDREN))
+    handle = await house.flint.start(await house.apply(f"do: [{{all: {{fork: {{branches: [{branches}]}}}}}}]"))
+    unserved = "SELECT count(*) FROM run_await WHERE run_id = CAST(:r AS uuid) AND NOT served"
+
+    async def started() -> bool:
+        there = len(await children_of(house, handle.id)) == CHILDREN
+        return there and not await house.record.number(unserved, r=handle.id)
+
+    await eventually(started)
+    await house.record.rows(
+        "UPDATE run_await SET served = false WHERE run_id = CAST(:r AS uuid) RETURNING run_id", r=handle.id
+    )
+    await eventually(started)
+    assert (await house.flint.get_run(handle.id)).state == "WAITING"
+    assert not await house.record.number("SELECT count(*) FROM inbox WHERE run_id = CAST(:r AS uuid)", r=handle.id)
+    await house.flint.cancel(handle.id)
+    assert (await house.flint.wait(handle.id, 20)).state == "CANCELLED"
+
+
 async def test_a_tree_of_runs_has_a_bound(house: House) -> None:
     """Neither run starts more than it may, but together they do."""
     leaf = await house.apply(DOUBLE)
