@@ -132,3 +132,23 @@ do:
 async def test_a_large_value_is_stored_before_the_call_that_is_given_it(house: House) -> None:
     name = await house.apply("do: [{big: {call: noop, with: {output: '${ [range(100000)] }'}}}]")
     assert await (await house.flint.start(name, {})).result(60) == list(range(100_000))
+
+
+async def test_references_within_large_values(house: House) -> None:
+    inner = rows(300_000)
+    child = await house.apply("do: [{a: {set: {all: '${ . }'}}}]")
+    handle = await house.flint.start(child, inner)
+    output = (await house.flint.wait(handle.id, 60)).output
+    assert is_reference(output["all"])
+    outer = {"pad": "x" * 5 * MIB, "held": [output["all"]]}
+    name = await house.apply(
+        "do: [{a: {set: {n: '${ .held[0] | length }', last: '${ .held[0][-1].id }', all: '${ . }'}}}]"
+    )
+    handle = await house.flint.start(name, outer)
+    whole = {**outer, "held": [inner]}
+    assert await handle.result(60) == {"n": len(inner), "last": inner[-1]["id"], "all": whole}
+    run_id = handle.id.replace("-", "")
+    assert await house.record.number(
+        f"SELECT count(*) FROM payload_use WHERE replace(run_id::text, '-', '') = '{run_id}'"
+    )
+    assert await house.record.number("SELECT count(*) FROM payload_part") >= 1

@@ -20,7 +20,9 @@ from flint_core.payloads import (
     is_reference,
     reference_of,
     references_in,
+    references_in_json,
     spill,
+    splice,
 )
 from flint_core.plan import Schema
 from flint_core.problems import ProblemType
@@ -270,3 +272,41 @@ def test_references_are_found_at_any_depth():
     assert holds_reference(value)
     assert holds_reference({"x": reference.to_json()}, 1)
     assert not holds_reference({"x": {"y": reference.to_json()}}, 1)
+
+
+def test_references_are_found_and_replaced_in_json_without_parsing_it():
+    one, two = Reference("a" * 64, 5), Reference("b" * 64, 2**20)
+    value = {"x": [one.to_json(), two.to_json()], "y": one.to_json(), "text": json.dumps(one.to_json()), "$payload": 1}
+    plain = orjson.dumps(value)
+    assert references_in_json(plain) == {one: 2, two: 1}
+    assert references_in_json(json.dumps(value, indent=7).encode()) == {one: 2, two: 1}
+    assert references_in_json(plain.replace(b'"$payload"', b'"\\u0024p\\u0061yl\\u006Fad"')) == {one: 2, two: 1}
+    assert json.loads(splice(plain, {one: b"[1]"})) == {**value, "x": [[1], two.to_json()], "y": [1]}
+    assert splice(b'{"a":1}', {one: b"1"}) == b'{"a":1}'
+
+
+@pytest.mark.parametrize("before", range(2**20 - 120, 2**20 + 10, 7))
+def test_references_are_found_across_windows(before):
+    reference = Reference("a" * 64, 5)
+    data = b" " * before + orjson.dumps([reference.to_json(), 1, reference.to_json()])
+    assert references_in_json(data) == {reference: 2}
+    assert json.loads(splice(data, {reference: b"7"})) == [7, 1, 7]
+
+
+@given(
+    st.recursive(
+        st.none() | st.text(alphabet='a{}"\\$:é', max_size=20) | st.just("REF"),
+        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["a", "$payload", '"', "{"]), inner),
+        max_leaves=30,
+    )
+)
+def test_what_is_found_in_json_is_what_is_found_in_the_value(value):
+    def put(node: Any) -> Any:
+        if node == "REF":
+            return Reference("c" * 64, 9).to_json()
+        if isinstance(node, dict):
+            return {key: put(member) for key, member in node.items()}
+        return [put(item) for item in node] if isinstance(node, list) else node
+
+    filled = put(value)
+    assert list(references_in_json(orjson.dumps(filled))) == references_in(filled)
