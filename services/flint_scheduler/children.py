@@ -138,6 +138,9 @@ class ChildRuns:
         if namespace != row.namespace:
             detail = f"a run of namespace {row.namespace!r} cannot start one of namespace {namespace!r}"
             raise _refused(row, ProblemType.AUTHORIZATION, 403, "Another namespace", detail)
+        if "\0" in workflow_id or "\0" in version:
+            detail = "the name or version of the workflow holds the character NUL"
+            raise _refused(row, ProblemType.CONFIGURATION, 404, "Workflow not found", detail)
         if facts.depth >= self._limits.run_depth:
             detail = f"there are {facts.depth} runs above this one; limits.run_depth is {self._limits.run_depth}"
             raise _refused(row, ProblemType.LIMIT_EXCEEDED, 429, "Runs nested too deeply", detail)

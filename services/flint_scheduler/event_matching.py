@@ -71,7 +71,7 @@ def _split(namespace: str, part: Mapping[str, Any]) -> Filter:
             elif name != "data" and isinstance(value, str | int | float):
                 exact[name] = value
     kind = exact.pop("type", "")
-    if not isinstance(kind, str) or len(kind) > TYPE_CHARACTERS:
+    if not isinstance(kind, str) or len(kind) > TYPE_CHARACTERS or "\0" in kind:
         kind = ""
     names = sorted(exact)
     values = [exact[name] for name in names]

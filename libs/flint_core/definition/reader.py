@@ -249,6 +249,8 @@ class _Builder:
                 orjson.dumps(text)
             except orjson.JSONEncodeError:
                 raise self.error(event, Rule.YAML, "the text holds half of a surrogate pair") from None
+            if "\0" in text:
+                raise self.error(event, Rule.YAML, "the text holds the character NUL, which no name or filter may have")
             return text
         if tag in (None, "null") and _NULL.fullmatch(text):
             return None

@@ -148,6 +148,13 @@ async def test_what_does_not_exist_is_refused(house: House) -> None:
     await eventually(lambda: nothing_left(house, run.id))
 
 
+async def test_a_name_that_cannot_be_stored_is_refused(house: House) -> None:
+    run = await house.run("do: [{c: {run: {workflow: {name: '${ \"a\" + ([0] | implode) }', version: 1.0.0}}}}]")
+    assert run.error is not None
+    assert (run.error.status, run.error.title) == (404, "Workflow not found")
+    await eventually(lambda: nothing_left(house, run.id))
+
+
 async def test_a_run_that_starts_itself_fails_typed(house: House) -> None:
     name = house.name("self")
     run = await house.flint.start(await house.apply(parent(name), name))

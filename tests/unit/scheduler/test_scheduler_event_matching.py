@@ -116,3 +116,8 @@ def test_an_expression_that_builds_without_bound_matches_nothing() -> None:
     part = {"with": {"type": "com.example.paid"}, "correlate": {"size": {"from": "${ " + growing + " }", "expect": 1}}}
     assert not hits(part)
     assert hits({"with": {"type": "com.example.paid"}})
+
+
+def test_a_type_that_cannot_be_stored_is_left_to_the_machine() -> None:
+    (split,) = split_filters("default", {"filters": [{"with": {"type": "a\0b"}}]})
+    assert split.shape.type == ""
