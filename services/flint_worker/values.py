@@ -120,14 +120,16 @@ class Values:
         """
         known = dict.fromkeys(named)
         need = sum(reference.size for reference in known)
+        depth = 0
         while True:
-            self._within(need, len(known))
+            self._within(need, len(known), depth)
             async with room.hold(_OVERHEAD * need):
                 texts = {reference: await self._client.get(namespace, reference) for reference in known}
                 inner = {r: await asyncio.to_thread(references_in_json, texts[r]) for r in known}
                 fresh = [part for parts in inner.values() for part in parts if part not in known]
                 if fresh:
                     texts.clear()
+                    depth += 1
                     known |= dict.fromkeys(fresh)
                     need = sum(reference.size for reference in known)
                     continue
@@ -147,7 +149,9 @@ class Values:
                 yield wanted
                 return
 
-    def _within(self, size: int, references: int) -> None:
+    def _within(self, size: int, references: int, depth: int) -> None:
+        if depth > _MOST_DEPTH:
+            raise PayloadTooLarge(f"values hold references to others more than {_MOST_DEPTH} levels deep")
         if references > _MOST_REFERENCES:
             raise PayloadTooLarge(f"the value comes from {references} stored ones; the limit is {_MOST_REFERENCES}")
         if size > _MOST_VALUES * self.value_bytes:
