@@ -40,8 +40,13 @@ class Exchange:
 
     @property
     def met_a_closed_connection(self) -> bool:
-        """Given that it failed: whether it was sent on a connection from before, and got no byte."""
-        return not self.connected and not self.answered
+        """Given that it failed: whether it was sent on a connection from before, and got no byte.
+
+        Never for an HTTP/2 request that has a stream: its bytes may be written, and the answer's read, by any of those
+        that share the connection, so that nothing is known of what the server did. (A stream above the last one of a
+        GOAWAY is sent again by httpcore itself.)
+        """
+        return not self.connected and not self.answered and self.stream_id is None
 
     async def trace(self, event: str, info: dict[str, Any]) -> None:
         """httpcore tells of each stage here (the request's extension `trace`)."""
