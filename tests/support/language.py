@@ -104,6 +104,10 @@ class Outcome:
     took_s: float = 0.0
 
 
+_NOWHERE: Mapping[str, str] = {"http": "http://outside.test"}
+"""Addresses for the kit, which reaches nothing."""
+
+
 def text_of(case: Case | Refused, name: str, places: Mapping[str, str], body: str = "") -> str:
     """The whole document."""
     head = f"dsl: 1.0.3, namespace: default, name: {name}, version: 1.0.0"
@@ -219,11 +223,11 @@ def check_kit(case: Case, name: str) -> None:
         for number, event in enumerate(case.events, 1)
     ]
     children = {
-        f"{name}-{key}": text_of(case, f"{name}-{key}", {}, body.replace("<name>", name))
+        f"{name}-{key}": text_of(case, f"{name}-{key}", _NOWHERE, body.replace("<name>", name))
         for key, body in case.children.items()
     }
     result = simulate(
-        text_of(case, name, {}), case.input, stubs=case.stubs, events=events, workflows=children, secrets=SECRETS
+        text_of(case, name, _NOWHERE), case.input, stubs=case.stubs, events=events, workflows=children, secrets=SECRETS
     )
     if case.error is None:
         assert result.state == "succeeded", result.error or result.state

@@ -476,7 +476,7 @@ async def test_a_fork_bomb_ends_itself_only(executors: dict[str, Executor]) -> N
     # It doubles nine times and stops there: a bomb that the worker fails to stop must not take the machine with it.
     bomb = 'f(){ if [ "$1" -gt 0 ]; then f $(($1 - 1)) & f $(($1 - 1)) & fi; exec sleep 95.25; }; f 9'
     error = await failed(shell(executors, bomb))
-    assert error.problem.status in (429, 500)
+    assert error.problem.status in (408, 429, 500)  # 408: it could not fork any more, and sat there
     await eventually(lambda: alive("sleep 95.25") == [])
     assert await shell(executors, "echo fine") == "fine\n"
 

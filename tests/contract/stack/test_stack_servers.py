@@ -166,7 +166,7 @@ async def test_roles_reach_each_other_on_their_subjects(servers: RunningStack) -
         subscription = await clients[receiver].subscribe(subject)
         await clients[receiver].flush(5)
         await clients[sender].publish(subject, b"heard")
-        assert (await subscription.next_msg(5)).data == b"heard"
+        assert (await subscription.next_msg(30)).data == b"heard"
     definitions = await clients["scheduler"].subscribe("flint.definitions.*", cb=_answer)
     await clients["scheduler"].flush(5)
     assert (await clients["worker"].request("flint.definitions.abc", b"", timeout=5)).data == b"definition"

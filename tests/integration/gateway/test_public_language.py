@@ -136,18 +136,18 @@ async def test_a_hostile_expression_faults_its_step_alone(house: House, expressi
     assert {worker.name async for worker in house.flint.list_workers()} == workers, "a worker was lost"
 
 
-async def test_an_output_beyond_its_limit_fails_the_step(house: House) -> None:
+async def test_a_list_beyond_the_limit_of_the_state_is_not_iterated(house: House) -> None:
     body = """
 do:
-  - double:
-      for: {each: i, in: '[range(20)]'}
-      do:
-        - grow: {call: noop, with: {output: '${ {text: (.text + .text)} }'}}
+  - make: {set: {rows: '${ [range(60000)] }'}}
+  - each:
+      for: {each: i, in: .rows}
+      do: [{look: {set: {i: '${ $i }'}}}]
 """
-    run = await house.run(body, {"text": "x" * 1000})
+    run = await house.run(body)
     assert run.error is not None
     assert (run.error.type, run.error.status) == (ProblemType.PAYLOAD_TOO_LARGE, 413)
-    assert run.error.instance == "/do/0/double/do/0/grow"
+    assert run.error.instance == "/do/1/each"
     assert run.leg == 1
 
 
@@ -156,7 +156,8 @@ async def test_a_large_output_can_be_caught(house: House) -> None:
 do:
   - t:
       try:
-        - big: {{call: noop, with: {{output: '${{ [range(60000)] }}'}}}}
+        - big: {{set: {{text: 'All of it: ${{ [range(60000)] }}', more: '${{ [range(60000)] }}'}}}}
+        - told: {{set: {{text: 'All of it: ${{ .more }}'}}}}
       catch:
         errors: {{with: {{type: '{ProblemType.PAYLOAD_TOO_LARGE}'}}}}
         do: [{{small: {{set: {{caught: true}}}}}}]

@@ -20,15 +20,24 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 BUF = Path(sys.executable).parent / "buf"
 PUBLIC = {
+    "flint.approvals.v1.ApprovalService",
+    "flint.events.v1.EventService",
     "flint.fleet.v1.FleetService",
+    "flint.functions.v1.FunctionService",
+    "flint.functions.v1.FunctionWorkerService",
     "flint.identity.v1.IdentityService",
+    "flint.payloads.v1.PayloadService",
     "flint.runs.v1.RunService",
     "flint.workflows.v1.WorkflowService",
 }
+INTERNAL = {
+    f"flint.scheduling.v1.{name}Service"
+    for name in ("ApprovalStore", "EventStore", "FunctionRegistry", "Principal", "Scheduling")
+}
 SERVES = {
     "gateway": PUBLIC,
-    "scheduler-1": {"flint.scheduling.v1.SchedulingService", "flint.scheduling.v1.PrincipalService"},
-    "scheduler-2": {"flint.scheduling.v1.SchedulingService", "flint.scheduling.v1.PrincipalService"},
+    "scheduler-1": INTERNAL,
+    "scheduler-2": INTERNAL,
     "registry-1": {"flint.registry.v1.RegistryService"},
     "registry-2": {"flint.registry.v1.RegistryService"},
 }

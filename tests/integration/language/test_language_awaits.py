@@ -268,7 +268,7 @@ do:
         error={"status": 400},
     ),
     "listen-foreach-export": Case(
-        f"{TIMED}do: [{{l: {{listen: {{to: {{any: [{A}], until: 'length == 2'}}}}, foreach: {{do: [{{s: {{set: {{m: '${{ .n }}'}}}}}}], export: {{as: '${{ ($context // []) + [.m] }}'}}}}}}}}, {{c: {{set: '${{ $context }}'}}}}]",
+        f"{TIMED}do: [{{l: {{listen: {{to: {{any: [{A}], until: 'length == 2'}}}}, foreach: {{do: [{{s: {{set: {{m: '${{ .n }}'}}}}}}], export: {{as: '${{ {{seen: (($context.seen // []) + [.m])}} }}'}}}}}}}}, {{c: {{set: '${{ $context.seen }}'}}}}]",
         [1, 2],
         events=[event("a", {"n": 1}), event("a", {"n": 2})],
     ),

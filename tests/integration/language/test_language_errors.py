@@ -159,7 +159,7 @@ CASES = {
         stubs=None,
     ),
     "retry-arguments-anew": Case(
-        f"do: [{{t: {{try: [{{a: {{set: {{n: '${{ ($context // 0) + 1 }}'}}, export: {{as: .n}}}}}}, {{x: {{if: .n < 3, raise: {{error: {{type: 'https://x.test/few', status: 400}}}}}}}}], catch: {{retry: {{delay: {MS}, limit: {{attempt: {{count: 5}}}}}}}}}}}}]",
+        f"do: [{{t: {{try: [{{a: {{set: {{n: '${{ ($context.n // 0) + 1 }}'}}, export: {{as: '{{n: .n}}'}}}}}}, {{x: {{if: .n < 3, raise: {{error: {{type: 'https://x.test/few', status: 400}}}}}}}}], catch: {{retry: {{delay: {MS}, limit: {{attempt: {{count: 5}}}}}}}}}}}}]",
         {"n": 3},
         attempts={"a": 3},
     ),

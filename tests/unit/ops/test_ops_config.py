@@ -72,7 +72,8 @@ def test_a_secret_is_not_in_an_error(file: Path) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def test_required_keys() -> None:
+def test_required_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a Flint that was started in this folder has a configuration of its own
     with pytest.raises(ConfigError) as caught:
         load(arguments(), environ={}, require=["cluster.internal_token"])
     (problem,) = caught.value.problems
