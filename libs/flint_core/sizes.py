@@ -9,7 +9,7 @@ import orjson
 
 from flint_core.effects import Deferred
 
-__all__ = ["SCALARS", "VALUE_DEPTH", "json_size", "nested_too_deeply", "too_deep", "weigh"]
+__all__ = ["SCALARS", "VALUE_DEPTH", "could_be_too_deep", "json_size", "nested_too_deeply", "too_deep", "weigh"]
 
 SCALARS: Final = (type(None), bool, int, float)
 _TRIFLE: Final = 16
@@ -59,9 +59,12 @@ def _parts(node: Any) -> Iterable[Any]:
 
 def too_deep(data: bytes) -> bool:
     """The same of a JSON text that is known to be read without an error."""
-    if data.count(b"[") + data.count(b"{") <= VALUE_DEPTH:
-        return False  # nearly all: without a second look
-    return nested_too_deeply(orjson.loads(data))
+    return could_be_too_deep(data) and nested_too_deeply(orjson.loads(data))
+
+
+def could_be_too_deep(data: bytes) -> bool:
+    """Whether a JSON text has brackets enough for it. Most have not, and need no second look."""
+    return data.count(b"[") + data.count(b"{") > VALUE_DEPTH
 
 
 def _deferred(value: Any) -> Any:

@@ -19,7 +19,7 @@ from flint_bus.payloads import PayloadMissing, PayloadsUnavailable, PayloadTooLa
 from flint_core.effects import Call
 from flint_core.events import CallFailed, CallSucceeded
 from flint_core.problems import Problem, ProblemType
-from flint_core.sizes import VALUE_DEPTH, nested_too_deeply
+from flint_core.sizes import VALUE_DEPTH, could_be_too_deep, nested_too_deeply
 from flint_jq import EvaluationFailed
 from flint_ops.clock import now_ms
 from flint_ops.logging import get_logger
@@ -218,7 +218,8 @@ class Caller:
         # Containers are read back: what the machine goes on with is then exactly what the journal holds (NaN, tuples,
         # and objects that the executor still holds included).
         read = orjson.loads(encoded)
-        _check_depth(read, step)
+        if could_be_too_deep(encoded):
+            _check_depth(read, step)
         return read if redaction is None else redaction.value(read)
 
     async def _by_reference(self, encoded: bytes, step: str, redact: list[str], lease: Lease, origin: Origin) -> Any:

@@ -104,7 +104,6 @@ class Leg:
         self._unrecorded: list[Event] = []
         self._unrecorded_bytes = 0
         self._records: list[StepTrace] = []
-        self._payloads: list[Payload] = []
         self._origin = Origin(self.run_id, job.run_id, self._trace_id, job.namespace, job.workflow_id)
         self._entries_since_snapshot = len(job.events)
         self._bytes_since_snapshot = sum(map(len, job.events))
@@ -320,8 +319,7 @@ class Leg:
             if not self._replaying:
                 self._records += records
             if payloads:  # in a replay too: what was made after the last entry may have been lost with the worker
-                self._payloads += payloads
-                await self._keep_payloads()  # a call or a question that follows may name them
+                await self._keep_payloads(payloads)  # a call or a question that follows may name them
             effects.note(machine.take_effects(), self._answered)
             if effects.question is not None:
                 question, effects.question = effects.question, None
@@ -389,8 +387,6 @@ class Leg:
     ) -> None:
         """One entry: everything fed and traced since the last one. Raises LegStopped, also after a failed end."""
         ends = run_end is not None or leg_end is not None
-        if self._payloads:
-            await self._keep_payloads()
         events = encode_events(self._unrecorded) if self._unrecorded else b""
         size = len(events) + self._bytes_since_snapshot
         if not ends and (self._entries_since_snapshot >= _SNAPSHOT_ENTRIES or size > _SNAPSHOT_BYTES):
@@ -432,17 +428,16 @@ class Leg:
             self._entries_since_snapshot += 1
             self._bytes_since_snapshot = size
 
-    async def _keep_payloads(self) -> None:
+    async def _keep_payloads(self, payloads: list[Payload]) -> None:
         """Large values that the machine made are stored before an entry names them."""
         while True:
             try:
-                await self._services.values.keep(self._origin.namespace, self._origin.run, self._payloads)
+                await self._services.values.keep(self._origin.namespace, self._origin.run, payloads)
             except PayloadsUnavailable as error:
                 if not self._lease.valid():
                     raise LegStopped("lease") from None
                 _log.warning("large_values_wait_for_store", error=str(error))
             else:
-                self._payloads = []
                 return
 
     async def _end_with(self, end: End) -> str:
