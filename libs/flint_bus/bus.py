@@ -20,6 +20,7 @@ from flint_bus.messages import StoredMessage, status_of
 from flint_bus.streams import StreamAdmin, StreamState
 from flint_bus.subscription import MessageHandler, Subscription
 from flint_bus.wire import Handler, Wire
+from flint_ops import failpoints
 from flint_ops.config import JournalSettings, NatsSettings
 from flint_ops.logging import get_logger
 
@@ -281,6 +282,9 @@ class Bus:
         if len(data) > wire.max_payload - 1024:
             raise MessageTooLarge(f"{len(data)} bytes; the server takes {wire.max_payload - 1024} beside headers")
         reply, future = self._acks.reply_to(read_ack, timeout_s, AppendUnknown)
+        if failpoints.ARMED:
+            failpoints.reach("append.before")
+            future.add_done_callback(lambda _: failpoints.reach("append.after"))
         if self.connected.is_set():
             wire.send(append_command(subject, reply, data, msg_id, stream, expected_sequence))
         else:

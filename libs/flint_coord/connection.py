@@ -19,6 +19,7 @@ import grpc.aio
 
 from flint_coord.errors import CoordError, CoordRefused, CoordUnavailable, LeaseEnded
 from flint_coord.wire import stubs
+from flint_ops import failpoints
 
 __all__ = ["REQUEST_TIMEOUT_S", "STREAM_METADATA", "Connection", "read_stream", "translate"]
 
@@ -122,6 +123,8 @@ class Connection:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
+        if failpoints.ARMED:
+            failpoints.reach(f"etcd.{type(request).__name__}.before")
         while True:
             left = deadline - loop.time()
             attempt = min(left, ATTEMPT_TIMEOUT_S) if repeat else left
@@ -140,6 +143,8 @@ class Connection:
                 await asyncio.sleep(_RETRY_PAUSE_S)
             else:
                 self._failing = False
+                if failpoints.ARMED:
+                    failpoints.reach(f"etcd.{type(request).__name__}.after")
                 return answer
 
     async def close(self) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
-from flint_ops import metrics
+from flint_ops import failpoints, metrics
 from flint_rpc.errors import ErrorReason, Refused, component_unavailable
 from flint_rpc.upstream import Client
 
@@ -201,6 +201,8 @@ class StartBatcher:
         for submission in batch:
             request.starts.extend(submission.starts)
         begun = time.perf_counter()
+        if failpoints.ARMED:
+            failpoints.reach("start.before")
         try:
             response = await self._client.call(
                 lambda stub: stub.AcceptRuns, request, self._timeout_s, prefer=index % max(1, self._lane_count)
@@ -217,6 +219,8 @@ class StartBatcher:
         except asyncio.CancelledError:
             _fail(batch, component_unavailable("gateway", "it is stopping"))
             raise
+        if failpoints.ARMED:
+            failpoints.reach("start.after")
         _ACCEPT.observe(time.perf_counter() - begun)
         _BATCH.observe(len(request.starts))
         results = response.results

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from flint_ops import failpoints
 from flint_store.errors import StoreUnavailable
 
 __all__ = ["Record", "RecordUnavailable"]
@@ -46,7 +47,12 @@ class Record:
                 connection = self._open.get(name)
                 if connection is None or connection.closed or connection.invalidated:
                     connection = self._open[name] = await self._lanes.connect()
-                return await work(connection)
+                if failpoints.ARMED:
+                    failpoints.reach(f"commit.{name}.before")
+                result = await work(connection)
+                if failpoints.ARMED:
+                    failpoints.reach(f"commit.{name}.after")
+                return result
         except BaseException as error:
             unavailable = _unavailable(error)
             if unavailable is not None:
@@ -68,7 +74,12 @@ class Record:
         """Let `work` open a transaction of its own, on a connection of the pool. Raises RecordUnavailable."""
         try:
             async with asyncio.timeout(self._deadline_s):
-                return await work(self._reads)
+                if failpoints.ARMED:
+                    failpoints.reach("commit.transaction.before")
+                result = await work(self._reads)
+                if failpoints.ARMED:
+                    failpoints.reach("commit.transaction.after")
+                return result
         except StoreUnavailable as error:
             raise RecordUnavailable(str(error)) from error
         except (SQLAlchemyError, OSError) as error:

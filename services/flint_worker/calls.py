@@ -21,6 +21,7 @@ from flint_core.events import CallFailed, CallSucceeded
 from flint_core.problems import Problem, ProblemType
 from flint_core.sizes import VALUE_DEPTH, could_be_too_deep, nested_too_deeply
 from flint_jq import EvaluationFailed
+from flint_ops import failpoints
 from flint_ops.clock import now_ms
 from flint_ops.logging import get_logger
 from flint_worker.executors import ExecutionFailed, Executor, RawJson, ResolvedCall
@@ -185,7 +186,12 @@ class Caller:
         )
         if report is not None:
             resolved = resolved._replace(report=report if redaction is None else _redacted(report, redaction))
-        return await executor.execute(resolved)
+        if failpoints.ARMED:
+            failpoints.reach("call.before")
+        output = await executor.execute(resolved)
+        if failpoints.ARMED:
+            failpoints.reach("call.after")
+        return output
 
     @staticmethod
     def _defect(call: Call, defect: BaseException) -> Problem:
