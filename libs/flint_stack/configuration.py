@@ -107,16 +107,22 @@ _HEADER = """\
 
 
 def write_process_config(
-    layout: Layout, settings: Settings, role: str, name: str, placed: Mapping[str, Any], secrets: StackSecrets | None
+    layout: Layout,
+    settings: Settings,
+    role: str,
+    name: str,
+    placed: Mapping[str, Any],
+    secrets: StackSecrets | None,
+    own: Mapping[str, Any],
 ) -> Path:
     """Writes the settings file of one process; `placed` goes over its own section. Returns the file's path.
 
-    `secrets`: given when the embedded NATS serves, so that the process logs in as its role.
+    `secrets`: given when the embedded NATS serves, so that the process logs in as its role. `own`: goes over all.
     """
     table = {key: value for key, value in _dump(settings).items() if key in _SECTIONS[role]}
     if secrets is not None:
         table = merge(table, {"nats": {"user": role, "password": secrets.nats_password(role)}})
-    table = merge(table, {role: placed})
+    table = merge(merge(table, {role: placed}), own)
     path = layout.process_config_file(name)
     write_private(path, dump_toml(table))
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -20,13 +21,24 @@ _STOP_MARGIN_S = 5.0
 
 
 class ServicePlan:
-    """Makes the children of one stack's services. `secrets` is None when the user's own NATS serves."""
+    """Makes the children of one stack's services.
 
-    def __init__(self, layout: Layout, settings: Settings, ports: Ports, secrets: StackSecrets | None) -> None:
+    `secrets` is None when the user's own NATS serves. `process_settings`: settings over those of the process so named.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        settings: Settings,
+        ports: Ports,
+        secrets: StackSecrets | None,
+        process_settings: Callable[[str], Mapping[str, Any]] = lambda name: {},
+    ) -> None:
         self._layout = layout
         self._settings = settings
         self._ports = ports
         self._secrets = secrets
+        self._process_settings = process_settings
 
     def all(self, counts: Counts) -> list[ChildSpec]:
         """Registries, schedulers, the gateway and workers."""
@@ -70,7 +82,9 @@ class ServicePlan:
     def _spec(
         self, role: str, name: str, placed: dict[str, Any], wave: int, listen: str, ops: str, drain_s: float
     ) -> ChildSpec:
-        path = write_process_config(self._layout, self._settings, role, name, placed, self._secrets)
+        path = write_process_config(
+            self._layout, self._settings, role, name, placed, self._secrets, self._process_settings(name)
+        )
         return ChildSpec(
             name=name,
             argv=(sys.executable, "-m", f"flint_{role}", "--config", str(path)),

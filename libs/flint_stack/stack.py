@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,11 @@ def no_settings(layout: Layout) -> Mapping[str, Any]:
     return {}
 
 
+def no_process_settings(ports: Ports, name: str) -> Mapping[str, Any]:
+    """Nothing of its own for any process."""
+    return {}
+
+
 def no_children(layout: Layout) -> Sequence[ChildSpec]:
     """No children beyond servers and services."""
     return ()
@@ -46,7 +52,9 @@ def no_children(layout: Layout) -> Sequence[ChildSpec]:
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """What to run, and where. `port_base` 0 takes free ports. `extra_settings` go under the user's own settings."""
+    """What to run, and where. `port_base` 0 takes free ports. `extra_settings` go under the user's own settings,
+    `process_settings` over those of the process with this name.
+    """
 
     data_dir: Path = Path(".flint")
     port_base: int = DEFAULT_PORT_BASE
@@ -55,6 +63,7 @@ class StackOptions:
     assignments: tuple[str, ...] = ()
     extra_settings: Callable[[Layout], Mapping[str, Any]] = no_settings
     extra_children: Callable[[Layout], Sequence[ChildSpec]] = no_children
+    process_settings: Callable[[Ports, str], Mapping[str, Any]] = no_process_settings
     servers_only: bool = False
     die_with_supervisor: bool = True
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -148,7 +157,11 @@ class Stack:
             environ=options.environ,
         )
         self._plan = ServicePlan(
-            layout, configuration.settings, ports, secrets if configuration.embedded_nats else None
+            layout,
+            configuration.settings,
+            ports,
+            secrets if configuration.embedded_nats else None,
+            partial(options.process_settings, ports),
         )
         self._supervisor = supervisor = Supervisor(
             layout.root,
