@@ -5,6 +5,8 @@ The fleet of workers."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -94,6 +96,7 @@ class Worker(_message.Message):
     CPU_CORES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     FUNCTIONS_FIELD_NUMBER: _builtins.int
+    QUARANTINE_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name: workers/{incarnation}."""
     worker_id: _builtins.str
@@ -118,6 +121,8 @@ class Worker(_message.Message):
     """CPU it used over the last heartbeat interval, in cores."""
     memory_bytes: _builtins.int
     """Resident memory, bytes."""
+    quarantine_reason: _builtins.str
+    """Why it is quarantined (it drains then); empty: it is not. At most 500 characters."""
     @_builtins.property
     def register_time(self) -> _timestamp_pb2.Timestamp:
         """When this incarnation registered."""
@@ -158,10 +163,11 @@ class Worker(_message.Message):
         cpu_cores: _builtins.float = ...,
         memory_bytes: _builtins.int = ...,
         functions: _abc.Iterable[_builtins.str] | None = ...,
+        quarantine_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "heartbeat_time", b"heartbeat_time", "register_time", b"register_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "cpu_cores", b"cpu_cores", "end_time", b"end_time", "functions", b"functions", "heartbeat_time", b"heartbeat_time", "host", b"host", "labels", b"labels", "legs", b"legs", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "pool", b"pool", "region", b"region", "register_time", b"register_time", "slots", b"slots", "state", b"state", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "cpu_cores", b"cpu_cores", "end_time", b"end_time", "functions", b"functions", "heartbeat_time", b"heartbeat_time", "host", b"host", "labels", b"labels", "legs", b"legs", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "pool", b"pool", "quarantine_reason", b"quarantine_reason", "region", b"region", "register_time", b"register_time", "slots", b"slots", "state", b"state", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -178,6 +184,13 @@ class Pool(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     LEGS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DRAINING_WORKERS_FIELD_NUMBER: _builtins.int
+    STARTING_WORKERS_FIELD_NUMBER: _builtins.int
+    WAITING_RUNS_FIELD_NUMBER: _builtins.int
+    LONGEST_WAIT_FIELD_NUMBER: _builtins.int
+    WANTED_WORKERS_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     """Its name."""
     region: _builtins.str
@@ -188,6 +201,24 @@ class Pool(_message.Message):
     """Their slots together."""
     legs: _builtins.int
     """Legs they hold together."""
+    name: _builtins.str
+    """Resource name: regions/{region}/pools/{pool}."""
+    draining_workers: _builtins.int
+    """Workers among them that take no more legs."""
+    starting_workers: _builtins.int
+    """Workers that are being started and have not registered yet."""
+    waiting_runs: _builtins.int
+    """Runs that wait for a slot, as the schedulers last told."""
+    wanted_workers: _builtins.int
+    """How many workers the autoscaler wants; absent while nothing has been decided."""
+    @_builtins.property
+    def longest_wait(self) -> _duration_pb2.Duration:
+        """How long the run that has waited longest has waited."""
+
+    @_builtins.property
+    def settings(self) -> Global___PoolSettings:
+        """How it is scaled: settings of its own over the defaults."""
+
     def __init__(
         self,
         *,
@@ -196,14 +227,407 @@ class Pool(_message.Message):
         workers: _builtins.int = ...,
         slots: _builtins.int = ...,
         legs: _builtins.int = ...,
+        name: _builtins.str = ...,
+        draining_workers: _builtins.int = ...,
+        starting_workers: _builtins.int = ...,
+        waiting_runs: _builtins.int = ...,
+        longest_wait: _duration_pb2.Duration | None = ...,
+        wanted_workers: _builtins.int | None = ...,
+        settings: Global___PoolSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers", "longest_wait", b"longest_wait", "settings", b"settings", "wanted_workers", b"wanted_workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["legs", b"legs", "pool", b"pool", "region", b"region", "slots", b"slots", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers", "draining_workers", b"draining_workers", "legs", b"legs", "longest_wait", b"longest_wait", "name", b"name", "pool", b"pool", "region", b"region", "settings", b"settings", "slots", b"slots", "starting_workers", b"starting_workers", "waiting_runs", b"waiting_runs", "wanted_workers", b"wanted_workers", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__wanted_workers: _TypeAlias = _typing.Literal["wanted_workers"]  # noqa: Y015
+    _WhichOneofArgType__wanted_workers: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wanted_workers) -> _WhichOneofReturnType__wanted_workers | None: ...
+
+Global___Pool: _TypeAlias = Pool  # noqa: Y015
+
+@_typing.final
+class PoolSettings(_message.Message):
+    """How a pool is scaled. In UpdatePool a field that the mask names and that is not set goes back to the default
+    (fleet.pools.<pool>, else fleet.defaults).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Mode:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[PoolSettings._Mode.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        MODE_UNSPECIFIED: PoolSettings._Mode.ValueType  # 0
+        """Not set: the default."""
+        MODE_FIXED: PoolSettings._Mode.ValueType  # 1
+        """Nothing is decided; the workers are what an operator starts."""
+        MODE_SHADOW: PoolSettings._Mode.ValueType  # 2
+        """Decisions are made and written down, nothing is done."""
+        MODE_AUTOMATIC: PoolSettings._Mode.ValueType  # 3
+        """Decisions are carried out."""
+
+    class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
+        """Whether the autoscaler starts and ends workers here."""
+
+    MODE_UNSPECIFIED: PoolSettings.Mode.ValueType  # 0
+    """Not set: the default."""
+    MODE_FIXED: PoolSettings.Mode.ValueType  # 1
+    """Nothing is decided; the workers are what an operator starts."""
+    MODE_SHADOW: PoolSettings.Mode.ValueType  # 2
+    """Decisions are made and written down, nothing is done."""
+    MODE_AUTOMATIC: PoolSettings.Mode.ValueType  # 3
+    """Decisions are carried out."""
+
+    MODE_FIELD_NUMBER: _builtins.int
+    MINIMUM_WORKERS_FIELD_NUMBER: _builtins.int
+    MAXIMUM_WORKERS_FIELD_NUMBER: _builtins.int
+    TARGET_WAIT_FIELD_NUMBER: _builtins.int
+    IDLE_TIME_FIELD_NUMBER: _builtins.int
+    SPARE_WORKERS_FIELD_NUMBER: _builtins.int
+    WORKER_SLOTS_FIELD_NUMBER: _builtins.int
+    NAMESPACES_FIELD_NUMBER: _builtins.int
+    mode: Global___PoolSettings.Mode.ValueType
+    """Whether it is scaled."""
+    minimum_workers: _builtins.int
+    """Never fewer workers; 0 to 10000. 0: the pool may go to zero."""
+    maximum_workers: _builtins.int
+    """Never more workers; 0 to 10000, at least the minimum."""
+    spare_workers: _builtins.int
+    """Workers kept beyond what is needed now; 0 to 1000."""
+    worker_slots: _builtins.int
+    """Slots of a new worker; 1 to 10000."""
+    @_builtins.property
+    def target_wait(self) -> _duration_pb2.Duration:
+        """95 of 100 runs should wait for a slot no longer than this; 0.1 s to 1 h."""
+
+    @_builtins.property
+    def idle_time(self) -> _duration_pb2.Duration:
+        """A worker without a leg for this long may be ended; 1 s to 1 day."""
+
+    @_builtins.property
+    def namespaces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Namespaces that the pool is dedicated to; at most 64; empty: everybody's."""
+
+    def __init__(
+        self,
+        *,
+        mode: Global___PoolSettings.Mode.ValueType = ...,
+        minimum_workers: _builtins.int | None = ...,
+        maximum_workers: _builtins.int | None = ...,
+        target_wait: _duration_pb2.Duration | None = ...,
+        idle_time: _duration_pb2.Duration | None = ...,
+        spare_workers: _builtins.int | None = ...,
+        worker_slots: _builtins.int | None = ...,
+        namespaces: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_maximum_workers", b"_maximum_workers", "_minimum_workers", b"_minimum_workers", "_spare_workers", b"_spare_workers", "_worker_slots", b"_worker_slots", "idle_time", b"idle_time", "maximum_workers", b"maximum_workers", "minimum_workers", b"minimum_workers", "spare_workers", b"spare_workers", "target_wait", b"target_wait", "worker_slots", b"worker_slots"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum_workers", b"_maximum_workers", "_minimum_workers", b"_minimum_workers", "_spare_workers", b"_spare_workers", "_worker_slots", b"_worker_slots", "idle_time", b"idle_time", "maximum_workers", b"maximum_workers", "minimum_workers", b"minimum_workers", "mode", b"mode", "namespaces", b"namespaces", "spare_workers", b"spare_workers", "target_wait", b"target_wait", "worker_slots", b"worker_slots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__maximum_workers: _TypeAlias = _typing.Literal["maximum_workers"]  # noqa: Y015
+    _WhichOneofArgType__maximum_workers: _TypeAlias = _typing.Literal["_maximum_workers", b"_maximum_workers"]  # noqa: Y015
+    _WhichOneofReturnType__minimum_workers: _TypeAlias = _typing.Literal["minimum_workers"]  # noqa: Y015
+    _WhichOneofArgType__minimum_workers: _TypeAlias = _typing.Literal["_minimum_workers", b"_minimum_workers"]  # noqa: Y015
+    _WhichOneofReturnType__spare_workers: _TypeAlias = _typing.Literal["spare_workers"]  # noqa: Y015
+    _WhichOneofArgType__spare_workers: _TypeAlias = _typing.Literal["_spare_workers", b"_spare_workers"]  # noqa: Y015
+    _WhichOneofReturnType__worker_slots: _TypeAlias = _typing.Literal["worker_slots"]  # noqa: Y015
+    _WhichOneofArgType__worker_slots: _TypeAlias = _typing.Literal["_worker_slots", b"_worker_slots"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__maximum_workers) -> _WhichOneofReturnType__maximum_workers | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum_workers) -> _WhichOneofReturnType__minimum_workers | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__spare_workers) -> _WhichOneofReturnType__spare_workers | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__worker_slots) -> _WhichOneofReturnType__worker_slots | None: ...
+
+Global___PoolSettings: _TypeAlias = PoolSettings  # noqa: Y015
+
+@_typing.final
+class ScalingDecision(_message.Message):
+    """What the autoscaler decided for a pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Action:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ScalingDecision._Action.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ACTION_UNSPECIFIED: ScalingDecision._Action.ValueType  # 0
+        """Not set; never sent."""
+        ACTION_HOLD: ScalingDecision._Action.ValueType  # 1
+        """Nothing."""
+        ACTION_START: ScalingDecision._Action.ValueType  # 2
+        """Workers are started."""
+        ACTION_END: ScalingDecision._Action.ValueType  # 3
+        """Idle workers are drained and ended."""
+
+    class Action(_Action, metaclass=_ActionEnumTypeWrapper):
+        """What is done."""
+
+    ACTION_UNSPECIFIED: ScalingDecision.Action.ValueType  # 0
+    """Not set; never sent."""
+    ACTION_HOLD: ScalingDecision.Action.ValueType  # 1
+    """Nothing."""
+    ACTION_START: ScalingDecision.Action.ValueType  # 2
+    """Workers are started."""
+    ACTION_END: ScalingDecision.Action.ValueType  # 3
+    """Idle workers are drained and ended."""
+
+    class _Verdict:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ScalingDecision._Verdict.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        VERDICT_UNSPECIFIED: ScalingDecision._Verdict.ValueType  # 0
+        """Not judged yet."""
+        VERDICT_RIGHT: ScalingDecision._Verdict.ValueType  # 1
+        """Runs waited no longer than the target, and no worker was too many."""
+        VERDICT_TOO_FEW: ScalingDecision._Verdict.ValueType  # 2
+        """Runs waited longer than the target."""
+        VERDICT_TOO_MANY: ScalingDecision._Verdict.ValueType  # 3
+        """More than the spare workers had nothing to do all the time."""
+
+    class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
+        """What became of it, judged by what happened within its horizon."""
+
+    VERDICT_UNSPECIFIED: ScalingDecision.Verdict.ValueType  # 0
+    """Not judged yet."""
+    VERDICT_RIGHT: ScalingDecision.Verdict.ValueType  # 1
+    """Runs waited no longer than the target, and no worker was too many."""
+    VERDICT_TOO_FEW: ScalingDecision.Verdict.ValueType  # 2
+    """Runs waited longer than the target."""
+    VERDICT_TOO_MANY: ScalingDecision.Verdict.ValueType  # 3
+    """More than the spare workers had nothing to do all the time."""
+
+    ID_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    WANTED_WORKERS_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Number of the decision; grows."""
+    pool: _builtins.str
+    """regions/{region}/pools/{pool}."""
+    action: Global___ScalingDecision.Action.ValueType
+    """What is done."""
+    workers: _builtins.int
+    """Workers that were there, those that drain left out, those that start included."""
+    wanted_workers: _builtins.int
+    """Workers that are wanted."""
+    shadow: _builtins.bool
+    """Whether it was only written down."""
+    reason: _builtins.str
+    """Why, in words. At most 1000 characters."""
+    inputs: _builtins.bytes
+    """What it was made from and what was forecast: a JSON object. At most 16 KiB."""
+    failure: _builtins.str
+    """Why carrying it out failed, if it did. At most 1000 characters."""
+    verdict: Global___ScalingDecision.Verdict.ValueType
+    """What became of it."""
+    evaluation: _builtins.bytes
+    """The figures behind the verdict: a JSON object; empty before. At most 4 KiB."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        pool: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        action: Global___ScalingDecision.Action.ValueType = ...,
+        workers: _builtins.int = ...,
+        wanted_workers: _builtins.int = ...,
+        shadow: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        inputs: _builtins.bytes = ...,
+        failure: _builtins.str = ...,
+        verdict: Global___ScalingDecision.Verdict.ValueType = ...,
+        evaluation: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "evaluation", b"evaluation", "failure", b"failure", "id", b"id", "inputs", b"inputs", "pool", b"pool", "reason", b"reason", "shadow", b"shadow", "time", b"time", "verdict", b"verdict", "wanted_workers", b"wanted_workers", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Pool: _TypeAlias = Pool  # noqa: Y015
+Global___ScalingDecision: _TypeAlias = ScalingDecision  # noqa: Y015
+
+@_typing.final
+class GetPoolRequest(_message.Message):
+    """Request of GetPool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """regions/{region}/pools/{pool}. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPoolRequest: _TypeAlias = GetPoolRequest  # noqa: Y015
+
+@_typing.final
+class GetPoolResponse(_message.Message):
+    """Response of GetPool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pool(self) -> Global___Pool:
+        """The pool."""
+
+    def __init__(
+        self,
+        *,
+        pool: Global___Pool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPoolResponse: _TypeAlias = GetPoolResponse  # noqa: Y015
+
+@_typing.final
+class UpdatePoolRequest(_message.Message):
+    """Request of UpdatePool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pool(self) -> Global___Pool:
+        """With name and settings; the rest is ignored. Required."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Fields of the settings to change: settings.minimum_workers, …, or settings for all of them. Required."""
+
+    def __init__(
+        self,
+        *,
+        pool: Global___Pool | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdatePoolRequest: _TypeAlias = UpdatePoolRequest  # noqa: Y015
+
+@_typing.final
+class UpdatePoolResponse(_message.Message):
+    """Response of UpdatePool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pool(self) -> Global___Pool:
+        """The pool."""
+
+    def __init__(
+        self,
+        *,
+        pool: Global___Pool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdatePoolResponse: _TypeAlias = UpdatePoolResponse  # noqa: Y015
+
+@_typing.final
+class ListScalingDecisionsRequest(_message.Message):
+    """Request of ListScalingDecisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    CHANGES_ONLY_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; 0 means 100, above 1000 means 1000, negative is refused."""
+    page_token: _builtins.str
+    """next_page_token of the page before."""
+    pool: _builtins.str
+    """Only this pool: regions/{region}/pools/{pool}; empty means all."""
+    changes_only: _builtins.bool
+    """Leaves out decisions to do nothing."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        changes_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes_only", b"changes_only", "page_size", b"page_size", "page_token", b"page_token", "pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListScalingDecisionsRequest: _TypeAlias = ListScalingDecisionsRequest  # noqa: Y015
+
+@_typing.final
+class ListScalingDecisionsResponse(_message.Message):
+    """Response of ListScalingDecisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScalingDecision]:
+        """The latest first."""
+
+    def __init__(
+        self,
+        *,
+        decisions: _abc.Iterable[Global___ScalingDecision] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListScalingDecisionsResponse: _TypeAlias = ListScalingDecisionsResponse  # noqa: Y015
 
 @_typing.final
 class ListWorkersRequest(_message.Message):

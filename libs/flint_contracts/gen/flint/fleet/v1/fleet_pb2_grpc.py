@@ -45,6 +45,21 @@ class FleetServiceStub:
                 request_serializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.ListPoolsRequest.SerializeToString,
                 response_deserializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.ListPoolsResponse.FromString,
                 _registered_method=True)
+        self.GetPool = channel.unary_unary(
+                '/flint.fleet.v1.FleetService/GetPool',
+                request_serializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.GetPoolRequest.SerializeToString,
+                response_deserializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.GetPoolResponse.FromString,
+                _registered_method=True)
+        self.UpdatePool = channel.unary_unary(
+                '/flint.fleet.v1.FleetService/UpdatePool',
+                request_serializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.UpdatePoolRequest.SerializeToString,
+                response_deserializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.UpdatePoolResponse.FromString,
+                _registered_method=True)
+        self.ListScalingDecisions = channel.unary_unary(
+                '/flint.fleet.v1.FleetService/ListScalingDecisions',
+                request_serializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.ListScalingDecisionsRequest.SerializeToString,
+                response_deserializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.ListScalingDecisionsResponse.FromString,
+                _registered_method=True)
         self.DrainWorker = channel.unary_unary(
                 '/flint.fleet.v1.FleetService/DrainWorker',
                 request_serializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.DrainWorkerRequest.SerializeToString,
@@ -64,7 +79,30 @@ class FleetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListPools(self, request, context):
-        """Lists pools with their capacity and load. Role: viewer in any namespace.
+        """Lists pools with their capacity and load: those with live workers and those with settings of their own. Role: viewer
+        in any namespace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPool(self, request, context):
+        """One pool. Role: viewer in any namespace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdatePool(self, request, context):
+        """Changes how a pool is scaled; a pool that is not there yet is made. Role: cluster admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListScalingDecisions(self, request, context):
+        """Lists what the autoscaler decided, the latest first, as long as decisions are kept (fleet.decisions_kept_days). Role:
+        viewer in any namespace.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,6 +127,21 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.ListPools,
                     request_deserializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.ListPoolsRequest.FromString,
                     response_serializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.ListPoolsResponse.SerializeToString,
+            ),
+            'GetPool': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPool,
+                    request_deserializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.GetPoolRequest.FromString,
+                    response_serializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.GetPoolResponse.SerializeToString,
+            ),
+            'UpdatePool': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdatePool,
+                    request_deserializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.UpdatePoolRequest.FromString,
+                    response_serializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.UpdatePoolResponse.SerializeToString,
+            ),
+            'ListScalingDecisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListScalingDecisions,
+                    request_deserializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.ListScalingDecisionsRequest.FromString,
+                    response_serializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.ListScalingDecisionsResponse.SerializeToString,
             ),
             'DrainWorker': grpc.unary_unary_rpc_method_handler(
                     servicer.DrainWorker,
@@ -151,6 +204,87 @@ class FleetService:
             '/flint.fleet.v1.FleetService/ListPools',
             flint_dot_fleet_dot_v1_dot_fleet__pb2.ListPoolsRequest.SerializeToString,
             flint_dot_fleet_dot_v1_dot_fleet__pb2.ListPoolsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flint.fleet.v1.FleetService/GetPool',
+            flint_dot_fleet_dot_v1_dot_fleet__pb2.GetPoolRequest.SerializeToString,
+            flint_dot_fleet_dot_v1_dot_fleet__pb2.GetPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdatePool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flint.fleet.v1.FleetService/UpdatePool',
+            flint_dot_fleet_dot_v1_dot_fleet__pb2.UpdatePoolRequest.SerializeToString,
+            flint_dot_fleet_dot_v1_dot_fleet__pb2.UpdatePoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListScalingDecisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flint.fleet.v1.FleetService/ListScalingDecisions',
+            flint_dot_fleet_dot_v1_dot_fleet__pb2.ListScalingDecisionsRequest.SerializeToString,
+            flint_dot_fleet_dot_v1_dot_fleet__pb2.ListScalingDecisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,7 +36,17 @@ class FleetServiceStub:
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListWorkersRequest, _fleet_pb2.ListWorkersResponse]
     """Lists live workers, and those that ended within the last hour when asked. Role: viewer in any namespace."""
     ListPools: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListPoolsRequest, _fleet_pb2.ListPoolsResponse]
-    """Lists pools with their capacity and load. Role: viewer in any namespace."""
+    """Lists pools with their capacity and load: those with live workers and those with settings of their own. Role: viewer
+    in any namespace.
+    """
+    GetPool: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.GetPoolRequest, _fleet_pb2.GetPoolResponse]
+    """One pool. Role: viewer in any namespace."""
+    UpdatePool: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.UpdatePoolRequest, _fleet_pb2.UpdatePoolResponse]
+    """Changes how a pool is scaled; a pool that is not there yet is made. Role: cluster admin."""
+    ListScalingDecisions: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListScalingDecisionsRequest, _fleet_pb2.ListScalingDecisionsResponse]
+    """Lists what the autoscaler decided, the latest first, as long as decisions are kept (fleet.decisions_kept_days). Role:
+    viewer in any namespace.
+    """
     DrainWorker: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DrainWorkerRequest, _fleet_pb2.DrainWorkerResponse]
     """Asks a worker to take no more legs, give back what it holds at the next step and end. Role: cluster admin."""
 
@@ -48,7 +58,17 @@ class FleetServiceAsyncStub(FleetServiceStub):
     ListWorkers: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListWorkersRequest, _fleet_pb2.ListWorkersResponse]  # type: ignore[assignment]
     """Lists live workers, and those that ended within the last hour when asked. Role: viewer in any namespace."""
     ListPools: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListPoolsRequest, _fleet_pb2.ListPoolsResponse]  # type: ignore[assignment]
-    """Lists pools with their capacity and load. Role: viewer in any namespace."""
+    """Lists pools with their capacity and load: those with live workers and those with settings of their own. Role: viewer
+    in any namespace.
+    """
+    GetPool: _aio.UnaryUnaryMultiCallable[_fleet_pb2.GetPoolRequest, _fleet_pb2.GetPoolResponse]  # type: ignore[assignment]
+    """One pool. Role: viewer in any namespace."""
+    UpdatePool: _aio.UnaryUnaryMultiCallable[_fleet_pb2.UpdatePoolRequest, _fleet_pb2.UpdatePoolResponse]  # type: ignore[assignment]
+    """Changes how a pool is scaled; a pool that is not there yet is made. Role: cluster admin."""
+    ListScalingDecisions: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListScalingDecisionsRequest, _fleet_pb2.ListScalingDecisionsResponse]  # type: ignore[assignment]
+    """Lists what the autoscaler decided, the latest first, as long as decisions are kept (fleet.decisions_kept_days). Role:
+    viewer in any namespace.
+    """
     DrainWorker: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DrainWorkerRequest, _fleet_pb2.DrainWorkerResponse]  # type: ignore[assignment]
     """Asks a worker to take no more legs, give back what it holds at the next step and end. Role: cluster admin."""
 
@@ -69,7 +89,35 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_pb2.ListPoolsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.ListPoolsResponse, _abc.Awaitable[_fleet_pb2.ListPoolsResponse]]:
-        """Lists pools with their capacity and load. Role: viewer in any namespace."""
+        """Lists pools with their capacity and load: those with live workers and those with settings of their own. Role: viewer
+        in any namespace.
+        """
+
+    @_abc_1.abstractmethod
+    def GetPool(
+        self,
+        request: _fleet_pb2.GetPoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.GetPoolResponse, _abc.Awaitable[_fleet_pb2.GetPoolResponse]]:
+        """One pool. Role: viewer in any namespace."""
+
+    @_abc_1.abstractmethod
+    def UpdatePool(
+        self,
+        request: _fleet_pb2.UpdatePoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.UpdatePoolResponse, _abc.Awaitable[_fleet_pb2.UpdatePoolResponse]]:
+        """Changes how a pool is scaled; a pool that is not there yet is made. Role: cluster admin."""
+
+    @_abc_1.abstractmethod
+    def ListScalingDecisions(
+        self,
+        request: _fleet_pb2.ListScalingDecisionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.ListScalingDecisionsResponse, _abc.Awaitable[_fleet_pb2.ListScalingDecisionsResponse]]:
+        """Lists what the autoscaler decided, the latest first, as long as decisions are kept (fleet.decisions_kept_days). Role:
+        viewer in any namespace.
+        """
 
     @_abc_1.abstractmethod
     def DrainWorker(

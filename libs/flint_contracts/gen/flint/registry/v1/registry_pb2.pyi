@@ -214,6 +214,7 @@ class Beat(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     CPU_CORES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    FUNCTIONS_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     """Whose."""
     lease_id: _builtins.int
@@ -226,6 +227,12 @@ class Beat(_message.Message):
     """CPU over the last interval, cores."""
     memory_bytes: _builtins.int
     """Resident memory, bytes."""
+    @_builtins.property
+    def functions(self) -> _containers.RepeatedCompositeFieldContainer[Global___FunctionFigures]:
+        """What it executed since it registered, by function; only functions whose figures changed since the beat before. At most
+        64.
+        """
+
     def __init__(
         self,
         *,
@@ -235,14 +242,49 @@ class Beat(_message.Message):
         draining: _builtins.bool = ...,
         cpu_cores: _builtins.float = ...,
         memory_bytes: _builtins.int = ...,
+        functions: _abc.Iterable[Global___FunctionFigures] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_cores", b"cpu_cores", "draining", b"draining", "incarnation", b"incarnation", "lease_id", b"lease_id", "legs", b"legs", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_cores", b"cpu_cores", "draining", b"draining", "functions", b"functions", "incarnation", b"incarnation", "lease_id", b"lease_id", "legs", b"legs", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Beat: _TypeAlias = Beat  # noqa: Y015
+
+@_typing.final
+class FunctionFigures(_message.Message):
+    """What one incarnation executed of one function since it registered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FUNCTION_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    DURATION_MS_FIELD_NUMBER: _builtins.int
+    function: _builtins.str
+    """http, sql, script, …"""
+    calls: _builtins.int
+    """Calls that ended."""
+    errors: _builtins.int
+    """Those among them that failed."""
+    duration_ms: _builtins.int
+    """How long they took together, milliseconds."""
+    def __init__(
+        self,
+        *,
+        function: _builtins.str = ...,
+        calls: _builtins.int = ...,
+        errors: _builtins.int = ...,
+        duration_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "duration_ms", b"duration_ms", "errors", b"errors", "function", b"function"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FunctionFigures: _TypeAlias = FunctionFigures  # noqa: Y015
 
 @_typing.final
 class HeartbeatResponse(_message.Message):
@@ -452,3 +494,282 @@ class DrainWorkerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainWorkerResponse: _TypeAlias = DrainWorkerResponse  # noqa: Y015
+
+@_typing.final
+class ListPoolsRequest(_message.Message):
+    """Request of ListPools."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPoolsRequest: _TypeAlias = ListPoolsRequest  # noqa: Y015
+
+@_typing.final
+class ListPoolsResponse(_message.Message):
+    """Response of ListPools."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pools(self) -> _containers.RepeatedCompositeFieldContainer[_fleet_pb2.Pool]:
+        """By region and pool."""
+
+    def __init__(
+        self,
+        *,
+        pools: _abc.Iterable[_fleet_pb2.Pool] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pools", b"pools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPoolsResponse: _TypeAlias = ListPoolsResponse  # noqa: Y015
+
+@_typing.final
+class UpdatePoolRequest(_message.Message):
+    """Request of UpdatePool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    """Region."""
+    pool: _builtins.str
+    """Pool."""
+    @_builtins.property
+    def settings(self) -> _fleet_pb2.PoolSettings:
+        """The new values."""
+
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the fields of settings to change."""
+
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        settings: _fleet_pb2.PoolSettings | None = ...,
+        fields: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fields", b"fields", "pool", b"pool", "region", b"region", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdatePoolRequest: _TypeAlias = UpdatePoolRequest  # noqa: Y015
+
+@_typing.final
+class UpdatePoolResponse(_message.Message):
+    """Response of UpdatePool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pool(self) -> _fleet_pb2.Pool:
+        """The pool."""
+
+    def __init__(
+        self,
+        *,
+        pool: _fleet_pb2.Pool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdatePoolResponse: _TypeAlias = UpdatePoolResponse  # noqa: Y015
+
+@_typing.final
+class ListScalingDecisionsRequest(_message.Message):
+    """Request of ListScalingDecisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    BEFORE_ID_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    CHANGES_ONLY_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """At most this many, 1 to 1000."""
+    before_id: _builtins.int
+    """Only decisions with smaller ids; 0: from the latest."""
+    region: _builtins.str
+    """Region and pool, or both empty for all."""
+    pool: _builtins.str
+    """See region."""
+    changes_only: _builtins.bool
+    """Leaves out decisions to do nothing."""
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+        before_id: _builtins.int = ...,
+        region: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        changes_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_id", b"before_id", "changes_only", b"changes_only", "limit", b"limit", "pool", b"pool", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListScalingDecisionsRequest: _TypeAlias = ListScalingDecisionsRequest  # noqa: Y015
+
+@_typing.final
+class ListScalingDecisionsResponse(_message.Message):
+    """Response of ListScalingDecisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[_fleet_pb2.ScalingDecision]:
+        """The latest first."""
+
+    def __init__(
+        self,
+        *,
+        decisions: _abc.Iterable[_fleet_pb2.ScalingDecision] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListScalingDecisionsResponse: _TypeAlias = ListScalingDecisionsResponse  # noqa: Y015
+
+@_typing.final
+class Quarantine(_message.Message):
+    """The value of quarantines/<incarnation> in etcd, and published on NATS when a worker is quarantined."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.str
+    """Whom."""
+    worker_id: _builtins.str
+    """Its id."""
+    pool: _builtins.str
+    """Its pool."""
+    region: _builtins.str
+    """Its region."""
+    reason: _builtins.str
+    """Why, in words."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.str = ...,
+        worker_id: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        region: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "pool", b"pool", "reason", b"reason", "region", b"region", "time", b"time", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Quarantine: _TypeAlias = Quarantine  # noqa: Y015
+
+@_typing.final
+class PoolOutlook(_message.Message):
+    """What the leading registry holds of a pool; published on NATS (core) when it changes and every few seconds, so that each
+    replica can show it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    STARTING_WORKERS_FIELD_NUMBER: _builtins.int
+    WAITING_RUNS_FIELD_NUMBER: _builtins.int
+    LONGEST_WAIT_MS_FIELD_NUMBER: _builtins.int
+    WANTED_WORKERS_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    """Region."""
+    pool: _builtins.str
+    """Pool."""
+    starting_workers: _builtins.int
+    """Workers that are being started and have not registered yet."""
+    waiting_runs: _builtins.int
+    """Runs that wait for a slot."""
+    longest_wait_ms: _builtins.int
+    """How long the run that has waited longest has waited, milliseconds."""
+    wanted_workers: _builtins.int
+    """How many workers the autoscaler wants; absent while nothing has been decided."""
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        starting_workers: _builtins.int = ...,
+        waiting_runs: _builtins.int = ...,
+        longest_wait_ms: _builtins.int = ...,
+        wanted_workers: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers", "wanted_workers", b"wanted_workers"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers", "longest_wait_ms", b"longest_wait_ms", "pool", b"pool", "region", b"region", "starting_workers", b"starting_workers", "waiting_runs", b"waiting_runs", "wanted_workers", b"wanted_workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__wanted_workers: _TypeAlias = _typing.Literal["wanted_workers"]  # noqa: Y015
+    _WhichOneofArgType__wanted_workers: _TypeAlias = _typing.Literal["_wanted_workers", b"_wanted_workers"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wanted_workers) -> _WhichOneofReturnType__wanted_workers | None: ...
+
+Global___PoolOutlook: _TypeAlias = PoolOutlook  # noqa: Y015
+
+@_typing.final
+class PoolOutlooks(_message.Message):
+    """See PoolOutlook."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolOutlook]:
+        """Of all pools. At most 1000."""
+
+    def __init__(
+        self,
+        *,
+        pools: _abc.Iterable[Global___PoolOutlook] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pools", b"pools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoolOutlooks: _TypeAlias = PoolOutlooks  # noqa: Y015

@@ -60,6 +60,21 @@ class RegistryServiceStub:
                 request_serializer=flint_dot_registry_dot_v1_dot_registry__pb2.DrainWorkerRequest.SerializeToString,
                 response_deserializer=flint_dot_registry_dot_v1_dot_registry__pb2.DrainWorkerResponse.FromString,
                 _registered_method=True)
+        self.ListPools = channel.unary_unary(
+                '/flint.registry.v1.RegistryService/ListPools',
+                request_serializer=flint_dot_registry_dot_v1_dot_registry__pb2.ListPoolsRequest.SerializeToString,
+                response_deserializer=flint_dot_registry_dot_v1_dot_registry__pb2.ListPoolsResponse.FromString,
+                _registered_method=True)
+        self.UpdatePool = channel.unary_unary(
+                '/flint.registry.v1.RegistryService/UpdatePool',
+                request_serializer=flint_dot_registry_dot_v1_dot_registry__pb2.UpdatePoolRequest.SerializeToString,
+                response_deserializer=flint_dot_registry_dot_v1_dot_registry__pb2.UpdatePoolResponse.FromString,
+                _registered_method=True)
+        self.ListScalingDecisions = channel.unary_unary(
+                '/flint.registry.v1.RegistryService/ListScalingDecisions',
+                request_serializer=flint_dot_registry_dot_v1_dot_registry__pb2.ListScalingDecisionsRequest.SerializeToString,
+                response_deserializer=flint_dot_registry_dot_v1_dot_registry__pb2.ListScalingDecisionsResponse.FromString,
+                _registered_method=True)
 
 
 class RegistryServiceServicer:
@@ -101,6 +116,27 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPools(self, request, context):
+        """Lists pools.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdatePool(self, request, context):
+        """Changes how a pool is scaled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListScalingDecisions(self, request, context):
+        """Lists what the autoscaler decided.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +164,21 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.DrainWorker,
                     request_deserializer=flint_dot_registry_dot_v1_dot_registry__pb2.DrainWorkerRequest.FromString,
                     response_serializer=flint_dot_registry_dot_v1_dot_registry__pb2.DrainWorkerResponse.SerializeToString,
+            ),
+            'ListPools': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPools,
+                    request_deserializer=flint_dot_registry_dot_v1_dot_registry__pb2.ListPoolsRequest.FromString,
+                    response_serializer=flint_dot_registry_dot_v1_dot_registry__pb2.ListPoolsResponse.SerializeToString,
+            ),
+            'UpdatePool': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdatePool,
+                    request_deserializer=flint_dot_registry_dot_v1_dot_registry__pb2.UpdatePoolRequest.FromString,
+                    response_serializer=flint_dot_registry_dot_v1_dot_registry__pb2.UpdatePoolResponse.SerializeToString,
+            ),
+            'ListScalingDecisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListScalingDecisions,
+                    request_deserializer=flint_dot_registry_dot_v1_dot_registry__pb2.ListScalingDecisionsRequest.FromString,
+                    response_serializer=flint_dot_registry_dot_v1_dot_registry__pb2.ListScalingDecisionsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +317,87 @@ class RegistryService:
             '/flint.registry.v1.RegistryService/DrainWorker',
             flint_dot_registry_dot_v1_dot_registry__pb2.DrainWorkerRequest.SerializeToString,
             flint_dot_registry_dot_v1_dot_registry__pb2.DrainWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPools(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flint.registry.v1.RegistryService/ListPools',
+            flint_dot_registry_dot_v1_dot_registry__pb2.ListPoolsRequest.SerializeToString,
+            flint_dot_registry_dot_v1_dot_registry__pb2.ListPoolsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdatePool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flint.registry.v1.RegistryService/UpdatePool',
+            flint_dot_registry_dot_v1_dot_registry__pb2.UpdatePoolRequest.SerializeToString,
+            flint_dot_registry_dot_v1_dot_registry__pb2.UpdatePoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListScalingDecisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flint.registry.v1.RegistryService/ListScalingDecisions',
+            flint_dot_registry_dot_v1_dot_registry__pb2.ListScalingDecisionsRequest.SerializeToString,
+            flint_dot_registry_dot_v1_dot_registry__pb2.ListScalingDecisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

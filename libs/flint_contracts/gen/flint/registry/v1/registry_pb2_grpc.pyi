@@ -43,6 +43,12 @@ class RegistryServiceStub:
     """Lists workers."""
     DrainWorker: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DrainWorkerRequest, _registry_pb2.DrainWorkerResponse]
     """Asks a worker to drain; it learns of it with its next heartbeat."""
+    ListPools: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListPoolsRequest, _registry_pb2.ListPoolsResponse]
+    """Lists pools."""
+    UpdatePool: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdatePoolRequest, _registry_pb2.UpdatePoolResponse]
+    """Changes how a pool is scaled."""
+    ListScalingDecisions: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListScalingDecisionsRequest, _registry_pb2.ListScalingDecisionsResponse]
+    """Lists what the autoscaler decided."""
 
 @_typing.type_check_only
 class RegistryServiceAsyncStub(RegistryServiceStub):
@@ -59,6 +65,12 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Lists workers."""
     DrainWorker: _aio.UnaryUnaryMultiCallable[_registry_pb2.DrainWorkerRequest, _registry_pb2.DrainWorkerResponse]  # type: ignore[assignment]
     """Asks a worker to drain; it learns of it with its next heartbeat."""
+    ListPools: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListPoolsRequest, _registry_pb2.ListPoolsResponse]  # type: ignore[assignment]
+    """Lists pools."""
+    UpdatePool: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdatePoolRequest, _registry_pb2.UpdatePoolResponse]  # type: ignore[assignment]
+    """Changes how a pool is scaled."""
+    ListScalingDecisions: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListScalingDecisionsRequest, _registry_pb2.ListScalingDecisionsResponse]  # type: ignore[assignment]
+    """Lists what the autoscaler decided."""
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Any replica answers any call. Callers authenticate with the cluster's token."""
@@ -102,5 +114,29 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.DrainWorkerResponse, _abc.Awaitable[_registry_pb2.DrainWorkerResponse]]:
         """Asks a worker to drain; it learns of it with its next heartbeat."""
+
+    @_abc_1.abstractmethod
+    def ListPools(
+        self,
+        request: _registry_pb2.ListPoolsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ListPoolsResponse, _abc.Awaitable[_registry_pb2.ListPoolsResponse]]:
+        """Lists pools."""
+
+    @_abc_1.abstractmethod
+    def UpdatePool(
+        self,
+        request: _registry_pb2.UpdatePoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.UpdatePoolResponse, _abc.Awaitable[_registry_pb2.UpdatePoolResponse]]:
+        """Changes how a pool is scaled."""
+
+    @_abc_1.abstractmethod
+    def ListScalingDecisions(
+        self,
+        request: _registry_pb2.ListScalingDecisionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ListScalingDecisionsResponse, _abc.Awaitable[_registry_pb2.ListScalingDecisionsResponse]]:
+        """Lists what the autoscaler decided."""
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
