@@ -285,19 +285,24 @@ class PoolSettings(_message.Message):
     MAXIMUM_WORKERS_FIELD_NUMBER: _builtins.int
     TARGET_WAIT_FIELD_NUMBER: _builtins.int
     IDLE_TIME_FIELD_NUMBER: _builtins.int
-    SPARE_WORKERS_FIELD_NUMBER: _builtins.int
+    BUFFER_SLOTS_FIELD_NUMBER: _builtins.int
+    STANDBY_SLOTS_FIELD_NUMBER: _builtins.int
     WORKER_SLOTS_FIELD_NUMBER: _builtins.int
-    NAMESPACES_FIELD_NUMBER: _builtins.int
+    DEDICATED_TO_FIELD_NUMBER: _builtins.int
     mode: Global___PoolSettings.Mode.ValueType
     """Whether it is scaled."""
     minimum_workers: _builtins.int
     """Never fewer workers; 0 to 10000. 0: the pool may go to zero."""
     maximum_workers: _builtins.int
     """Never more workers; 0 to 10000, at least the minimum."""
-    spare_workers: _builtins.int
-    """Workers kept beyond what is needed now; 0 to 1000."""
+    buffer_slots: _builtins.int
+    """Free slots that are kept warm beyond what the load needs; 0 to 100000."""
+    standby_slots: _builtins.int
+    """Free slots that are kept beyond the buffer for urgent work; 0 to 100000."""
     worker_slots: _builtins.int
     """Slots of a new worker; 1 to 10000."""
+    dedicated_to: _builtins.str
+    """The one namespace that the pool works for; empty: all."""
     @_builtins.property
     def target_wait(self) -> _duration_pb2.Duration:
         """95 of 100 runs should wait for a slot no longer than this; 0.1 s to 1 h."""
@@ -305,10 +310,6 @@ class PoolSettings(_message.Message):
     @_builtins.property
     def idle_time(self) -> _duration_pb2.Duration:
         """A worker without a leg for this long may be ended; 1 s to 1 day."""
-
-    @_builtins.property
-    def namespaces(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Namespaces that the pool is dedicated to; at most 64; empty: everybody's."""
 
     def __init__(
         self,
@@ -318,28 +319,37 @@ class PoolSettings(_message.Message):
         maximum_workers: _builtins.int | None = ...,
         target_wait: _duration_pb2.Duration | None = ...,
         idle_time: _duration_pb2.Duration | None = ...,
-        spare_workers: _builtins.int | None = ...,
+        buffer_slots: _builtins.int | None = ...,
+        standby_slots: _builtins.int | None = ...,
         worker_slots: _builtins.int | None = ...,
-        namespaces: _abc.Iterable[_builtins.str] | None = ...,
+        dedicated_to: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_maximum_workers", b"_maximum_workers", "_minimum_workers", b"_minimum_workers", "_spare_workers", b"_spare_workers", "_worker_slots", b"_worker_slots", "idle_time", b"idle_time", "maximum_workers", b"maximum_workers", "minimum_workers", b"minimum_workers", "spare_workers", b"spare_workers", "target_wait", b"target_wait", "worker_slots", b"worker_slots"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_buffer_slots", b"_buffer_slots", "_dedicated_to", b"_dedicated_to", "_maximum_workers", b"_maximum_workers", "_minimum_workers", b"_minimum_workers", "_standby_slots", b"_standby_slots", "_worker_slots", b"_worker_slots", "buffer_slots", b"buffer_slots", "dedicated_to", b"dedicated_to", "idle_time", b"idle_time", "maximum_workers", b"maximum_workers", "minimum_workers", b"minimum_workers", "standby_slots", b"standby_slots", "target_wait", b"target_wait", "worker_slots", b"worker_slots"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_maximum_workers", b"_maximum_workers", "_minimum_workers", b"_minimum_workers", "_spare_workers", b"_spare_workers", "_worker_slots", b"_worker_slots", "idle_time", b"idle_time", "maximum_workers", b"maximum_workers", "minimum_workers", b"minimum_workers", "mode", b"mode", "namespaces", b"namespaces", "spare_workers", b"spare_workers", "target_wait", b"target_wait", "worker_slots", b"worker_slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_buffer_slots", b"_buffer_slots", "_dedicated_to", b"_dedicated_to", "_maximum_workers", b"_maximum_workers", "_minimum_workers", b"_minimum_workers", "_standby_slots", b"_standby_slots", "_worker_slots", b"_worker_slots", "buffer_slots", b"buffer_slots", "dedicated_to", b"dedicated_to", "idle_time", b"idle_time", "maximum_workers", b"maximum_workers", "minimum_workers", b"minimum_workers", "mode", b"mode", "standby_slots", b"standby_slots", "target_wait", b"target_wait", "worker_slots", b"worker_slots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__buffer_slots: _TypeAlias = _typing.Literal["buffer_slots"]  # noqa: Y015
+    _WhichOneofArgType__buffer_slots: _TypeAlias = _typing.Literal["_buffer_slots", b"_buffer_slots"]  # noqa: Y015
+    _WhichOneofReturnType__dedicated_to: _TypeAlias = _typing.Literal["dedicated_to"]  # noqa: Y015
+    _WhichOneofArgType__dedicated_to: _TypeAlias = _typing.Literal["_dedicated_to", b"_dedicated_to"]  # noqa: Y015
     _WhichOneofReturnType__maximum_workers: _TypeAlias = _typing.Literal["maximum_workers"]  # noqa: Y015
     _WhichOneofArgType__maximum_workers: _TypeAlias = _typing.Literal["_maximum_workers", b"_maximum_workers"]  # noqa: Y015
     _WhichOneofReturnType__minimum_workers: _TypeAlias = _typing.Literal["minimum_workers"]  # noqa: Y015
     _WhichOneofArgType__minimum_workers: _TypeAlias = _typing.Literal["_minimum_workers", b"_minimum_workers"]  # noqa: Y015
-    _WhichOneofReturnType__spare_workers: _TypeAlias = _typing.Literal["spare_workers"]  # noqa: Y015
-    _WhichOneofArgType__spare_workers: _TypeAlias = _typing.Literal["_spare_workers", b"_spare_workers"]  # noqa: Y015
+    _WhichOneofReturnType__standby_slots: _TypeAlias = _typing.Literal["standby_slots"]  # noqa: Y015
+    _WhichOneofArgType__standby_slots: _TypeAlias = _typing.Literal["_standby_slots", b"_standby_slots"]  # noqa: Y015
     _WhichOneofReturnType__worker_slots: _TypeAlias = _typing.Literal["worker_slots"]  # noqa: Y015
     _WhichOneofArgType__worker_slots: _TypeAlias = _typing.Literal["_worker_slots", b"_worker_slots"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__buffer_slots) -> _WhichOneofReturnType__buffer_slots | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dedicated_to) -> _WhichOneofReturnType__dedicated_to | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__maximum_workers) -> _WhichOneofReturnType__maximum_workers | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__minimum_workers) -> _WhichOneofReturnType__minimum_workers | None: ...
     @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__spare_workers) -> _WhichOneofReturnType__spare_workers | None: ...
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__standby_slots) -> _WhichOneofReturnType__standby_slots | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__worker_slots) -> _WhichOneofReturnType__worker_slots | None: ...
 
@@ -391,7 +401,7 @@ class ScalingDecision(_message.Message):
         VERDICT_TOO_FEW: ScalingDecision._Verdict.ValueType  # 2
         """Runs waited longer than the target."""
         VERDICT_TOO_MANY: ScalingDecision._Verdict.ValueType  # 3
-        """More than the spare workers had nothing to do all the time."""
+        """More workers than the pool keeps free had nothing to do."""
 
     class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
         """What became of it, judged by what happened within its horizon."""
@@ -403,7 +413,7 @@ class ScalingDecision(_message.Message):
     VERDICT_TOO_FEW: ScalingDecision.Verdict.ValueType  # 2
     """Runs waited longer than the target."""
     VERDICT_TOO_MANY: ScalingDecision.Verdict.ValueType  # 3
-    """More than the spare workers had nothing to do all the time."""
+    """More workers than the pool keeps free had nothing to do."""
 
     ID_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
