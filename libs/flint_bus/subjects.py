@@ -6,6 +6,7 @@ from hashlib import blake2b
 from typing import Final
 
 __all__ = [
+    "BACKLOG",
     "DEFINITIONS",
     "EVENTS_STORE",
     "FLEET_BEATS",
@@ -13,6 +14,7 @@ __all__ = [
     "FUNCTION_OFFERS",
     "JOBS_STREAM",
     "LIFECYCLE_INTEREST",
+    "NAMESPACES",
     "OWNERS",
     "PAYLOADS",
     "WORKFLOWS",
@@ -39,6 +41,12 @@ OWNERS: Final = "flint.owners"
 
 WORKFLOWS: Final = "flint.workflows"
 """Broadcast among the schedulers after a version was stored or deleted: WorkflowsChanged."""
+
+NAMESPACES: Final = "flint.namespaces"
+"""Broadcast among the schedulers after settings of a namespace were changed: NamespaceChanged."""
+
+BACKLOG: Final = "flint.backlog"
+"""Published by each scheduler while anything waits or is executed: Backlog."""
 
 FLEET_BEATS: Final = "flint.fleet.beats"
 """Broadcast by the registries: FleetBeats."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import product
 from uuid import UUID
 
 from sqlalchemy import TextClause, text
@@ -17,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flint_core.ids import created_ms
 from flint_core.payloads import references_in_json
+from flint_core.queueing import QueueHints
 from flint_store.arrays import bools, byteas, integers, texts, uuids
 from flint_store.fence import FENCE, OwnerSession
 
@@ -54,6 +56,7 @@ class NewRun:
     claimant: str | None = None
     generation: int = 0
     parent: Parent | None = None
+    hints: QueueHints | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -72,6 +75,8 @@ class Accepted:
     tree_full: bool = False
 
 
+_HINT_ARRAY = ", CAST(:hints AS bytea[])"
+
 _CHILD_ARRAYS = """,
         CAST(:parents AS uuid[]), CAST(:await_keys AS text[]), CAST(:waits AS boolean[]), CAST(:depths AS int[]),
         CAST(:roots AS uuid[]), CAST(:tree_runs AS bigint[])"""
@@ -87,9 +92,13 @@ trees AS MATERIALIZED (
 
 # `place`: which of the children of its tree it is in this statement.
 _PLACED = "(SELECT v.*, row_number() OVER (PARTITION BY v.root ORDER BY v.n) FROM "
-_CHILDREN = """WITH ORDINALITY AS v(run_id, namespace_id, definition_id, group_id, level, request_id, request_hash,
-           trace_id, input, leg_nonce, claimant, leg_generation, created_ms, parent_run_id, await_key, waits, depth,
-           root, tree_runs, n))"""
+
+
+def _children(*, hints: bool) -> str:
+    return f"""WITH ORDINALITY AS v(run_id, namespace_id, definition_id, group_id, level, request_id, request_hash,
+           trace_id, input, leg_nonce, claimant, leg_generation, created_ms{", hints" if hints else ""}, parent_run_id,
+           await_key, waits, depth, root, tree_runs, n))"""
+
 
 _WAITED_FOR = """
     WHERE u.parent_run_id IS NULL
@@ -107,13 +116,14 @@ used AS (
     ON CONFLICT DO NOTHING)"""
 
 
-def _statement(*, owned: bool, children: bool, references: bool = False) -> TextClause:
+def _statement(*, owned: bool, children: bool, references: bool = False, hints: bool = False) -> TextClause:
     """An insert of starts.
 
     Owned: fenced by the owner's session, no row at all when it has ended; else the runs wait for their owner. With
     children: those whose await is closed are left out, and an await that is open stays so until the commit, so that
     whoever closes it finds the child; and those for which their tree has no room. Trees are counted one after another,
-    so no two statements use the same room. With references: the large values that inputs name are noted as used.
+    so no two statements use the same room. With references: the large values that inputs name are noted as used. With
+    hints: what some of the runs ask of the queue is stored with them.
     """
     return text(f"""
 WITH {f"fence AS MATERIALIZED ({FENCE})," if owned else ""} {_WAITING if children else ""}
@@ -122,20 +132,24 @@ inserted AS (
     INSERT INTO run (run_id, namespace_id, definition_id, group_id, state, level, request_id, request_hash, trace_id,
                      input, change, position, snapshot_position, leg, leg_nonce, claimant, leg_generation, losses,
                      cancel_requested, adopt, created_at, started_at
+                     {", hints" if hints else ""}
                      {", parent_run_id, parent_key, depth, root_run_id" if children else ""})
     SELECT u.run_id, u.namespace_id, u.definition_id, u.group_id,
            CASE WHEN u.leg_nonce IS NULL THEN 1 ELSE 2 END, u.level, u.request_id, u.request_hash, u.trace_id, u.input,
            1, 0, 0, CASE WHEN u.leg_nonce IS NULL THEN 0 ELSE 1 END, u.leg_nonce, u.claimant, u.leg_generation,
            0, false, {"false" if owned else "true"}, to_timestamp(u.created_ms / 1000.0),
            CASE WHEN u.leg_nonce IS NULL THEN NULL ELSE moment.at END
+           {", u.hints" if hints else ""}
            {", u.parent_run_id, CASE WHEN u.waits THEN u.await_key END, u.depth, u.root" if children else ""}
     FROM {"fence," if owned else ""} moment, {_PLACED if children else ""} unnest(
         CAST(:run_ids AS uuid[]), CAST(:namespaces AS text[]), CAST(:definitions AS bigint[]), CAST(:groups AS int[]),
         CAST(:levels AS int[]), CAST(:request_ids AS text[]), CAST(:request_hashes AS bytea[]),
         CAST(:trace_ids AS bytea[]), CAST(:inputs AS bytea[]), CAST(:nonces AS uuid[]), CAST(:claimants AS text[]),
-        CAST(:generations AS bigint[]), CAST(:created AS bigint[]){_CHILD_ARRAYS if children else ""}
-    ) {_CHILDREN if children else ""} AS u(run_id, namespace_id, definition_id, group_id, level, request_id,
-           request_hash, trace_id, input, leg_nonce, claimant, leg_generation, created_ms
+        CAST(:generations AS bigint[]), CAST(:created AS bigint[]){_HINT_ARRAY if hints else ""}
+        {_CHILD_ARRAYS if children else ""}
+    ) {_children(hints=hints) if children else ""} AS u(run_id, namespace_id, definition_id, group_id, level,
+           request_id, request_hash, trace_id, input, leg_nonce, claimant, leg_generation, created_ms
+           {", hints" if hints else ""}
            {", parent_run_id, await_key, waits, depth, root, tree_runs, n, place" if children else ""})
     {_WAITED_FOR if children else ""}
     ON CONFLICT (namespace_id, request_id) WHERE request_id IS NOT NULL DO NOTHING
@@ -147,10 +161,8 @@ SELECT {"(SELECT count(*) FROM fence)" if owned else "1"} AS held, (SELECT count
 
 
 _STATEMENTS = {
-    (owned, children, references): _statement(owned=owned, children=children, references=references)
-    for owned in (False, True)
-    for children in (False, True)
-    for references in (False, True)
+    key: _statement(owned=key[0], children=key[1], references=key[2], hints=key[3])
+    for key in product((False, True), repeat=4)
 }
 
 # What earlier starts with the same request ids became; unique index (namespace_id, request_id).
@@ -191,6 +203,13 @@ def _parents(runs: Sequence[NewRun]) -> dict[str, object]:
     }
 
 
+def _hints(runs: Sequence[NewRun]) -> dict[str, object]:
+    """Empty when no run asks anything of the queue."""
+    if all(r.hints is None for r in runs):
+        return {}
+    return {"hints": byteas([r.hints.to_json() if r.hints is not None else None for r in runs])}
+
+
 def _references(runs: Sequence[NewRun]) -> dict[str, object]:
     """Empty when no input holds a reference."""
     pairs = [
@@ -215,8 +234,9 @@ async def accept_runs(
     if parented:
         parameters |= _parents(runs)
     references = _references(runs)
-    parameters |= references
-    statement = _STATEMENTS[session is not None, parented, bool(references)]
+    hints = _hints(runs)
+    parameters |= references | hints
+    statement = _STATEMENTS[session is not None, parented, bool(references), bool(hints)]
     if session is not None:
         row = (await connection.execute(statement, parameters | session.parameters())).one()
         if row.held == 0:

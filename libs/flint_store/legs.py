@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from flint_core.queueing import Placement, QueueHints
 from flint_store.arrays import integers, texts, uuids
 from flint_store.fence import FENCE, Fenced, OwnerSession
 from flint_store.mail import Mail, load_mail
@@ -73,6 +74,8 @@ class RunRow:
     has_awaits: bool = False
     compensates: bool = False  # it has something to undo before it ends as failed or cancelled
     cancel_error: bytes = b""  # the problem that tells why a cancel was asked for
+    hints: QueueHints | None = None  # None: all defaults
+    placement: Placement | None = None  # where a run that moved goes on; None: where its hints say
 
 
 # Nested loop over the primary key of run: one index probe per leg. The CASE makes the statement fail as a whole when
@@ -118,6 +121,7 @@ _ROW = """
 SELECT r.run_id, r.namespace_id, d.workflow_id, d.version, d.definition_hash, r.group_id, r.state, r.level, r.change,
        r.position, r.leg, r.leg_nonce, r.claimant, r.leg_generation, r.losses, r.cancel_requested, r.trace_id,
        r.request_id, r.created_at, r.started_at, r.wake_at, r.parent_run_id, r.parent_key, r.compensates,
+       r.hints, r.placement,
        CASE WHEN r.cancel_requested THEN r.error END AS cancel_error,
        EXISTS (SELECT 1 FROM run_await a WHERE a.run_id = r.run_id) AS has_awaits
 FROM run r JOIN workflow_version d USING (definition_id)
@@ -203,6 +207,8 @@ def _row(r: Row[tuple[object, ...]]) -> RunRow:
         has_awaits=r.has_awaits,
         compensates=r.compensates,
         cancel_error=bytes(r.cancel_error or b""),
+        hints=QueueHints.from_json(bytes(r.hints)) if r.hints is not None else None,
+        placement=Placement.from_json(bytes(r.placement)) if r.placement is not None else None,
     )
 
 

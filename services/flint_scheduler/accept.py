@@ -19,6 +19,7 @@ from flint_bus.subjects import owner_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_core.ids import SHARDS, group_of_run, make_run_id
+from flint_core.queueing import QueueHints
 from flint_scheduler.cards import Phase, RunBook, RunCard
 from flint_scheduler.clock import RecordClock
 from flint_scheduler.dispatch import Dispatcher
@@ -53,6 +54,7 @@ class NewStart:
     trace_id: bytes
     input: bytes
     parent: Parent | None = None
+    hints: QueueHints | None = None
 
 
 @dataclass(slots=True)
@@ -175,6 +177,7 @@ class Acceptor(Lane[_Unit]):
                         trace_id=start.trace_id,
                         input=start.input,
                         parent=start.parent,
+                        hints=start.hints,
                     )
                 )
                 at += 9
@@ -250,6 +253,7 @@ class Acceptor(Lane[_Unit]):
                     expected_sequence=0,
                     start=LegStart(start.input, b""),
                     watcher=unit.watcher,
+                    hints=start.hints,
                 )
                 if start.parent is not None:
                     card.parent_run_id = start.parent.run_id

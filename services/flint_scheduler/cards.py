@@ -19,6 +19,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_core.queueing import Placement, QueueHints
 
 if TYPE_CHECKING:
     from flint_store.legs import LegStart, RunRow
@@ -84,6 +85,8 @@ class RunCard:
     compensates: bool = False  # a cancel does not end it at once: a leg undoes first what it did
     mail: frozenset[str] = NO_MAIL  # keys of messages that were handed to the open leg and are not consumed yet
     more_mail: bool = False  # its inbox holds, or may hold, messages beyond these
+    hints: QueueHints | None = None  # what it asks of the queue; None: nothing
+    placement: Placement | None = None  # where its next leg goes, after a step that named a pool; None: as hinted
 
     @property
     def has_mail(self) -> bool:
@@ -138,6 +141,8 @@ def card_of_row(row: RunRow, now: float) -> RunCard:
         has_awaits=row.has_awaits,
         compensates=row.compensates,
         cancel_error=runs_pb2.Problem.FromString(row.cancel_error) if row.cancel_error else None,
+        hints=row.hints,
+        placement=row.placement,
     )
 
 

@@ -54,6 +54,11 @@ class Job(_message.Message):
     INBOX_FIELD_NUMBER: _builtins.int
     AWAITS_FIELD_NUMBER: _builtins.int
     COMPENSATES_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    OWN_POOL_FIELD_NUMBER: _builtins.int
+    OWN_REGION_FIELD_NUMBER: _builtins.int
+    LEG_LEVEL_FIELD_NUMBER: _builtins.int
     run_id: _builtins.bytes
     """The run, 16 bytes."""
     namespace: _builtins.str
@@ -102,6 +107,16 @@ class Job(_message.Message):
     """Seed of deterministic jitter."""
     compensates: _builtins.bool
     """Whether the record knows that the run has something to undo."""
+    pool: _builtins.str
+    """Pool in which this leg is executed; empty: the run's own, as is the region then."""
+    region: _builtins.str
+    """Region that this leg asks for; empty: any."""
+    own_pool: _builtins.str
+    """The run's own pool, to which steps that name none go back; empty: "default"."""
+    own_region: _builtins.str
+    """The run's own region; empty: any."""
+    leg_level: _builtins.str
+    """The level that a step named for this leg, as the definition writes it; empty: the run's own."""
     @_builtins.property
     def events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Events recorded after the snapshot, in order, one per entry."""
@@ -144,10 +159,15 @@ class Job(_message.Message):
         inbox: _abc.Iterable[Global___InboxMessage] | None = ...,
         awaits: _abc.Iterable[_builtins.str] | None = ...,
         compensates: _builtins.bool = ...,
+        pool: _builtins.str = ...,
+        region: _builtins.str = ...,
+        own_pool: _builtins.str = ...,
+        own_region: _builtins.str = ...,
+        leg_level: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits", b"awaits", "cancel_requested", b"cancel_requested", "claimant", b"claimant", "compensates", b"compensates", "create_time_ms", b"create_time_ms", "definition_hash", b"definition_hash", "events", b"events", "expected_sequence", b"expected_sequence", "generation", b"generation", "group", b"group", "inbox", b"inbox", "input", b"input", "leg", b"leg", "leg_nonce", b"leg_nonce", "level", b"level", "namespace", b"namespace", "open_time_ms", b"open_time_ms", "owner_session", b"owner_session", "position", b"position", "run_id", b"run_id", "seed", b"seed", "sequence", b"sequence", "snapshot", b"snapshot", "trace_id", b"trace_id", "version", b"version", "watermark", b"watermark", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits", b"awaits", "cancel_requested", b"cancel_requested", "claimant", b"claimant", "compensates", b"compensates", "create_time_ms", b"create_time_ms", "definition_hash", b"definition_hash", "events", b"events", "expected_sequence", b"expected_sequence", "generation", b"generation", "group", b"group", "inbox", b"inbox", "input", b"input", "leg", b"leg", "leg_level", b"leg_level", "leg_nonce", b"leg_nonce", "level", b"level", "namespace", b"namespace", "open_time_ms", b"open_time_ms", "own_pool", b"own_pool", "own_region", b"own_region", "owner_session", b"owner_session", "pool", b"pool", "position", b"position", "region", b"region", "run_id", b"run_id", "seed", b"seed", "sequence", b"sequence", "snapshot", b"snapshot", "trace_id", b"trace_id", "version", b"version", "watermark", b"watermark", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -597,6 +617,28 @@ class WorkflowsChanged(_message.Message):
 Global___WorkflowsChanged: _TypeAlias = WorkflowsChanged  # noqa: Y015
 
 @_typing.final
+class NamespaceChanged(_message.Message):
+    """Broadcast on flint.namespaces among the schedulers after settings of a namespace were changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    """Namespace id."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NamespaceChanged: _TypeAlias = NamespaceChanged  # noqa: Y015
+
+@_typing.final
 class PayloadRequest(_message.Message):
     """To the schedulers on flint.payloads (NATS request and reply): large values and cached results of one namespace."""
 
@@ -875,3 +917,94 @@ class PayloadResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PayloadResponse: _TypeAlias = PayloadResponse  # noqa: Y015
+
+@_typing.final
+class Backlog(_message.Message):
+    """Published by each scheduler on flint.backlog, about every second while runs of the pool and region wait or are executed, and
+    once more when none are any more: what waits in its ready queue. Core NATS; the latest of each scheduler counts, and one
+    that has not been heard of for 10 s has nothing.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULER_ID_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    POOLS_FIELD_NUMBER: _builtins.int
+    scheduler_id: _builtins.str
+    """Which scheduler says so."""
+    time_ms: _builtins.int
+    """When, milliseconds since the Unix epoch."""
+    @_builtins.property
+    def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___PoolBacklog]:
+        """One per pool and region of which anything is to be said, at most 1000."""
+
+    def __init__(
+        self,
+        *,
+        scheduler_id: _builtins.str = ...,
+        time_ms: _builtins.int = ...,
+        pools: _abc.Iterable[Global___PoolBacklog] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pools", b"pools", "scheduler_id", b"scheduler_id", "time_ms", b"time_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Backlog: _TypeAlias = Backlog  # noqa: Y015
+
+@_typing.final
+class PoolBacklog(_message.Message):
+    """What waits for one pool in one region, at one scheduler."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    OLDEST_WAIT_MS_FIELD_NUMBER: _builtins.int
+    ARRIVALS_PER_S_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    NEXT_READY_MS_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    """Pool."""
+    region: _builtins.str
+    """Region that the runs ask for; empty: any."""
+    held: _builtins.int
+    """Runs that wait for something other than room (a window, a moment, a quota of their namespace)."""
+    oldest_wait_ms: _builtins.int
+    """How long the oldest of the ready ones has waited, milliseconds; 0 when there is none."""
+    arrivals_per_s: _builtins.float
+    """Runs that became ready, per second, over the last 10 s about."""
+    running: _builtins.int
+    """Legs that this scheduler has open there."""
+    next_ready_ms: _builtins.int
+    """When the earliest of the held ones may begin, milliseconds since the Unix epoch; 0: not known."""
+    waiting_for: _builtins.str
+    """Why the ready ones are not being executed, beyond that all slots are taken; empty when that is all."""
+    @_builtins.property
+    def ready(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Runs that could be executed now if there were room, by level: ten numbers."""
+
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+        region: _builtins.str = ...,
+        ready: _abc.Iterable[_builtins.int] | None = ...,
+        held: _builtins.int = ...,
+        oldest_wait_ms: _builtins.int = ...,
+        arrivals_per_s: _builtins.float = ...,
+        running: _builtins.int = ...,
+        next_ready_ms: _builtins.int = ...,
+        waiting_for: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals_per_s", b"arrivals_per_s", "held", b"held", "next_ready_ms", b"next_ready_ms", "oldest_wait_ms", b"oldest_wait_ms", "pool", b"pool", "ready", b"ready", "region", b"region", "running", b"running", "waiting_for", b"waiting_for"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoolBacklog: _TypeAlias = PoolBacklog  # noqa: Y015

@@ -81,6 +81,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The run waits for this approval no more (FAILED_PRECONDITION)."""
     ERROR_REASON_PAYLOAD_NOT_FOUND: _ErrorReason.ValueType  # 33
     """No such payload in this namespace (NOT_FOUND)."""
+    ERROR_REASON_LEVEL_UNKNOWN: _ErrorReason.ValueType  # 40
+    """The namespace has no level of this name (FAILED_PRECONDITION)."""
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 41
+    """A quota of the namespace is used up: QuotaFailure names it; try again after RetryInfo (RESOURCE_EXHAUSTED)."""
+    ERROR_REASON_QUEUE_HINT_INVALID: _ErrorReason.ValueType  # 42
+    """What the queue was asked for cannot be told from the input: an expression of metadata.flint names nothing there, or what
+    is no key (FAILED_PRECONDITION).
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why an RPC was refused, or why a run or a step failed. Clients may match on these; they are never renamed."""
@@ -141,4 +149,12 @@ ERROR_REASON_APPROVAL_CLOSED: ErrorReason.ValueType  # 32
 """The run waits for this approval no more (FAILED_PRECONDITION)."""
 ERROR_REASON_PAYLOAD_NOT_FOUND: ErrorReason.ValueType  # 33
 """No such payload in this namespace (NOT_FOUND)."""
+ERROR_REASON_LEVEL_UNKNOWN: ErrorReason.ValueType  # 40
+"""The namespace has no level of this name (FAILED_PRECONDITION)."""
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 41
+"""A quota of the namespace is used up: QuotaFailure names it; try again after RetryInfo (RESOURCE_EXHAUSTED)."""
+ERROR_REASON_QUEUE_HINT_INVALID: ErrorReason.ValueType  # 42
+"""What the queue was asked for cannot be told from the input: an expression of metadata.flint names nothing there, or what
+is no key (FAILED_PRECONDITION).
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -304,23 +304,59 @@ class Blocked(_message.Message):
 
     WAKE_AT_MS_FIELD_NUMBER: _builtins.int
     UNDOING_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
     wake_at_ms: _builtins.int
     """When to wake, milliseconds since the Unix epoch; 0: no timer is set."""
     undoing: _builtins.bool
     """Whether it waits in the middle of undoing what it did: a cancel that was asked for changes nothing any more."""
+    @_builtins.property
+    def placement(self) -> Global___Placement:
+        """Set when a step is to be executed elsewhere: the run is ready at once, and its next leg opens there."""
+
     def __init__(
         self,
         *,
         wake_at_ms: _builtins.int = ...,
         undoing: _builtins.bool = ...,
+        placement: Global___Placement | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["undoing", b"undoing", "wake_at_ms", b"wake_at_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement", "undoing", b"undoing", "wake_at_ms", b"wake_at_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Blocked: _TypeAlias = Blocked  # noqa: Y015
+
+@_typing.final
+class Placement(_message.Message):
+    """Where steps are to be executed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    pool: _builtins.str
+    """Pool; empty: the run's own."""
+    region: _builtins.str
+    """Region; empty: the run's own."""
+    level: _builtins.str
+    """Level, a number or a name of the namespace's; empty: the run's own."""
+    def __init__(
+        self,
+        *,
+        pool: _builtins.str = ...,
+        region: _builtins.str = ...,
+        level: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level", "pool", b"pool", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Placement: _TypeAlias = Placement  # noqa: Y015
 
 @_typing.final
 class Yielded(_message.Message):

@@ -86,6 +86,10 @@ class Run(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    WAITING_FOR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name: namespaces/{namespace}/runs/{run}; {run} is a UUID."""
     workflow: _builtins.str
@@ -112,6 +116,14 @@ class Run(_message.Message):
     """Worker that holds its open leg; empty when none does."""
     cancel_requested: _builtins.bool
     """Whether a cancel was asked for."""
+    pool: _builtins.str
+    """Pool that its next or current leg is for; "default" unless told."""
+    region: _builtins.str
+    """Region that it asks for; empty means any."""
+    waiting_for: _builtins.str
+    """Why a QUEUED run is not executed, beyond that all slots are taken, such as "no worker of pool gpu"; empty when that is
+    all, or when it is not known. In GetRun only.
+    """
     @_builtins.property
     def error(self) -> Global___Problem:
         """Why it failed; set when FAILED. When CANCELLED: that it was cancelled, and the reason that was given."""
@@ -136,6 +148,10 @@ class Run(_message.Message):
     def schedule_time(self) -> _timestamp_pb2.Timestamp:
         """Set when the workflow's schedule started it: the moment that the schedule named. For a start by events: create_time."""
 
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """When it should have ended; unset means that nobody said."""
+
     def __init__(
         self,
         *,
@@ -158,10 +174,14 @@ class Run(_message.Message):
         worker: _builtins.str = ...,
         cancel_requested: _builtins.bool = ...,
         schedule_time: _timestamp_pb2.Timestamp | None = ...,
+        pool: _builtins.str = ...,
+        region: _builtins.str = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+        waiting_for: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "schedule_time", b"schedule_time", "start_time", b"start_time", "wake_time", b"wake_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "schedule_time", b"schedule_time", "start_time", b"start_time", "wake_time", b"wake_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "change", b"change", "create_time", b"create_time", "end_time", b"end_time", "error", b"error", "input", b"input", "leg", b"leg", "level", b"level", "name", b"name", "output", b"output", "position", b"position", "request_id", b"request_id", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "wake_time", b"wake_time", "worker", b"worker", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "change", b"change", "create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "input", b"input", "leg", b"leg", "level", b"level", "name", b"name", "output", b"output", "pool", b"pool", "position", b"position", "region", b"region", "request_id", b"request_id", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "waiting_for", b"waiting_for", "wake_time", b"wake_time", "worker", b"worker", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -337,6 +357,12 @@ class StartRunRequest(_message.Message):
     INPUT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
+    LEVEL_NAME_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    FAIRNESS_KEY_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """Where: namespaces/{namespace}. Required."""
     workflow_id: _builtins.str
@@ -351,6 +377,26 @@ class StartRunRequest(_message.Message):
     """
     level: _builtins.int
     """Priority level, 0 (most urgent) to 9. Unset means the definition's (metadata.flint.level), or else 5."""
+    level_name: _builtins.str
+    """A level by the name that the namespace gave it (NamespaceService), instead of `level`; at most 63 characters."""
+    pool: _builtins.str
+    """Pool of workers that executes it, a DNS label; empty means the definition's (metadata.flint.pool), or else "default"."""
+    region: _builtins.str
+    """Region in which it is executed, a DNS label; empty means the definition's (metadata.flint.region), or else any."""
+    fairness_key: _builtins.str
+    """Runs with different keys take turns within their namespace; at most 128 characters. Empty means the definition's
+    (metadata.flint.fairness), or else none.
+    """
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """When the run should have ended: within its level the earliest deadline goes first. Unset means the definition's
+        (metadata.flint.sla), or none.
+        """
+
+    @_builtins.property
+    def not_before(self) -> _timestamp_pb2.Timestamp:
+        """It is not begun before this moment."""
+
     def __init__(
         self,
         *,
@@ -360,10 +406,16 @@ class StartRunRequest(_message.Message):
         input: _builtins.bytes = ...,
         request_id: _builtins.str = ...,
         level: _builtins.int | None = ...,
+        level_name: _builtins.str = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+        pool: _builtins.str = ...,
+        region: _builtins.str = ...,
+        fairness_key: _builtins.str = ...,
+        not_before: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_level", b"_level", "level", b"level"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_level", b"_level", "deadline", b"deadline", "level", b"level", "not_before", b"not_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_level", b"_level", "input", b"input", "level", b"level", "parent", b"parent", "request_id", b"request_id", "version", b"version", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_level", b"_level", "deadline", b"deadline", "fairness_key", b"fairness_key", "input", b"input", "level", b"level", "level_name", b"level_name", "not_before", b"not_before", "parent", b"parent", "pool", b"pool", "region", b"region", "request_id", b"request_id", "version", b"version", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__level: _TypeAlias = _typing.Literal["level"]  # noqa: Y015
     _WhichOneofArgType__level: _TypeAlias = _typing.Literal["_level", b"_level"]  # noqa: Y015

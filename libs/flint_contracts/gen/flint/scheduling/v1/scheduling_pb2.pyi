@@ -36,6 +36,12 @@ class Start(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    LEVEL_NAME_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    FAIRNESS_KEY_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_MS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace id."""
     workflow_id: _builtins.str
@@ -52,6 +58,18 @@ class Start(_message.Message):
     """Level, 0 to 9. Unset: the definition's, or else 5."""
     trace_id: _builtins.bytes
     """W3C trace id, 16 bytes."""
+    level_name: _builtins.str
+    """A level by name, instead of the number."""
+    deadline_ms: _builtins.int
+    """When it should have ended, milliseconds since the Unix epoch; 0: the definition's."""
+    pool: _builtins.str
+    """Pool; empty: the definition's."""
+    region: _builtins.str
+    """Region; empty: the definition's."""
+    fairness_key: _builtins.str
+    """Fairness key; empty: the definition's."""
+    not_before_ms: _builtins.int
+    """Not begun before, milliseconds since the Unix epoch; 0: at once."""
     def __init__(
         self,
         *,
@@ -62,10 +80,16 @@ class Start(_message.Message):
         request_id: _builtins.str = ...,
         level: _builtins.int | None = ...,
         trace_id: _builtins.bytes = ...,
+        level_name: _builtins.str = ...,
+        deadline_ms: _builtins.int = ...,
+        pool: _builtins.str = ...,
+        region: _builtins.str = ...,
+        fairness_key: _builtins.str = ...,
+        not_before_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_level", b"_level", "level", b"level"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_level", b"_level", "input", b"input", "level", b"level", "namespace", b"namespace", "request_id", b"request_id", "trace_id", b"trace_id", "version", b"version", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_level", b"_level", "deadline_ms", b"deadline_ms", "fairness_key", b"fairness_key", "input", b"input", "level", b"level", "level_name", b"level_name", "namespace", b"namespace", "not_before_ms", b"not_before_ms", "pool", b"pool", "region", b"region", "request_id", b"request_id", "trace_id", b"trace_id", "version", b"version", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__level: _TypeAlias = _typing.Literal["level"]  # noqa: Y015
     _WhichOneofArgType__level: _TypeAlias = _typing.Literal["_level", b"_level"]  # noqa: Y015
