@@ -8,7 +8,7 @@ from flint_core.definition import unsupported
 from flint_core.definition.context import Context, kind_of
 from flint_core.definition.findings import Rule, suggestion
 from flint_core.definition.reader import join_pointer
-from flint_core.durations import DurationError, parse_duration
+from flint_core.schedule_policy import POLICY_MEMBERS, read_policy
 from flint_core.zones import ZoneUnknown, zone_named, zone_names
 
 if TYPE_CHECKING:
@@ -82,23 +82,13 @@ def _timezone(context: Context, value: Any, place: str) -> str:
 
 def _schedule_policy(context: Context, value: Any, place: str) -> dict[str, Any]:
     """Members of the program's schedule."""
-    members = context.mapping(value, place, "'schedule'", frozenset({"overlap", "catchUp"}))
-    result: dict[str, Any] = {}
-    if "overlap" in members:
-        if members["overlap"] not in ("allow", "skip"):
-            message = "'overlap' is allow (any number of runs at once) or skip (none while the one before goes on)"
-            context.error(Rule.INVALID_VALUE, message, join_pointer(place, "overlap"))
-        elif members["overlap"] == "skip":
-            result["overlap"] = "skip"
-    if "catchUp" in members:
-        spot = join_pointer(place, "catchUp")
-        try:
-            late_ms = parse_duration(members["catchUp"]).length_ms(0)
-        except DurationError as error:
-            context.error(Rule.INVALID_VALUE, f"'catchUp': {error}", spot)
-        else:
-            result["catch_up_ms"] = late_ms
-    return result
+    found, problems = read_policy(context.mapping(value, place, "'schedule'", frozenset(POLICY_MEMBERS)))
+    for path, message in problems:
+        spot = place
+        for part in path:
+            spot = join_pointer(spot, part)
+        context.error(Rule.INVALID_VALUE, message, spot)
+    return found
 
 
 def task_hints(

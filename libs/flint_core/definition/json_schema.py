@@ -12,6 +12,7 @@ from typing import Final
 
 import orjson
 
+from flint_core.calendars import WEEKDAYS
 from flint_core.definition import unsupported
 from flint_core.definition.extensions import EXTENDED
 from flint_core.definition.findings import DefinitionLimits
@@ -32,6 +33,7 @@ from flint_core.definition.versions import VERSION
 from flint_core.definition.workflow import HEAD_MEMBERS, TOP_MEMBERS, USE_MEMBERS
 from flint_core.functions import FUNCTIONS, NOT_CALLED
 from flint_core.functions.schemas import Schema, object_of
+from flint_core.schedule_policy import CATCH_UPS, OVERLAPS
 
 __all__ = ["SCHEMA_ID", "schema_text", "workflow_schema"]
 
@@ -167,6 +169,17 @@ def _definitions() -> dict[str, Schema]:
             minProperties=1,
             maxProperties=1,
         ),
+        "exclusion": object_of(
+            [],
+            {
+                "dates": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                "weekdays": {"type": "array", "items": {"enum": list(WEEKDAYS)}, "minItems": 1},
+                "from": {"type": "string", "description": "local time of day, such as 22:00"},
+                "to": {"type": "string", "description": "local time of day, such as 06:00"},
+                "holidays": object_of(["country"], {"country": {"type": "string"}, "subdivision": {"type": "string"}}),
+            },
+            minProperties=1,
+        ),
         **policies(),
         **authentications(),
         **event_parts(),
@@ -221,8 +234,24 @@ _HINTS: Final[dict[str, Schema]] = {
     "schedule": object_of(
         [],
         {
-            "overlap": {"enum": ["allow", "skip"], "description": "whether a run starts while one goes on"},
-            "catchUp": ref("duration"),
+            "overlap": {"enum": list(OVERLAPS), "description": "what becomes of a time while a run goes on"},
+            "catchUp": {
+                "description": "how late a missed time is made up for, and which: last, all or none",
+                "anyOf": [
+                    {"enum": list(CATCH_UPS)},
+                    object_of([], {"policy": {"enum": list(CATCH_UPS)}, "window": ref("duration")}, minProperties=1),
+                    ref("duration"),
+                ],
+            },
+            "jitter": ref("duration"),
+            "exclude": {
+                "type": "array",
+                "description": "times that do not count: names of calendars, and rules",
+                "items": {"anyOf": [{"type": "string"}, ref("exclusion")]},
+            },
+            "startAt": {"type": "string", "format": "date-time"},
+            "endAt": {"type": "string", "format": "date-time"},
+            "maxRuns": {"type": "integer", "minimum": 1, "description": "runs that the schedule starts in all"},
         },
     ),
 }

@@ -12,14 +12,13 @@ from flint_core.durations import DurationError, parse_duration
 from flint_core.expressions import ExpressionSyntaxError
 from flint_core.patterns import PatternError, check_pattern
 from flint_core.schedule import CronInvalid, Schedule, check_cron
+from flint_core.schedule_policy import SHORTEST_MS
 
-__all__ = ["SHORTEST_MS", "compile_schedule"]
+__all__ = ["compile_schedule"]
 
 _WAYS: Final = ("every", "cron", "after", "on")
 _STRATEGIES: Final = ("all", "any", "one")
 _HINT: Final = "a schedule holds before there is a run"
-SHORTEST_MS: Final = 1_000
-"""The shortest interval of `every`."""
 
 
 def compile_schedule(context: Context, value: Any) -> Schedule | None:
@@ -57,7 +56,7 @@ def _duration(context: Context, way: str, content: Any, place: str) -> Schedule 
         context.error(Rule.INVALID_VALUE, f"'{way}': {error}", place)
         return None
     if way == "every" and length < SHORTEST_MS:
-        context.error(Rule.INVALID_VALUE, "'every' must be at least one second", place)
+        context.error(Rule.INVALID_VALUE, "'every' must be at least 100 milliseconds", place)
         return None
     return Schedule(**{way: content})
 

@@ -20,6 +20,8 @@ from flint_core.definition.tasks import Scope, TaskCompiler
 from flint_core.definition.versions import VERSION
 from flint_core.plan import Places
 from flint_core.program import Program, Task
+from flint_core.schedule_policy import check_moments
+from flint_core.zones import UTC_NAME, zone_named
 
 __all__ = ["HEAD_MEMBERS", "TOP_MEMBERS", "USE_MEMBERS", "compile_workflow"]
 
@@ -65,6 +67,9 @@ def compile_workflow(context: Context, source: Any) -> Program | None:
             message = "this hint is for the schedules every and cron"
             context.error(Rule.INVALID_VALUE, message, "/document/metadata/flint/schedule", key=True)
         schedule = replace(schedule, **policy)
+        never = check_moments(schedule, zone_named(head.get("timezone") or UTC_NAME))
+        if never is not None:
+            context.error(Rule.INVALID_VALUE, f"'schedule' {never}", "/document/metadata/flint/schedule", key=True)
     named = {name for kind, name in context.used if kind == "functions"}
     reusable.check_unused()
     authentications.check(Places("call", ()).arguments)

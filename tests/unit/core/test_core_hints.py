@@ -233,7 +233,7 @@ SCHEDULE_MISTAKES = {
     "member": ("{evry: PT1M}", "did you mean 'every'"),
     "expression": ("{every: '${ .x }'}", "cannot have expressions"),
     "duration": ("{after: soon}", "ISO 8601"),
-    "too often": ("{every: {milliseconds: 5}}", "at least one second"),
+    "too often": ("{every: {milliseconds: 5}}", "at least 100 milliseconds"),
     "cron": ("{cron: '61 * * * *'}", "minute"),
     "fields": ("{cron: '* * *'}", "3 fields"),
     "on": ("{on: {}}", "exactly one of"),
