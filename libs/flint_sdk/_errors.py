@@ -19,18 +19,25 @@
     │   ├── NamespaceNotFound
     │   ├── WorkerNotFound
     │   ├── ApprovalNotFound
+    │   ├── BatchNotFound
     │   └── PayloadNotFound
     ├── Conflict
     │   ├── RequestIdReused           the same request_id with other content
     │   └── VersionExists             the same version with other content
     ├── FailedPrecondition
     │   ├── RunEnded                  cannot be cancelled any more
+    │   ├── RunNotPaused
+    │   ├── RunEnding                 a cancel was asked for before
+    │   ├── ResetPointNotFound        its record has no such step
+    │   ├── RunUndone                 its effects were undone: only a reset to its beginning is possible
+    │   ├── ResetUnderWay
     │   ├── WorkflowInUse
     │   ├── LastAdminKey
     │   ├── ApprovalDecided           by somebody else, or otherwise, before
     │   └── ApprovalClosed            its run waits for it no more
     ├── ResourceExhausted             .retry_after_s
     │   ├── QueueFull
+    │   ├── TooManySignals            that the run did not take
     │   └── TooManyWatches
     ├── Unavailable                   .retry_after_s; nothing reachable until the deadline: the call may have happened
     ├── TimedOut                      also a TimeoutError: the deadline passed before the answer
@@ -182,6 +189,30 @@ class RunEnded(FailedPrecondition):
     """The run has already ended."""
 
 
+class RunNotPaused(FailedPrecondition):
+    """The run is not paused."""
+
+
+class RunEnding(FailedPrecondition):
+    """The run is ending: a cancel was asked for before."""
+
+
+class ResetPointNotFound(FailedPrecondition):
+    """The run's record has no such step, or nothing that failed."""
+
+
+class RunUndone(FailedPrecondition):
+    """What the run did was undone: it can only be reset to its beginning."""
+
+
+class ResetUnderWay(FailedPrecondition):
+    """Another reset of the run is under way."""
+
+
+class BatchNotFound(NotFound):
+    """No such job over runs."""
+
+
 class WorkflowInUse(FailedPrecondition):
     """Unfinished runs use the version."""
 
@@ -204,6 +235,10 @@ class ResourceExhausted(FlintError):
 
 class QueueFull(ResourceExhausted):
     """A queue or quota is full."""
+
+
+class TooManySignals(ResourceExhausted):
+    """The run has too many signals that it did not take."""
 
 
 class TooManyWatches(ResourceExhausted):
@@ -262,6 +297,13 @@ _BY_REASON: Final[dict[str, type[FlintError]]] = {
     "WORKER_NOT_FOUND": WorkerNotFound,
     "REQUEST_ID_REUSED": RequestIdReused,
     "RUN_ENDED": RunEnded,
+    "RUN_NOT_PAUSED": RunNotPaused,
+    "RUN_ENDING": RunEnding,
+    "RESET_POINT_NOT_FOUND": ResetPointNotFound,
+    "RUN_UNDONE": RunUndone,
+    "RESET_UNDER_WAY": ResetUnderWay,
+    "BATCH_NOT_FOUND": BatchNotFound,
+    "TOO_MANY_SIGNALS": TooManySignals,
     "VERSION_EXISTS": VersionExists,
     "WORKFLOW_IN_USE": WorkflowInUse,
     "LAST_ADMIN_KEY": LastAdminKey,

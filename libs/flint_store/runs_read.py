@@ -84,7 +84,14 @@ WHERE d.namespace_id = :namespace AND d.workflow_id = :workflow_id
 ORDER BY r.run_id DESC LIMIT :limit
 """
 
-_UNFINISHED = frozenset({runs_pb2.Run.STATE_QUEUED, runs_pb2.Run.STATE_RUNNING, runs_pb2.Run.STATE_WAITING})
+_UNFINISHED = frozenset(
+    {
+        runs_pb2.Run.STATE_QUEUED,
+        runs_pb2.Run.STATE_RUNNING,
+        runs_pb2.Run.STATE_WAITING,
+        runs_pb2.Run.STATE_PAUSED,
+    }
+)
 _UNSUCCESSFUL = frozenset({runs_pb2.Run.STATE_FAILED, runs_pb2.Run.STATE_CANCELLED})
 
 _HIGHEST = UUID(int=2**128 - 1)

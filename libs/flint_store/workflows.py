@@ -130,7 +130,7 @@ WITH target AS (
     FOR UPDATE),
 in_use AS (
     SELECT EXISTS (SELECT FROM run r JOIN target USING (definition_id)
-                   WHERE r.namespace_id = :namespace AND r.state IN (1, 2, 3)) AS yes),
+                   WHERE r.namespace_id = :namespace AND r.state IN (1, 2, 3, 7)) AS yes),
 deleted AS (
     UPDATE workflow_version d SET deleted_at = clock_timestamp()
     FROM target, in_use WHERE d.definition_id = target.definition_id AND NOT in_use.yes

@@ -54,6 +54,8 @@ class Job(_message.Message):
     INBOX_FIELD_NUMBER: _builtins.int
     AWAITS_FIELD_NUMBER: _builtins.int
     COMPENSATES_FIELD_NUMBER: _builtins.int
+    REBUILD_FIELD_NUMBER: _builtins.int
+    CANCEL_GRACE_MS_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
     OWN_POOL_FIELD_NUMBER: _builtins.int
@@ -107,6 +109,8 @@ class Job(_message.Message):
     """Seed of deterministic jitter."""
     compensates: _builtins.bool
     """Whether the record knows that the run has something to undo."""
+    cancel_grace_ms: _builtins.int
+    """How long steps that are under way when a cancel comes may go on, milliseconds."""
     pool: _builtins.str
     """Pool in which this leg is executed; empty: the run's own, as is the region then."""
     region: _builtins.str
@@ -128,6 +132,10 @@ class Job(_message.Message):
     @_builtins.property
     def awaits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys of the run's awaits that are recorded as open: the leg tells of those it has beyond them, and of those it has not."""
+
+    @_builtins.property
+    def rebuild(self) -> Global___Rebuild:
+        """Set when the run was reset and no leg has recorded a state since: rebuild it from the record first."""
 
     def __init__(
         self,
@@ -159,19 +167,113 @@ class Job(_message.Message):
         inbox: _abc.Iterable[Global___InboxMessage] | None = ...,
         awaits: _abc.Iterable[_builtins.str] | None = ...,
         compensates: _builtins.bool = ...,
+        rebuild: Global___Rebuild | None = ...,
+        cancel_grace_ms: _builtins.int = ...,
         pool: _builtins.str = ...,
         region: _builtins.str = ...,
         own_pool: _builtins.str = ...,
         own_region: _builtins.str = ...,
         leg_level: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rebuild", b"rebuild"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits", b"awaits", "cancel_requested", b"cancel_requested", "claimant", b"claimant", "compensates", b"compensates", "create_time_ms", b"create_time_ms", "definition_hash", b"definition_hash", "events", b"events", "expected_sequence", b"expected_sequence", "generation", b"generation", "group", b"group", "inbox", b"inbox", "input", b"input", "leg", b"leg", "leg_level", b"leg_level", "leg_nonce", b"leg_nonce", "level", b"level", "namespace", b"namespace", "open_time_ms", b"open_time_ms", "own_pool", b"own_pool", "own_region", b"own_region", "owner_session", b"owner_session", "pool", b"pool", "position", b"position", "region", b"region", "run_id", b"run_id", "seed", b"seed", "sequence", b"sequence", "snapshot", b"snapshot", "trace_id", b"trace_id", "version", b"version", "watermark", b"watermark", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits", b"awaits", "cancel_grace_ms", b"cancel_grace_ms", "cancel_requested", b"cancel_requested", "claimant", b"claimant", "compensates", b"compensates", "create_time_ms", b"create_time_ms", "definition_hash", b"definition_hash", "events", b"events", "expected_sequence", b"expected_sequence", "generation", b"generation", "group", b"group", "inbox", b"inbox", "input", b"input", "leg", b"leg", "leg_level", b"leg_level", "leg_nonce", b"leg_nonce", "level", b"level", "namespace", b"namespace", "open_time_ms", b"open_time_ms", "own_pool", b"own_pool", "own_region", b"own_region", "owner_session", b"owner_session", "pool", b"pool", "position", b"position", "rebuild", b"rebuild", "region", b"region", "run_id", b"run_id", "seed", b"seed", "sequence", b"sequence", "snapshot", b"snapshot", "trace_id", b"trace_id", "version", b"version", "watermark", b"watermark", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class Rebuild(_message.Message):
+    """How a run that was reset finds its state: from the input and the events of the entries that still count."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESET_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    reset: _builtins.int
+    """The reset, from 1."""
+    time_ms: _builtins.int
+    """When it was asked for, milliseconds since the Unix epoch."""
+    def __init__(
+        self,
+        *,
+        reset: _builtins.int = ...,
+        time_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reset", b"reset", "time_ms", b"time_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rebuild: _TypeAlias = Rebuild  # noqa: Y015
+
+@_typing.final
+class RecordRequest(_message.Message):
+    """Asks the schedulers for a part of a run's record: request on flint.record (NATS request and reply)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    AFTER_INDEX_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.bytes
+    """Run, 16 bytes."""
+    after_index: _builtins.int
+    """Only entries after this index."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.bytes = ...,
+        after_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_index", b"after_index", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordRequest: _TypeAlias = RecordRequest  # noqa: Y015
+
+@_typing.final
+class RecordResponse(_message.Message):
+    """A part of a run's record: the entries that count."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    LAST_INDEX_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    error: _builtins.str
+    """Why it could not be read; empty when it was. Ask again."""
+    input: _builtins.bytes
+    """The run's input, JSON; with after_index 0 only."""
+    last_index: _builtins.int
+    """Index of the last one."""
+    more: _builtins.bool
+    """Whether others follow."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Events of these entries, in order, one each; at most about 512 KiB."""
+
+    def __init__(
+        self,
+        *,
+        error: _builtins.str = ...,
+        input: _builtins.bytes = ...,
+        events: _abc.Iterable[_builtins.bytes] | None = ...,
+        last_index: _builtins.int = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "events", b"events", "input", b"input", "last_index", b"last_index", "more", b"more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordResponse: _TypeAlias = RecordResponse  # noqa: Y015
 
 @_typing.final
 class InboxMessage(_message.Message):
@@ -212,6 +314,8 @@ class ControlRequest(_message.Message):
     RELEASE_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     DELIVER_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
+    DROP_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def release(self) -> Global___ReleaseLegs:
         """Which of these legs are running? Those that are not are given up for ever."""
@@ -224,18 +328,28 @@ class ControlRequest(_message.Message):
     def deliver(self) -> Global___DeliverMessages:
         """Feed these messages to running legs; a leg that is not here gets them with its next job."""
 
+    @_builtins.property
+    def pause(self) -> Global___PauseLegs:
+        """Give these runs back at the next boundary between two steps."""
+
+    @_builtins.property
+    def drop(self) -> Global___DropLegs:
+        """These legs' runs have ended: stop at once, nothing of it is recorded any more."""
+
     def __init__(
         self,
         *,
         release: Global___ReleaseLegs | None = ...,
         cancel: Global___CancelLegs | None = ...,
         deliver: Global___DeliverMessages | None = ...,
+        pause: Global___PauseLegs | None = ...,
+        drop: Global___DropLegs | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "deliver", b"deliver", "release", b"release", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "deliver", b"deliver", "drop", b"drop", "pause", b"pause", "release", b"release", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "deliver", b"deliver", "release", b"release", "request", b"request"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "deliver", b"deliver", "drop", b"drop", "pause", b"pause", "release", b"release", "request", b"request"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["release", "cancel", "deliver"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["release", "cancel", "deliver", "pause", "drop"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -296,8 +410,8 @@ class LegRef(_message.Message):
 Global___LegRef: _TypeAlias = LegRef  # noqa: Y015
 
 @_typing.final
-class CancelLegs(_message.Message):
-    """Legs to cancel."""
+class PauseLegs(_message.Message):
+    """Legs to give back."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -314,6 +428,58 @@ class CancelLegs(_message.Message):
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["legs", b"legs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseLegs: _TypeAlias = PauseLegs  # noqa: Y015
+
+@_typing.final
+class DropLegs(_message.Message):
+    """Legs to stop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def legs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LegRef]:
+        """At most 10000."""
+
+    def __init__(
+        self,
+        *,
+        legs: _abc.Iterable[Global___LegRef] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["legs", b"legs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropLegs: _TypeAlias = DropLegs  # noqa: Y015
+
+@_typing.final
+class CancelLegs(_message.Message):
+    """Legs to cancel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEGS_FIELD_NUMBER: _builtins.int
+    GRACE_MS_FIELD_NUMBER: _builtins.int
+    grace_ms: _builtins.int
+    """How long steps that are under way may go on, milliseconds; 0: they are aborted at once."""
+    @_builtins.property
+    def legs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LegRef]:
+        """At most 10000."""
+
+    def __init__(
+        self,
+        *,
+        legs: _abc.Iterable[Global___LegRef] | None = ...,
+        grace_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace_ms", b"grace_ms", "legs", b"legs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -89,6 +89,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """What the queue was asked for cannot be told from the input: an expression of metadata.flint names nothing there, or what
     is no key (FAILED_PRECONDITION).
     """
+    ERROR_REASON_RUN_NOT_PAUSED: _ErrorReason.ValueType  # 55
+    """The run is not paused, and no pause is under way (FAILED_PRECONDITION)."""
+    ERROR_REASON_RUN_ENDING: _ErrorReason.ValueType  # 56
+    """The run is ending: a cancel was asked for before (FAILED_PRECONDITION)."""
+    ERROR_REASON_RESET_POINT_NOT_FOUND: _ErrorReason.ValueType  # 57
+    """The run's record has no such point to reset it to (FAILED_PRECONDITION)."""
+    ERROR_REASON_RUN_UNDONE: _ErrorReason.ValueType  # 58
+    """What the run did was undone: it can only be reset to its beginning (FAILED_PRECONDITION)."""
+    ERROR_REASON_RESET_UNDER_WAY: _ErrorReason.ValueType  # 59
+    """Another reset of the run is under way (FAILED_PRECONDITION)."""
+    ERROR_REASON_BATCH_NOT_FOUND: _ErrorReason.ValueType  # 60
+    """No such batch (NOT_FOUND)."""
+    ERROR_REASON_TOO_MANY_SIGNALS: _ErrorReason.ValueType  # 61
+    """The run has too many signals that it did not take (RESOURCE_EXHAUSTED)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why an RPC was refused, or why a run or a step failed. Clients may match on these; they are never renamed."""
@@ -157,4 +171,18 @@ ERROR_REASON_QUEUE_HINT_INVALID: ErrorReason.ValueType  # 42
 """What the queue was asked for cannot be told from the input: an expression of metadata.flint names nothing there, or what
 is no key (FAILED_PRECONDITION).
 """
+ERROR_REASON_RUN_NOT_PAUSED: ErrorReason.ValueType  # 55
+"""The run is not paused, and no pause is under way (FAILED_PRECONDITION)."""
+ERROR_REASON_RUN_ENDING: ErrorReason.ValueType  # 56
+"""The run is ending: a cancel was asked for before (FAILED_PRECONDITION)."""
+ERROR_REASON_RESET_POINT_NOT_FOUND: ErrorReason.ValueType  # 57
+"""The run's record has no such point to reset it to (FAILED_PRECONDITION)."""
+ERROR_REASON_RUN_UNDONE: ErrorReason.ValueType  # 58
+"""What the run did was undone: it can only be reset to its beginning (FAILED_PRECONDITION)."""
+ERROR_REASON_RESET_UNDER_WAY: ErrorReason.ValueType  # 59
+"""Another reset of the run is under way (FAILED_PRECONDITION)."""
+ERROR_REASON_BATCH_NOT_FOUND: ErrorReason.ValueType  # 60
+"""No such batch (NOT_FOUND)."""
+ERROR_REASON_TOO_MANY_SIGNALS: ErrorReason.ValueType  # 61
+"""The run has too many signals that it did not take (RESOURCE_EXHAUSTED)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

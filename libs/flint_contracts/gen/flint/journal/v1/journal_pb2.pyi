@@ -45,6 +45,7 @@ class JournalEntry(_message.Message):
     AWAITS_CLOSED_FIELD_NUMBER: _builtins.int
     CONSUMED_FIELD_NUMBER: _builtins.int
     COMPENSATES_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
     run_id: _builtins.bytes
     """The run, 16 bytes."""
     leg_nonce: _builtins.bytes
@@ -87,6 +88,10 @@ class JournalEntry(_message.Message):
     def consumed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Keys of inbox messages whose events are in this entry: the fold deletes them."""
 
+    @_builtins.property
+    def taken(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of inbox messages that hold signals and that the run took: nobody else gets them. May be told again."""
+
     def __init__(
         self,
         *,
@@ -105,10 +110,11 @@ class JournalEntry(_message.Message):
         awaits_closed: _abc.Iterable[_builtins.str] | None = ...,
         consumed: _abc.Iterable[_builtins.str] | None = ...,
         compensates: _builtins.bool = ...,
+        taken: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits_closed", b"awaits_closed", "awaits_opened", b"awaits_opened", "claimant", b"claimant", "compensates", b"compensates", "consumed", b"consumed", "end", b"end", "events", b"events", "index", b"index", "leg", b"leg", "leg_nonce", b"leg_nonce", "run_id", b"run_id", "seal", b"seal", "seal_session", b"seal_session", "snapshot", b"snapshot", "steps", b"steps"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits_closed", b"awaits_closed", "awaits_opened", b"awaits_opened", "claimant", b"claimant", "compensates", b"compensates", "consumed", b"consumed", "end", b"end", "events", b"events", "index", b"index", "leg", b"leg", "leg_nonce", b"leg_nonce", "run_id", b"run_id", "seal", b"seal", "seal_session", b"seal_session", "snapshot", b"snapshot", "steps", b"steps", "taken", b"taken"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -48,6 +48,8 @@ class Run(_message.Message):
         """Ended with an error; error is set. Terminal."""
         STATE_CANCELLED: Run._State.ValueType  # 6
         """Ended by a cancel. Terminal."""
+        STATE_PAUSED: Run._State.ValueType  # 7
+        """Paused by a command: holds no slot, timers do not fire, what comes for it is kept until it is resumed."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """Where a run is in its life."""
@@ -66,6 +68,8 @@ class Run(_message.Message):
     """Ended with an error; error is set. Terminal."""
     STATE_CANCELLED: Run.State.ValueType  # 6
     """Ended by a cancel. Terminal."""
+    STATE_PAUSED: Run.State.ValueType  # 7
+    """Paused by a command: holds no slot, timers do not fire, what comes for it is kept until it is resumed."""
 
     NAME_FIELD_NUMBER: _builtins.int
     WORKFLOW_FIELD_NUMBER: _builtins.int
@@ -86,6 +90,7 @@ class Run(_message.Message):
     WORKER_FIELD_NUMBER: _builtins.int
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     SCHEDULE_TIME_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
@@ -116,6 +121,8 @@ class Run(_message.Message):
     """Worker that holds its open leg; empty when none does."""
     cancel_requested: _builtins.bool
     """Whether a cancel was asked for."""
+    reset: _builtins.int
+    """How often it was reset to an earlier point of its record."""
     pool: _builtins.str
     """Pool that its next or current leg is for; "default" unless told."""
     region: _builtins.str
@@ -174,6 +181,7 @@ class Run(_message.Message):
         worker: _builtins.str = ...,
         cancel_requested: _builtins.bool = ...,
         schedule_time: _timestamp_pb2.Timestamp | None = ...,
+        reset: _builtins.int = ...,
         pool: _builtins.str = ...,
         region: _builtins.str = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
@@ -181,7 +189,7 @@ class Run(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "schedule_time", b"schedule_time", "start_time", b"start_time", "wake_time", b"wake_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "change", b"change", "create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "input", b"input", "leg", b"leg", "level", b"level", "name", b"name", "output", b"output", "pool", b"pool", "position", b"position", "region", b"region", "request_id", b"request_id", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "waiting_for", b"waiting_for", "wake_time", b"wake_time", "worker", b"worker", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "change", b"change", "create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "input", b"input", "leg", b"leg", "level", b"level", "name", b"name", "output", b"output", "pool", b"pool", "position", b"position", "region", b"region", "request_id", b"request_id", "reset", b"reset", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "waiting_for", b"waiting_for", "wake_time", b"wake_time", "worker", b"worker", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -805,19 +813,27 @@ class CancelRunRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """namespaces/{namespace}/runs/{run}. Required."""
     reason: _builtins.str
     """Why, for the record; at most 512 characters."""
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """How long steps that are under way may go on; what has not ended then is aborted. Nothing new begins meanwhile, except
+        what undoes. Unset means scheduler.cancel_grace_s; at most one hour.
+        """
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         reason: _builtins.str = ...,
+        grace: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "name", b"name", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1053,6 +1069,7 @@ class HistoryEntry(_message.Message):
     RECORD_TIME_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     LEG_END_FIELD_NUMBER: _builtins.int
+    SUPERSEDED_BY_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Its index, dense, from 1."""
     leg: _builtins.int
@@ -1061,6 +1078,8 @@ class HistoryEntry(_message.Message):
     """The worker that wrote it."""
     leg_end: _builtins.str
     """How it ended its leg; empty when the leg went on: succeeded, failed, cancelled, blocked, yielded."""
+    superseded_by: _builtins.int
+    """The reset that cut it off, from 1; 0: it counts. What it tells has happened all the same."""
     @_builtins.property
     def record_time(self) -> _timestamp_pb2.Timestamp:
         """When it was recorded."""
@@ -1078,10 +1097,11 @@ class HistoryEntry(_message.Message):
         record_time: _timestamp_pb2.Timestamp | None = ...,
         steps: _abc.Iterable[Global___StepRecord] | None = ...,
         leg_end: _builtins.str = ...,
+        superseded_by: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["record_time", b"record_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "leg", b"leg", "leg_end", b"leg_end", "record_time", b"record_time", "steps", b"steps", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "leg", b"leg", "leg_end", b"leg_end", "record_time", b"record_time", "steps", b"steps", "superseded_by", b"superseded_by", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

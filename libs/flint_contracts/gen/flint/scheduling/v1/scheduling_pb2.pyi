@@ -208,10 +208,13 @@ class CancelRunsRequest(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     RUN_IDS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    GRACE_MS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace id."""
     reason: _builtins.str
     """For the record."""
+    grace_ms: _builtins.int
+    """How long steps that are under way may go on, milliseconds; unset: scheduler.cancel_grace_s."""
     @_builtins.property
     def run_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Run ids, 16 bytes each, at most 1000."""
@@ -222,12 +225,15 @@ class CancelRunsRequest(_message.Message):
         namespace: _builtins.str = ...,
         run_ids: _abc.Iterable[_builtins.bytes] | None = ...,
         reason: _builtins.str = ...,
+        grace_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_grace_ms", b"_grace_ms", "grace_ms", b"grace_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "reason", b"reason", "run_ids", b"run_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grace_ms", b"_grace_ms", "grace_ms", b"grace_ms", "namespace", b"namespace", "reason", b"reason", "run_ids", b"run_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__grace_ms: _TypeAlias = _typing.Literal["grace_ms"]  # noqa: Y015
+    _WhichOneofArgType__grace_ms: _TypeAlias = _typing.Literal["_grace_ms", b"_grace_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__grace_ms) -> _WhichOneofReturnType__grace_ms | None: ...
 
 Global___CancelRunsRequest: _TypeAlias = CancelRunsRequest  # noqa: Y015
 
