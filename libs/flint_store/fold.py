@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flint_store.arrays import bools, byteas, integers, texts, uuids
 from flint_store.await_changes import AWAIT_PARTS, AwaitChanges, await_parameters
 from flint_store.fence import FENCE, Fenced, OwnerSession
 from flint_store.payloads import use_in_messages
+from flint_store.permit_changes import PERMIT_PARTS, PermitChange, permit_parameters
 
 __all__ = ["ROW_DIFFERS", "EntryRow", "RunFold", "fold_runs"]
 
@@ -56,6 +57,7 @@ class RunFold:
     ended: bool = False
     compensates: bool = False  # has something to undo; false keeps what was known
     awaits: AwaitChanges | None = None  # what changes beside the row, for the few runs that have any of it
+    permits: PermitChange | None = None  # of a run with permits that has ended
 
 
 # Nested loops over primary keys (the lane's connection forbids other plans); watched by a test. Entries are inserted
@@ -96,12 +98,20 @@ SELECT (SELECT count(*) FROM fence) AS held, clock_timestamp() AS at, (SELECT co
             THEN 1 / (SELECT count(*) * 0 FROM folded) ELSE 0 END AS unchanged
 """)
 
-# The same, also changing awaits and inboxes.
-FOLD_AND_AWAITS = text(
-    FOLD.text.replace(
-        "\nSELECT (SELECT count(*) FROM fence) AS held", f"{AWAIT_PARTS}\nSELECT (SELECT count(*) FROM fence) AS held"
-    )
-)
+
+def _with_parts(parts: str) -> TextClause:
+    end = "\nSELECT (SELECT count(*) FROM fence) AS held"
+    return text(FOLD.text.replace(end, f"{parts}{end}"))
+
+
+# The same, also changing awaits and inboxes, or permits, or all of it.
+FOLD_AND_AWAITS = _with_parts(AWAIT_PARTS)
+_FOLDS = {
+    (False, False): FOLD,
+    (True, False): FOLD_AND_AWAITS,
+    (False, True): _with_parts(PERMIT_PARTS),
+    (True, True): _with_parts(AWAIT_PARTS + PERMIT_PARTS),
+}
 
 
 async def fold_runs(
@@ -141,7 +151,10 @@ async def fold_runs(
         parameters |= await_parameters(changes)
         parents = [c.parent for c in changes if c.parent is not None]
         await use_in_messages(connection, [(p.run_id, p.payload) for p in parents])
-    statement = FOLD_AND_AWAITS if changes else FOLD
+    permits = [f.permits for f in folds if f.permits is not None]
+    if permits:
+        parameters |= permit_parameters(permits)
+    statement = _FOLDS[bool(changes), bool(permits)]
     row = (await connection.execute(statement, parameters | session.parameters())).one()
     if row.held == 0:
         raise Fenced(session)

@@ -30,10 +30,13 @@ class Sweep:
     due: list[tuple[bytes, int]]  # run, due time in milliseconds since the Unix epoch
     awaits: list[bytes]  # runs with awaits that are not served
     schedules: list[tuple[bytes, int]] = field(default_factory=list)  # schedule, when to look at it (as `due`)
+    after: list[bytes] = field(default_factory=list)  # ended runs whose permits stay until their legs are over
+    backfills: list[bytes] = field(default_factory=list)  # schedules with backfills under way
 
 
 # Partial indexes run(group_id) WHERE adopt, run(group_id, wake_at) WHERE wake_at IS NOT NULL, run_await(group_id,
-# run_id) WHERE NOT served, inbox(group_id, run_id), schedule_due, and schedule_after with the run's primary key.
+# run_id) WHERE NOT served, inbox(group_id, run_id), schedule_due, schedule_after and schedule_held with the run's
+# primary key, schedule_backfill_open, and permit_after.
 SWEEP = text(f"""
 WITH fence AS MATERIALIZED ({FENCE})
 SELECT 0 AS kind, NULL::uuid AS run_id, clock_timestamp() AS at FROM fence
@@ -53,7 +56,14 @@ UNION ALL (SELECT 5, s.schedule_id, s.next_fire_at FROM fence, schedule s
            ORDER BY s.next_fire_at LIMIT :limit)
 UNION ALL (SELECT 5, s.schedule_id, r.ended_at FROM fence, schedule s JOIN run r ON r.run_id = s.last_run_id
            WHERE s.group_id = ANY(CAST(:groups AS int[])) AND s.kind = 'after' AND s.next_fire_at IS NULL
+             AND s.paused_at IS NULL AND r.ended_at IS NOT NULL LIMIT :limit)
+UNION ALL (SELECT 5, s.schedule_id, r.ended_at FROM fence, schedule s JOIN run r ON r.run_id = s.last_run_id
+           WHERE s.group_id = ANY(CAST(:groups AS int[])) AND s.held_at IS NOT NULL AND s.paused_at IS NULL
              AND r.ended_at IS NOT NULL LIMIT :limit)
+UNION ALL (SELECT DISTINCT 7, b.schedule_id, NULL::timestamptz FROM fence, schedule_backfill b
+           WHERE b.group_id = ANY(CAST(:groups AS int[])) AND b.ended_at IS NULL LIMIT :limit)
+UNION ALL (SELECT DISTINCT 6, p.run_id, NULL::timestamptz FROM fence, permit p
+           WHERE p.group_id = ANY(CAST(:groups AS int[])) AND p.claimant IS NOT NULL LIMIT :limit)
 """)
 
 # The unique key makes a repeated request one row. Runs that have ended get none. Row order: as asked.
@@ -96,6 +106,8 @@ async def sweep(
     due: list[tuple[bytes, int]] = []
     awaits: list[bytes] = []
     schedules: list[tuple[bytes, int]] = []
+    after: list[bytes] = []
+    backfills: list[bytes] = []
     at: datetime | None = None
     for row in rows:
         match row.kind:
@@ -109,11 +121,15 @@ async def sweep(
                 due.append((row.run_id.bytes, int(row.at.timestamp() * 1000)))
             case 4:
                 awaits.append(row.run_id.bytes)
-            case _:
+            case 6:
+                after.append(row.run_id.bytes)
+            case 5:
                 schedules.append((row.run_id.bytes, int(row.at.timestamp() * 1000)))
+            case _:
+                backfills.append(row.run_id.bytes)
     if at is None:
         raise Fenced(session)
-    return Sweep(at, accepted, inbox, due, awaits, schedules)
+    return Sweep(at, accepted, inbox, due, awaits, schedules, after, backfills)
 
 
 async def put_inbox(
