@@ -1,4 +1,4 @@
-"""What the fold that ends a run changes of its permits: a further form of the fold's statement, used only for such runs.
+"""What the fold that ends a run changes of its permits: one more form of the fold's statement, for such runs alone.
 
 An end that the leg told itself, or that a SEAL stands for, frees the run's permits in the same commit. Any other end
 leaves them with the leg's claimant until that is surely over (`permits.free_after`).
@@ -34,7 +34,8 @@ kept AS (
          AS k(run_id, claimant, leg_nonce)
     WHERE p.run_id = k.run_id RETURNING 1),
 unqueued AS (
-    DELETE FROM permit_wait w USING fence, unnest(CAST(:freed_runs AS uuid[]) || CAST(:kept_runs AS uuid[])) AS f(run_id)
+    DELETE FROM permit_wait w
+    USING fence, unnest(CAST(:freed_runs AS uuid[]) || CAST(:kept_runs AS uuid[])) AS f(run_id)
     WHERE w.run_id = f.run_id RETURNING 1)"""
 """More members of the fold's WITH list; each depends on `fence`."""
 

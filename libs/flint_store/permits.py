@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
-from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -139,9 +138,9 @@ async def open_permitted(
 ) -> list[PermitAnswer]:
     """Open, in one commit, the legs of those runs that get their permits; answers in the order of the requests.
 
-    At most `MOST_REQUESTS`. Runs are let in by level, then since when they wait; a run is refused while an older one, of
-    this scheduler or another, was refused for the same key in the last `patience_ms`. Raises `Fenced`, or a DataError
-    when a row had changed: nothing was written then.
+    At most `MOST_REQUESTS`. Runs are let in by level, then since when they wait; a run is refused while an older one,
+    of this scheduler or another, was refused for the same key in the last `patience_ms`. Raises `Fenced`, or a
+    DataError when a row had changed: nothing was written then.
     """
     ordered = sorted(requests, key=lambda r: (r.level, r.since_ms, r.opening.run_id))
     openings = [r.opening for r in ordered]

@@ -10,9 +10,9 @@ branch_labels = None
 depends_on = None
 
 STATEMENTS: tuple[str, ...] = (
-    # One permit of one run. kind 1: a place under a concurrency key, 2: a token of a rate. It is taken by the commit that
-    # opens the run's leg, and goes with the commit that ends the run; unless the leg's worker may still be at work then:
-    # claimant and leg_nonce name it, and the permit stays until that leg is surely over.
+    # One permit of one run. kind 1: a place under a concurrency key, 2: a token of a rate. It is taken by the commit
+    # that opens the run's leg, and goes with the commit that ends the run; unless the leg's worker may still be at work
+    # then: claimant and leg_nonce name it, and the permit stays until that leg is surely over.
     """
     CREATE TABLE permit (
         namespace_id text COLLATE "C" NOT NULL,
@@ -192,7 +192,8 @@ STATEMENTS: tuple[str, ...] = (
                     ON CONFLICT ON CONSTRAINT inbox_pkey DO NOTHING;
                 END IF;
                 INSERT INTO permit_wait AS w (namespace_id, kind, key, run_id, level, since_ms, asked_at, replaces)
-                VALUES (namespaces[n], kinds[lacks], keys[lacks], runs[n], levels[n], since[n], clock_timestamp(), replaced)
+                VALUES (namespaces[n], kinds[lacks], keys[lacks], runs[n], levels[n], since[n], clock_timestamp(),
+                        replaced)
                 ON CONFLICT ON CONSTRAINT permit_wait_pkey DO UPDATE
                 SET level = excluded.level, asked_at = excluded.asked_at,
                     replaces = coalesce(w.replaces, excluded.replaces);
