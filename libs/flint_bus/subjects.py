@@ -10,6 +10,8 @@ __all__ = [
     "DEFINITIONS",
     "EVENTS_STORE",
     "FLEET_BEATS",
+    "FLEET_POOLS",
+    "FLEET_QUARANTINES",
     "FUNCTIONS_REGISTERED",
     "FUNCTION_OFFERS",
     "JOBS_STREAM",
@@ -17,6 +19,7 @@ __all__ = [
     "NAMESPACES",
     "OWNERS",
     "PAYLOADS",
+    "RECORD",
     "WORKFLOWS",
     "control_subject",
     "definition_subject",
@@ -51,8 +54,17 @@ BACKLOG: Final = "flint.backlog"
 FLEET_BEATS: Final = "flint.fleet.beats"
 """Broadcast by the registries: FleetBeats."""
 
+FLEET_POOLS: Final = "flint.fleet.pools"
+"""Broadcast by the leading registry: PoolOutlooks."""
+
+FLEET_QUARANTINES: Final = "flint.fleet.quarantines"
+"""Broadcast by the leading registry when a worker is quarantined: Quarantine."""
+
 JOBS_STREAM: Final = "FLINT_JOBS"
 """The stream of assigned legs."""
+
+RECORD: Final = "flint.record"
+"""Workers ask any scheduler for a part of a run's record: RecordRequest."""
 
 PAYLOADS: Final = "flint.payloads"
 """Where schedulers answer PayloadRequests."""

@@ -6,6 +6,7 @@
 | `groups/<n>` | id of the scheduler that may try to own the group | that scheduler's |
 | `workers/<incarnation>` | `WorkerCard` | the worker's own |
 | `drains/<incarnation>` | empty: the worker is asked to drain | the worker's own |
+| `quarantines/<incarnation>` | `Quarantine`: why it is drained as an outlier | the worker's own |
 | `departures/<incarnation>` | `WorkerCard`: the worker left by itself; its key did not run out | one of ten minutes |
 | `registry/leader` | id of the registry that leads | that registry's |
 | `store` | a random id of this etcd store, written once by whoever comes first | none |
@@ -17,6 +18,7 @@ __all__ = [
     "DEPARTURES",
     "DRAINS",
     "GROUPS",
+    "QUARANTINES",
     "REGISTRY_LEADER",
     "SCHEDULERS",
     "STORE",
@@ -24,6 +26,7 @@ __all__ = [
     "departure",
     "drain",
     "group",
+    "quarantine",
     "scheduler",
     "worker",
 ]
@@ -32,6 +35,7 @@ SCHEDULERS = "schedulers/"
 GROUPS = "groups/"
 WORKERS = "workers/"
 DRAINS = "drains/"
+QUARANTINES = "quarantines/"
 DEPARTURES = "departures/"
 REGISTRY_LEADER = "registry/leader"
 STORE = "store"
@@ -55,6 +59,11 @@ def worker(incarnation: str) -> str:
 def drain(incarnation: str) -> str:
     """Key that asks a worker to drain."""
     return f"{DRAINS}{incarnation}"
+
+
+def quarantine(incarnation: str) -> str:
+    """Key that says why a worker is drained as an outlier."""
+    return f"{QUARANTINES}{incarnation}"
 
 
 def departure(incarnation: str) -> str:

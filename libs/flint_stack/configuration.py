@@ -40,7 +40,7 @@ _SECTIONS = {
         "registry",
         "scheduler",
     ),
-    "registry": ("cluster", "postgres", "nats", "etcd", "limits", "log", "registry"),
+    "registry": ("cluster", "postgres", "nats", "etcd", "limits", "log", "registry", "fleet"),
     "worker": (
         "cluster",
         "nats",

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
@@ -36,6 +36,8 @@ class LiveWorker:
     card: registry_pb2.WorkerCard
     beat: registry_pb2.Beat | None = None
     beat_ms: int = 0
+    figures: dict[str, registry_pb2.FunctionFigures] = field(default_factory=dict)
+    """The latest of each function: beats tell only what changed."""
 
 
 def read_card(value: bytes) -> registry_pb2.WorkerCard | None:
@@ -55,6 +57,7 @@ class FleetView:
         self._coord = coord
         self._workers: dict[str, LiveWorker] = {}
         self._drains: set[str] = set()
+        self._quarantines: dict[str, registry_pb2.Quarantine] = {}
         self._gauged: set[tuple[str, str]] = set()
         self.known = asyncio.Event()
         """Set once etcd has been read."""
@@ -69,17 +72,34 @@ class FleetView:
         """Whether somebody asked it to drain."""
         return incarnation in self._drains
 
+    def live(self) -> list[LiveWorker]:
+        """All live workers, in no order."""
+        return list(self._workers.values())
+
+    def quarantine(self, incarnation: str) -> registry_pb2.Quarantine | None:
+        """Why it is quarantined; None when it is not."""
+        return self._quarantines.get(incarnation)
+
+    def leaves(self, worker: LiveWorker) -> bool:
+        """Whether it is on its way to its end: nothing brings it back."""
+        incarnation = worker.card.incarnation
+        told = worker.beat is not None and worker.beat.draining
+        return told or incarnation in self._drains or incarnation in self._quarantines
+
     def state(self, worker: LiveWorker) -> WorkerState:
         """READY or DRAINING."""
-        told = worker.beat is not None and worker.beat.draining
-        if told or worker.card.draining or worker.card.incarnation in self._drains:
+        if worker.card.draining or self.leaves(worker):
             return fleet_pb2.Worker.STATE_DRAINING
         return fleet_pb2.Worker.STATE_READY
 
     def shown(self) -> Iterator[fleet_pb2.Worker]:
         """All live workers, in no order."""
         for worker in self._workers.values():
-            yield shown(worker.card, self.state(worker), beat=worker.beat, beat_ms=worker.beat_ms)
+            told = shown(worker.card, self.state(worker), beat=worker.beat, beat_ms=worker.beat_ms)
+            quarantine = self._quarantines.get(worker.card.incarnation)
+            if quarantine is not None:
+                told.quarantine_reason = quarantine.reason
+            yield told
 
     # -- what it hears
 
@@ -93,6 +113,8 @@ class FleetView:
                 changed |= (worker.beat is not None and worker.beat.draining) != beat.draining
                 worker.beat = beat
                 worker.beat_ms = now
+                for figures in beat.functions:
+                    worker.figures[figures.function] = figures
         if changed:
             self._gauge()
 
@@ -122,6 +144,28 @@ class FleetView:
                 else:
                     self._drains.discard(change.key.removeprefix(keys.DRAINS))
                 self._gauge()
+
+    async def follow_quarantines(self) -> None:
+        """Follows who is quarantined, until cancelled."""
+        async with contextlib.aclosing(self._coord.watch(keys.QUARANTINES)) as changes:
+            async for change in changes:
+                if change.kind is ChangeKind.SNAPSHOT:
+                    self._quarantines = {}
+                    for item in change.items:
+                        self._quarantined(item.key, item.value)
+                elif change.kind is ChangeKind.PUT:
+                    self._quarantined(change.key, change.value)
+                else:
+                    self._quarantines.pop(change.key.removeprefix(keys.QUARANTINES), None)
+                self._gauge()
+
+    def _quarantined(self, key: str, value: bytes) -> None:
+        try:
+            quarantine = registry_pb2.Quarantine.FromString(value)
+        except DecodeError as error:
+            _log.error("quarantine_unreadable", error=str(error))
+            return
+        self._quarantines[key.removeprefix(keys.QUARANTINES)] = quarantine
 
     def _put(self, key: str, value: bytes, before: dict[str, LiveWorker]) -> None:
         card = read_card(value)

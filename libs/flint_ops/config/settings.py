@@ -13,14 +13,18 @@ __all__ = [
     "ContainerSettings",
     "EtcdSettings",
     "EventSettings",
+    "FleetSettings",
     "GatewaySettings",
     "IdentitySettings",
     "JournalSettings",
+    "KubernetesSettings",
     "LimitSettings",
     "LogSettings",
     "NatsSettings",
     "PayloadSettings",
+    "PoolSettings",
     "PostgresSettings",
+    "QuarantineSettings",
     "RegistrySettings",
     "SchedulerSettings",
     "ScriptSettings",
@@ -192,6 +196,20 @@ class SchedulerSettings(_Section):
     overcommit: float = Field(1.25, ge=1, le=4, description="legs sent per slot")
     queue_limit: int = Field(200_000, ge=1, description="accepted runs waiting for a slot, per scheduler")
     drain_s: float = Field(10.0, gt=0)
+    ageing_s: float = Field(
+        600.0, ge=0, le=86_400, description="a run that waits this long for a slot gains a level, never level 0; 0: never"
+    )
+    headroom: dict[str, float] = Field(
+        {},
+        description="part of a pool's slots that only urgent levels get, by pool, 0 to 0.9; '*': pools not named here",
+    )
+    headroom_level: int = Field(0, ge=0, le=8, description="the least urgent level that gets the headroom")
+    off_peak: str = Field(
+        "", description="when off-peak runs may begin, such as 22:00-06:00 Europe/Berlin; empty: only into spare slots"
+    )
+    off_peak_spare: float = Field(
+        0.25, ge=0, le=1, description="off-peak runs may also begin while more than this part of the pool's slots is free"
+    )
     schedule_catch_up_s: float = Field(
         300.0, ge=0, le=31 * 86_400, description="a schedule's time that was missed is made up for if it is not older"
     )
@@ -205,6 +223,69 @@ class RegistrySettings(_Section):
     ops_listen: str = "127.0.0.1:7483"
     lease_ttl_s: int = Field(5, ge=2, le=60, description="a worker's lease")
     heartbeat_interval_s: float = Field(1.5, gt=0)
+
+
+class PoolSettings(_Section):
+    """How a pool is scaled. A value that a pool does not set is that of fleet.defaults."""
+
+    mode: Literal["fixed", "shadow", "automatic"] = Field(
+        "automatic", description="fixed: nothing is decided; shadow: decisions are only written down"
+    )
+    minimum_workers: int = Field(0, ge=0, le=10_000, description="never fewer; 0: the pool may go to zero")
+    maximum_workers: int = Field(10, ge=1, le=10_000, description="never more, those that start or drain included")
+    target_wait_s: float = Field(2.0, ge=0.1, le=3600, description="95 of 100 runs wait for a slot no longer than this")
+    idle_s: float = Field(300.0, ge=1, le=86_400, description="a worker without a leg for this long may be ended")
+    cooldown_s: float = Field(60.0, ge=0, le=86_400, description="least time between starts and ends of workers")
+    buffer_slots: int = Field(0, ge=0, le=100_000, description="free slots kept warm beyond what the load needs")
+    standby_slots: int = Field(0, ge=0, le=100_000, description="free slots kept beyond the buffer for urgent work")
+    worker_slots: int = Field(0, ge=0, le=10_000, description="slots of a new worker; 0: as worker.slots says there")
+    dedicated_to: str = Field("", description="the one namespace that the pool works for; empty: all")
+
+
+class KubernetesSettings(_Section):
+    """Workers as pods (fleet.provisioner = "kubernetes")."""
+
+    namespace: str = Field("flint", description="where the pods are made")
+    kubeconfig: str = Field("", description="path of a kubeconfig file; empty: the registry's own service account")
+    context: str = Field("", description="context of the kubeconfig; empty: the current one")
+    template: str = Field("", description="path of a YAML file with one Pod, from which each worker's pod is made")
+    templates: dict[str, str] = Field({}, description="paths of other templates, by pool")
+    request_timeout_s: float = Field(10.0, gt=0, le=300, description="one request to the API server")
+
+
+class QuarantineSettings(_Section):
+    """Workers whose calls fail or take longer than those of the others in their pool are drained."""
+
+    enabled: bool = Field(True, description="whether outliers are looked for")
+    window_s: float = Field(120.0, ge=5, le=3600, description="calls of this long are compared")
+    minimum_calls: int = Field(20, ge=1, description="fewer calls of a function on a worker say nothing")
+    minimum_workers: int = Field(3, ge=3, description="fewer workers of a pool with enough calls say nothing")
+    deviations: float = Field(6.0, ge=2, description="how far from the median is too far, in scaled median deviations")
+    error_share: float = Field(0.2, gt=0, le=1, description="least difference of the share of failed calls")
+    slowness: float = Field(3.0, ge=1.1, description="least ratio of the mean duration to the median")
+    share: float = Field(0.33, ge=0, le=0.5, description="of a pool's workers, quarantined at the same time at most")
+
+
+class FleetSettings(_Section):
+    """How many workers there are, decided by the leading registry."""
+
+    provisioner: Literal["none", "local", "kubernetes"] = Field(
+        "none", description="who starts and ends workers; none: you do"
+    )
+    region: str = Field(
+        "local", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="region of the workers that are started"
+    )
+    decide_s: float = Field(1.0, ge=0.1, le=60, description="time between two looks at the pools")
+    startup_s: float = Field(60.0, ge=1, le=3600, description="a worker that has not registered by then has failed")
+    drain_s: float = Field(120.0, ge=1, le=86_400, description="a drained worker that has not ended by then is told to")
+    decisions_kept_days: int = Field(14, ge=1, le=3650, description="how long scaling decisions are kept")
+    evaluate_s: float = Field(180.0, ge=1, le=3600, description="after this long a decision is judged")
+    socket: str = Field("", description="local: where the worker host listens (a Unix socket)")
+    local_workers: int = Field(64, ge=1, le=1000, description="local: most workers of one host, of all pools")
+    defaults: PoolSettings = PoolSettings()
+    pools: dict[str, PoolSettings] = Field({}, description="pools with settings of their own, by name")
+    kubernetes: KubernetesSettings = KubernetesSettings()
+    quarantine: QuarantineSettings = QuarantineSettings()
 
 
 class ScriptSettings(_Section):
@@ -350,6 +431,7 @@ class Settings(_Section):
     gateway: GatewaySettings = GatewaySettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     registry: RegistrySettings = RegistrySettings()
+    fleet: FleetSettings = FleetSettings()
     worker: WorkerSettings = WorkerSettings()
     connections: dict[str, ConnectionSettings] = {}
     certificates: dict[str, CertificateSettings] = {}

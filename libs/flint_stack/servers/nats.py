@@ -56,7 +56,10 @@ PERMISSIONS: Mapping[str, Mapping[str, list[str]]] = {
     },
     # Owns streams, seals journals, dispatches, answers workers and gateways.
     "scheduler": {"publish": ["flint.>", "$JS.API.>", *_CONSUMING, _INBOX], "subscribe": ["flint.>", _INBOX]},
-    "registry": {"publish": ["flint.fleet.>", _INBOX], "subscribe": ["flint.fleet.>", _INBOX]},
+    "registry": {
+        "publish": ["flint.fleet.>", _INBOX],
+        "subscribe": ["flint.fleet.>", "flint.backlog", _INBOX],
+    },
     # Appends to journals and reads jobs; cannot make, purge or delete a stream, nor speak as an owner.
     "worker": {
         "publish": [
@@ -64,6 +67,7 @@ PERMISSIONS: Mapping[str, Mapping[str, list[str]]] = {
             "flint.hints.>",
             "flint.definitions.*",
             "flint.events.store",
+            "flint.record",
             "flint.payloads",
             *_FUNCTIONS_WORKER["publish"],
             "$JS.API.INFO",

@@ -402,6 +402,8 @@ class ScalingDecision(_message.Message):
         """Runs waited longer than the target."""
         VERDICT_TOO_MANY: ScalingDecision._Verdict.ValueType  # 3
         """More workers than the pool keeps free had nothing to do."""
+        VERDICT_IDLE: ScalingDecision._Verdict.ValueType  # 4
+        """Nothing was to be done."""
 
     class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
         """What became of it, judged by what happened within its horizon."""
@@ -414,6 +416,8 @@ class ScalingDecision(_message.Message):
     """Runs waited longer than the target."""
     VERDICT_TOO_MANY: ScalingDecision.Verdict.ValueType  # 3
     """More workers than the pool keeps free had nothing to do."""
+    VERDICT_IDLE: ScalingDecision.Verdict.ValueType  # 4
+    """Nothing was to be done."""
 
     ID_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int

@@ -26,7 +26,7 @@ from flint_contracts.gen.flint.fleet.v1 import fleet_pb2 as flint_dot_fleet_dot_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n flint/registry/v1/registry.proto\x12\x11\x66lint.registry.v1\x1a\x1a\x66lint/fleet/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x02\n\nWorkerCard\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0e\n\x06region\x18\x04 \x01(\t\x12\r\n\x05slots\x18\x05 \x01(\x05\x12\x10\n\x08\x62uild_id\x18\x06 \x01(\t\x12\x0c\n\x04host\x18\x07 \x01(\t\x12\x0b\n\x03pid\x18\x08 \x01(\x03\x12\x39\n\x06labels\x18\t \x03(\x0b\x32).flint.registry.v1.WorkerCard.LabelsEntry\x12\x11\n\tfunctions\x18\n \x03(\t\x12\x31\n\rregister_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08lease_id\x18\x0c \x01(\x03\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x12\x14\n\x0clease_ttl_ms\x18\x0e \x01(\x05\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\">\n\x0fRegisterRequest\x12+\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x1d.flint.registry.v1.WorkerCard\"t\n\x10RegisterResponse\x12+\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x1d.flint.registry.v1.WorkerCard\x12\x14\n\x0clease_ttl_ms\x18\x02 \x01(\x05\x12\x1d\n\x15heartbeat_interval_ms\x18\x03 \x01(\x05\":\n\x10HeartbeatRequest\x12&\n\x05\x62\x65\x61ts\x18\x01 \x03(\x0b\x32\x17.flint.registry.v1.Beat\"\xad\x01\n\x04\x42\x65\x61t\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x03\x12\x0c\n\x04legs\x18\x03 \x01(\x05\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x11\n\tcpu_cores\x18\x05 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x03\x12\x35\n\tfunctions\x18\x07 \x03(\x0b\x32\".flint.registry.v1.FunctionFigures\"W\n\x0f\x46unctionFigures\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x03\x12\x0e\n\x06\x65rrors\x18\x03 \x01(\x03\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x03\"C\n\x11HeartbeatResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.flint.registry.v1.BeatResult\",\n\nBeatResult\x12\x0f\n\x07renewed\x18\x01 \x01(\x08\x12\r\n\x05\x64rain\x18\x02 \x01(\x08\"4\n\nFleetBeats\x12&\n\x05\x62\x65\x61ts\x18\x01 \x03(\x0b\x32\x17.flint.registry.v1.Beat\":\n\x11\x44\x65registerRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x03\"\x14\n\x12\x44\x65registerResponse\"(\n\x12ListWorkersRequest\x12\x12\n\nshow_ended\x18\x01 \x01(\x08\">\n\x13ListWorkersResponse\x12\'\n\x07workers\x18\x01 \x03(\x0b\x32\x16.flint.fleet.v1.Worker\")\n\x12\x44rainWorkerRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\"=\n\x13\x44rainWorkerResponse\x12&\n\x06worker\x18\x01 \x01(\x0b\x32\x16.flint.fleet.v1.Worker\"\x12\n\x10ListPoolsRequest\"8\n\x11ListPoolsResponse\x12#\n\x05pools\x18\x01 \x03(\x0b\x32\x14.flint.fleet.v1.Pool\"q\n\x11UpdatePoolRequest\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12.\n\x08settings\x18\x03 \x01(\x0b\x32\x1c.flint.fleet.v1.PoolSettings\x12\x0e\n\x06\x66ields\x18\x04 \x03(\t\"8\n\x12UpdatePoolResponse\x12\"\n\x04pool\x18\x01 \x01(\x0b\x32\x14.flint.fleet.v1.Pool\"s\n\x1bListScalingDecisionsRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\x12\x11\n\tbefore_id\x18\x02 \x01(\x03\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12\x14\n\x0c\x63hanges_only\x18\x05 \x01(\x08\"R\n\x1cListScalingDecisionsResponse\x12\x32\n\tdecisions\x18\x01 \x03(\x0b\x32\x1f.flint.fleet.v1.ScalingDecision\"\x8c\x01\n\nQuarantine\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0e\n\x06region\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa4\x01\n\x0bPoolOutlook\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x18\n\x10starting_workers\x18\x03 \x01(\x05\x12\x14\n\x0cwaiting_runs\x18\x04 \x01(\x03\x12\x17\n\x0flongest_wait_ms\x18\x05 \x01(\x03\x12\x1b\n\x0ewanted_workers\x18\x06 \x01(\x05H\x00\x88\x01\x01\x42\x11\n\x0f_wanted_workers\"=\n\x0cPoolOutlooks\x12-\n\x05pools\x18\x01 \x03(\x0b\x32\x1e.flint.registry.v1.PoolOutlook2\x81\x06\n\x0fRegistryService\x12S\n\x08Register\x12\".flint.registry.v1.RegisterRequest\x1a#.flint.registry.v1.RegisterResponse\x12V\n\tHeartbeat\x12#.flint.registry.v1.HeartbeatRequest\x1a$.flint.registry.v1.HeartbeatResponse\x12Y\n\nDeregister\x12$.flint.registry.v1.DeregisterRequest\x1a%.flint.registry.v1.DeregisterResponse\x12\\\n\x0bListWorkers\x12%.flint.registry.v1.ListWorkersRequest\x1a&.flint.registry.v1.ListWorkersResponse\x12\\\n\x0b\x44rainWorker\x12%.flint.registry.v1.DrainWorkerRequest\x1a&.flint.registry.v1.DrainWorkerResponse\x12V\n\tListPools\x12#.flint.registry.v1.ListPoolsRequest\x1a$.flint.registry.v1.ListPoolsResponse\x12Y\n\nUpdatePool\x12$.flint.registry.v1.UpdatePoolRequest\x1a%.flint.registry.v1.UpdatePoolResponse\x12w\n\x14ListScalingDecisions\x12..flint.registry.v1.ListScalingDecisionsRequest\x1a/.flint.registry.v1.ListScalingDecisionsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n flint/registry/v1/registry.proto\x12\x11\x66lint.registry.v1\x1a\x1a\x66lint/fleet/v1/fleet.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x02\n\nWorkerCard\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0e\n\x06region\x18\x04 \x01(\t\x12\r\n\x05slots\x18\x05 \x01(\x05\x12\x10\n\x08\x62uild_id\x18\x06 \x01(\t\x12\x0c\n\x04host\x18\x07 \x01(\t\x12\x0b\n\x03pid\x18\x08 \x01(\x03\x12\x39\n\x06labels\x18\t \x03(\x0b\x32).flint.registry.v1.WorkerCard.LabelsEntry\x12\x11\n\tfunctions\x18\n \x03(\t\x12\x31\n\rregister_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08lease_id\x18\x0c \x01(\x03\x12\x10\n\x08\x64raining\x18\r \x01(\x08\x12\x14\n\x0clease_ttl_ms\x18\x0e \x01(\x05\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\">\n\x0fRegisterRequest\x12+\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x1d.flint.registry.v1.WorkerCard\"t\n\x10RegisterResponse\x12+\n\x04\x63\x61rd\x18\x01 \x01(\x0b\x32\x1d.flint.registry.v1.WorkerCard\x12\x14\n\x0clease_ttl_ms\x18\x02 \x01(\x05\x12\x1d\n\x15heartbeat_interval_ms\x18\x03 \x01(\x05\":\n\x10HeartbeatRequest\x12&\n\x05\x62\x65\x61ts\x18\x01 \x03(\x0b\x32\x17.flint.registry.v1.Beat\"\xe7\x01\n\x04\x42\x65\x61t\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x03\x12\x0c\n\x04legs\x18\x03 \x01(\x05\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\x12\x11\n\tcpu_cores\x18\x05 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x06 \x01(\x03\x12\x35\n\tfunctions\x18\x07 \x03(\x0b\x32\".flint.registry.v1.FunctionFigures\x12\x12\n\nlegs_ended\x18\x08 \x01(\x03\x12\r\n\x05leg_s\x18\t \x01(\x01\x12\x15\n\rleg_s_squared\x18\n \x01(\x01\"W\n\x0f\x46unctionFigures\x12\x10\n\x08\x66unction\x18\x01 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\x03\x12\x0e\n\x06\x65rrors\x18\x03 \x01(\x03\x12\x13\n\x0b\x64uration_ms\x18\x04 \x01(\x03\"C\n\x11HeartbeatResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.flint.registry.v1.BeatResult\",\n\nBeatResult\x12\x0f\n\x07renewed\x18\x01 \x01(\x08\x12\r\n\x05\x64rain\x18\x02 \x01(\x08\"4\n\nFleetBeats\x12&\n\x05\x62\x65\x61ts\x18\x01 \x03(\x0b\x32\x17.flint.registry.v1.Beat\":\n\x11\x44\x65registerRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\x03\"\x14\n\x12\x44\x65registerResponse\"(\n\x12ListWorkersRequest\x12\x12\n\nshow_ended\x18\x01 \x01(\x08\">\n\x13ListWorkersResponse\x12\'\n\x07workers\x18\x01 \x03(\x0b\x32\x16.flint.fleet.v1.Worker\")\n\x12\x44rainWorkerRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\"=\n\x13\x44rainWorkerResponse\x12&\n\x06worker\x18\x01 \x01(\x0b\x32\x16.flint.fleet.v1.Worker\"\x12\n\x10ListPoolsRequest\"8\n\x11ListPoolsResponse\x12#\n\x05pools\x18\x01 \x03(\x0b\x32\x14.flint.fleet.v1.Pool\"q\n\x11UpdatePoolRequest\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12.\n\x08settings\x18\x03 \x01(\x0b\x32\x1c.flint.fleet.v1.PoolSettings\x12\x0e\n\x06\x66ields\x18\x04 \x03(\t\"8\n\x12UpdatePoolResponse\x12\"\n\x04pool\x18\x01 \x01(\x0b\x32\x14.flint.fleet.v1.Pool\"s\n\x1bListScalingDecisionsRequest\x12\r\n\x05limit\x18\x01 \x01(\x05\x12\x11\n\tbefore_id\x18\x02 \x01(\x03\x12\x0e\n\x06region\x18\x03 \x01(\t\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12\x14\n\x0c\x63hanges_only\x18\x05 \x01(\x08\"R\n\x1cListScalingDecisionsResponse\x12\x32\n\tdecisions\x18\x01 \x03(\x0b\x32\x1f.flint.fleet.v1.ScalingDecision\"\x8c\x01\n\nQuarantine\x12\x13\n\x0bincarnation\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0e\n\x06region\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12(\n\x04time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xa4\x01\n\x0bPoolOutlook\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x18\n\x10starting_workers\x18\x03 \x01(\x05\x12\x14\n\x0cwaiting_runs\x18\x04 \x01(\x03\x12\x17\n\x0flongest_wait_ms\x18\x05 \x01(\x03\x12\x1b\n\x0ewanted_workers\x18\x06 \x01(\x05H\x00\x88\x01\x01\x42\x11\n\x0f_wanted_workers\"=\n\x0cPoolOutlooks\x12-\n\x05pools\x18\x01 \x03(\x0b\x32\x1e.flint.registry.v1.PoolOutlook2\x81\x06\n\x0fRegistryService\x12S\n\x08Register\x12\".flint.registry.v1.RegisterRequest\x1a#.flint.registry.v1.RegisterResponse\x12V\n\tHeartbeat\x12#.flint.registry.v1.HeartbeatRequest\x1a$.flint.registry.v1.HeartbeatResponse\x12Y\n\nDeregister\x12$.flint.registry.v1.DeregisterRequest\x1a%.flint.registry.v1.DeregisterResponse\x12\\\n\x0bListWorkers\x12%.flint.registry.v1.ListWorkersRequest\x1a&.flint.registry.v1.ListWorkersResponse\x12\\\n\x0b\x44rainWorker\x12%.flint.registry.v1.DrainWorkerRequest\x1a&.flint.registry.v1.DrainWorkerResponse\x12V\n\tListPools\x12#.flint.registry.v1.ListPoolsRequest\x1a$.flint.registry.v1.ListPoolsResponse\x12Y\n\nUpdatePool\x12$.flint.registry.v1.UpdatePoolRequest\x1a%.flint.registry.v1.UpdatePoolResponse\x12w\n\x14ListScalingDecisions\x12..flint.registry.v1.ListScalingDecisionsRequest\x1a/.flint.registry.v1.ListScalingDecisionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,45 +46,45 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEARTBEATREQUEST']._serialized_start=677
   _globals['_HEARTBEATREQUEST']._serialized_end=735
   _globals['_BEAT']._serialized_start=738
-  _globals['_BEAT']._serialized_end=911
-  _globals['_FUNCTIONFIGURES']._serialized_start=913
-  _globals['_FUNCTIONFIGURES']._serialized_end=1000
-  _globals['_HEARTBEATRESPONSE']._serialized_start=1002
-  _globals['_HEARTBEATRESPONSE']._serialized_end=1069
-  _globals['_BEATRESULT']._serialized_start=1071
-  _globals['_BEATRESULT']._serialized_end=1115
-  _globals['_FLEETBEATS']._serialized_start=1117
-  _globals['_FLEETBEATS']._serialized_end=1169
-  _globals['_DEREGISTERREQUEST']._serialized_start=1171
-  _globals['_DEREGISTERREQUEST']._serialized_end=1229
-  _globals['_DEREGISTERRESPONSE']._serialized_start=1231
-  _globals['_DEREGISTERRESPONSE']._serialized_end=1251
-  _globals['_LISTWORKERSREQUEST']._serialized_start=1253
-  _globals['_LISTWORKERSREQUEST']._serialized_end=1293
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=1295
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=1357
-  _globals['_DRAINWORKERREQUEST']._serialized_start=1359
-  _globals['_DRAINWORKERREQUEST']._serialized_end=1400
-  _globals['_DRAINWORKERRESPONSE']._serialized_start=1402
-  _globals['_DRAINWORKERRESPONSE']._serialized_end=1463
-  _globals['_LISTPOOLSREQUEST']._serialized_start=1465
-  _globals['_LISTPOOLSREQUEST']._serialized_end=1483
-  _globals['_LISTPOOLSRESPONSE']._serialized_start=1485
-  _globals['_LISTPOOLSRESPONSE']._serialized_end=1541
-  _globals['_UPDATEPOOLREQUEST']._serialized_start=1543
-  _globals['_UPDATEPOOLREQUEST']._serialized_end=1656
-  _globals['_UPDATEPOOLRESPONSE']._serialized_start=1658
-  _globals['_UPDATEPOOLRESPONSE']._serialized_end=1714
-  _globals['_LISTSCALINGDECISIONSREQUEST']._serialized_start=1716
-  _globals['_LISTSCALINGDECISIONSREQUEST']._serialized_end=1831
-  _globals['_LISTSCALINGDECISIONSRESPONSE']._serialized_start=1833
-  _globals['_LISTSCALINGDECISIONSRESPONSE']._serialized_end=1915
-  _globals['_QUARANTINE']._serialized_start=1918
-  _globals['_QUARANTINE']._serialized_end=2058
-  _globals['_POOLOUTLOOK']._serialized_start=2061
-  _globals['_POOLOUTLOOK']._serialized_end=2225
-  _globals['_POOLOUTLOOKS']._serialized_start=2227
-  _globals['_POOLOUTLOOKS']._serialized_end=2288
-  _globals['_REGISTRYSERVICE']._serialized_start=2291
-  _globals['_REGISTRYSERVICE']._serialized_end=3060
+  _globals['_BEAT']._serialized_end=969
+  _globals['_FUNCTIONFIGURES']._serialized_start=971
+  _globals['_FUNCTIONFIGURES']._serialized_end=1058
+  _globals['_HEARTBEATRESPONSE']._serialized_start=1060
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1127
+  _globals['_BEATRESULT']._serialized_start=1129
+  _globals['_BEATRESULT']._serialized_end=1173
+  _globals['_FLEETBEATS']._serialized_start=1175
+  _globals['_FLEETBEATS']._serialized_end=1227
+  _globals['_DEREGISTERREQUEST']._serialized_start=1229
+  _globals['_DEREGISTERREQUEST']._serialized_end=1287
+  _globals['_DEREGISTERRESPONSE']._serialized_start=1289
+  _globals['_DEREGISTERRESPONSE']._serialized_end=1309
+  _globals['_LISTWORKERSREQUEST']._serialized_start=1311
+  _globals['_LISTWORKERSREQUEST']._serialized_end=1351
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=1353
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=1415
+  _globals['_DRAINWORKERREQUEST']._serialized_start=1417
+  _globals['_DRAINWORKERREQUEST']._serialized_end=1458
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=1460
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=1521
+  _globals['_LISTPOOLSREQUEST']._serialized_start=1523
+  _globals['_LISTPOOLSREQUEST']._serialized_end=1541
+  _globals['_LISTPOOLSRESPONSE']._serialized_start=1543
+  _globals['_LISTPOOLSRESPONSE']._serialized_end=1599
+  _globals['_UPDATEPOOLREQUEST']._serialized_start=1601
+  _globals['_UPDATEPOOLREQUEST']._serialized_end=1714
+  _globals['_UPDATEPOOLRESPONSE']._serialized_start=1716
+  _globals['_UPDATEPOOLRESPONSE']._serialized_end=1772
+  _globals['_LISTSCALINGDECISIONSREQUEST']._serialized_start=1774
+  _globals['_LISTSCALINGDECISIONSREQUEST']._serialized_end=1889
+  _globals['_LISTSCALINGDECISIONSRESPONSE']._serialized_start=1891
+  _globals['_LISTSCALINGDECISIONSRESPONSE']._serialized_end=1973
+  _globals['_QUARANTINE']._serialized_start=1976
+  _globals['_QUARANTINE']._serialized_end=2116
+  _globals['_POOLOUTLOOK']._serialized_start=2119
+  _globals['_POOLOUTLOOK']._serialized_end=2283
+  _globals['_POOLOUTLOOKS']._serialized_start=2285
+  _globals['_POOLOUTLOOKS']._serialized_end=2346
+  _globals['_REGISTRYSERVICE']._serialized_start=2349
+  _globals['_REGISTRYSERVICE']._serialized_end=3118
 # @@protoc_insertion_point(module_scope)

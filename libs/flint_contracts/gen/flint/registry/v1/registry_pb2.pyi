@@ -215,6 +215,9 @@ class Beat(_message.Message):
     CPU_CORES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     FUNCTIONS_FIELD_NUMBER: _builtins.int
+    LEGS_ENDED_FIELD_NUMBER: _builtins.int
+    LEG_S_FIELD_NUMBER: _builtins.int
+    LEG_S_SQUARED_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     """Whose."""
     lease_id: _builtins.int
@@ -227,6 +230,12 @@ class Beat(_message.Message):
     """CPU over the last interval, cores."""
     memory_bytes: _builtins.int
     """Resident memory, bytes."""
+    legs_ended: _builtins.int
+    """Legs that ended since it registered."""
+    leg_s: _builtins.float
+    """How long they held their slots together, seconds."""
+    leg_s_squared: _builtins.float
+    """The squares of those times together, for their spread."""
     @_builtins.property
     def functions(self) -> _containers.RepeatedCompositeFieldContainer[Global___FunctionFigures]:
         """What it executed since it registered, by function; only functions whose figures changed since the beat before. At most
@@ -243,10 +252,13 @@ class Beat(_message.Message):
         cpu_cores: _builtins.float = ...,
         memory_bytes: _builtins.int = ...,
         functions: _abc.Iterable[Global___FunctionFigures] | None = ...,
+        legs_ended: _builtins.int = ...,
+        leg_s: _builtins.float = ...,
+        leg_s_squared: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_cores", b"cpu_cores", "draining", b"draining", "functions", b"functions", "incarnation", b"incarnation", "lease_id", b"lease_id", "legs", b"legs", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_cores", b"cpu_cores", "draining", b"draining", "functions", b"functions", "incarnation", b"incarnation", "lease_id", b"lease_id", "leg_s", b"leg_s", "leg_s_squared", b"leg_s_squared", "legs", b"legs", "legs_ended", b"legs_ended", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
