@@ -2,8 +2,9 @@
 
 Started by the pool with an empty environment, in a session of its own, as `python -I -m flint_jq.evaluator`. States:
 starting → ready → (compiling → evaluating → answering)* → ended. What ends it: the end of its input, a signal from the
-pool, its parent's death (Linux), the alarm it sets before each evaluation (so that a runaway ends even when the pool is
-gone), or memory beyond its limit, when libjq aborts. It holds nothing that cannot be lost.
+pool, its parent's death (Linux), the timer of processor time that it sets before each evaluation (SIGPROF: the
+expression's limit, however busy the machine is), the alarm it sets with it (so that one that stands still ends even
+when the pool is gone), or memory beyond its limit, when libjq aborts. It holds nothing that cannot be lost.
 
 Once the imports are done it cannot open a file or a socket (no descriptor is left to it) nor start a process.
 """
@@ -112,8 +113,8 @@ def _check(source: str, variables: tuple[str, ...]) -> bytes:
     return b"V[]"
 
 
-def _answer(programs: _Programs, head: bytes, body: bytes, output_bytes: int) -> bytes:
-    operation, source, names, *options = orjson.loads(head)
+def _answer(programs: _Programs, question: list[Any], body: bytes, output_bytes: int) -> bytes:
+    operation, source, names, *options = question
     variables = tuple(names)
     try:
         if operation == LARGE:
@@ -171,8 +172,11 @@ def _serve(output_bytes: int, alarm_s: float) -> None:
     programs = _Programs()
     _write(1, b"R")
     while (head := _read_frame(0)) is not None and (body := _read_frame(0)) is not None:
+        within_s, *question = orjson.loads(head)
         signal.setitimer(signal.ITIMER_REAL, alarm_s)
-        answer = _answer(programs, head, body, output_bytes)
+        signal.setitimer(signal.ITIMER_PROF, within_s)
+        answer = _answer(programs, question, body, output_bytes)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         _write(1, answer)
 

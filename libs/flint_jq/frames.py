@@ -1,13 +1,14 @@
 """Frames on the pipes between a pool and its evaluators: a length, then that many bytes.
 
-Pool to evaluator: a head frame (JSON: `[operation, source, variables]`), then a body frame (the JSON text that the
-program reads; empty for `check`). Evaluator to pool: one frame, its first byte says what it is: `R` ready, `V` JSON
-text of the array of results, `S` syntax, `E` runtime error, `M` memory, `O` output; the rest is text in UTF-8.
+Pool to evaluator: a head frame (JSON: `[seconds, operation, source, variables]`, the first being the processor time
+that it may take), then a body frame (the JSON text that the program reads; empty for `check`). Evaluator to pool: one
+frame, its first byte says what it is: `R` ready, `V` JSON text of the array of results, `S` syntax, `E` runtime error,
+`M` memory, `O` output; the rest is text in UTF-8.
 
-An evaluator for large values also takes `[large, source, variables, options]` and answers with `L` and a value taken
-apart (`pack`): no other process has to read it. Options: `limit`, the bytes of JSON that may stay together; `redact`,
-texts to be replaced; `schema`, a JSON Schema (then the answer is `V` and what does not match, or null). Without a
-source the body is the value itself.
+An evaluator for large values also takes `[seconds, large, source, variables, options]` and answers with `L` and a value
+taken apart (`pack`): no other process has to read it. Options: `limit`, the bytes of JSON that may stay together;
+`redact`, texts to be replaced; `schema`, a JSON Schema (then the answer is `V` and what does not match, or null).
+Without a source the body is the value itself.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ _KINDS: Final[dict[int, FailureKind]] = {
 }
 
 _GRACE_S: Final = 0.02
+_LEAST_WALL_S: Final = 5.0
+"""However short its time, an expression that waits for a processor is not given up before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,11 @@ class _Question:
 class EvaluatorPool:
     """Evaluates jq in subprocesses that have limits on time, memory and output, and reach nothing outside.
 
-    `size` processes; `evaluate_ms` of wall time per expression, counted from when its turn comes; `memory_bytes` per
-    process beyond what it needs itself; `output_bytes` of JSON per result; `waiting` questions in the queue at most;
-    `large`: it also answers `take_apart` and `mismatch`. `within_ms` of a question may shorten its time.
+    `size` processes; `evaluate_ms` of processor time per expression, so that an honest one survives on a busy machine;
+    `patience`: it is given up after so many times that in wall time, 5 s at least, counted from when its turn comes;
+    `memory_bytes` per process beyond what it needs itself; `output_bytes` of JSON per result; `waiting` questions in
+    the queue at most; `large`: it also answers `take_apart` and `mismatch`. `within_ms` of a question may shorten its
+    time.
     For one event loop. `start` before use, `close` at the end.
     """
 
@@ -60,10 +64,12 @@ class EvaluatorPool:
         *,
         waiting: int = 10_000,
         large: bool = False,
+        patience: int = 10,
     ) -> None:
         self._size = size
         self._large = large
         self._evaluate_s = evaluate_ms / 1000
+        self._patience = patience
         self._memory_bytes = memory_bytes
         self._output_bytes = min(output_bytes, LARGEST - 1)
         self._questions: asyncio.Queue[_Question] = asyncio.Queue(waiting)
@@ -161,8 +167,8 @@ class EvaluatorPool:
             raise EvaluationFailed("syntax", "the expression holds a NUL character")
         if len(body) > LARGEST:
             raise EvaluationFailed("memory", f"the input has {len(body)} bytes")
-        head = [operation, source, names] if options is None else [operation, source, names, options]
         within_s = self._evaluate_s if within_ms is None else min(self._evaluate_s, within_ms / 1000)
+        head = [within_s, operation, source, names, *(() if options is None else (options,))]
         question = _Question(orjson.dumps(head), body, asyncio.Future(), within_s)
         try:
             self._questions.put_nowait(question)
@@ -177,10 +183,13 @@ class EvaluatorPool:
         process = self._processes.get(lane)
         if process is None:
             process = await EvaluatorProcess.start(
-                self._memory_bytes, self._output_bytes, max(1.0, 2 * self._evaluate_s), large=self._large
+                self._memory_bytes, self._output_bytes, self._wall_s(self._evaluate_s) + 1.0, large=self._large
             )
             self._processes[lane] = process
         return process
+
+    def _wall_s(self, within_s: float) -> float:
+        return max(_LEAST_WALL_S, self._patience * within_s)
 
     async def _serve(self, lane: int) -> None:
         while True:
@@ -199,8 +208,9 @@ class EvaluatorPool:
         """One question. A lane whose process had to go answers first and starts a new one then."""
         process = await self._ready(lane)
         asking = asyncio.create_task(process.ask(question.head, question.body))
+        wall_s = self._wall_s(question.within_s)
         try:
-            await asyncio.wait({asking}, timeout=question.within_s)
+            await asyncio.wait({asking}, timeout=wall_s)
             if not asking.done():
                 # This process itself may have been held up, and the answer be there already.
                 await asyncio.wait({asking}, timeout=_GRACE_S)
@@ -210,9 +220,13 @@ class EvaluatorPool:
         failure: EvaluationFailed
         if late:
             await asyncio.wait({asking})  # so that nobody reads from the process any more
-            failure = EvaluationFailed("timeout", f"the expression took longer than {question.within_s * 1000:g} ms")
+            failure = EvaluationFailed("timeout", f"the expression did not end within {wall_s:g} s")
         elif isinstance(asking.exception(), EOFError):
-            failure = EvaluationFailed("memory", "the expression needs too much memory, or it crashed jq")
+            if await process.ran_out():
+                took = f"the expression took longer than {question.within_s * 1000:g} ms of processor time"
+                failure = EvaluationFailed("timeout", took)
+            else:
+                failure = EvaluationFailed("memory", "the expression needs too much memory, or it crashed jq")
         else:
             if not question.answer.done():
                 question.answer.set_result(asking.result())

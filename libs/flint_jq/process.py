@@ -87,6 +87,13 @@ class EvaluatorProcess:
             raise EOFError("the evaluator's stream is broken")
         return await stdout.readexactly(size)
 
+    async def ran_out(self) -> bool:
+        """Whether the process, which has ended or is about to, ended because its processor time was used up."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_END_S):
+                await self._process.wait()
+        return self._process.returncode == -signal.SIGPROF
+
     async def kill(self) -> None:
         """Ends the process, its group with it, and reaps it."""
         if self._process.returncode is None:

@@ -49,7 +49,9 @@ class DefinitionChecker:
             ResourceLimits(settings.resource_bytes, settings.resource_s, settings.allow_private_addresses)
         )
         self._limits = DefinitionLimits(definition_bytes=limits.definition_bytes)
-        self._pool = EvaluatorPool(1, limits.evaluate_ms, limits.evaluate_bytes, limits.payload_bytes)
+        self._pool = EvaluatorPool(
+            1, limits.evaluate_ms, limits.evaluate_bytes, limits.payload_bytes, patience=limits.evaluate_patience
+        )
         self._pool_started = False
         self._turn = asyncio.Lock()
         self._waiting = 0

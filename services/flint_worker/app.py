@@ -47,7 +47,11 @@ async def main(settings: Settings, lifecycle: Lifecycle) -> None:
     readiness.set("nats")
     limits = settings.limits
     evaluators = EvaluatorPool(
-        settings.worker.evaluators, limits.evaluate_ms, limits.evaluate_bytes, limits.value_bytes
+        settings.worker.evaluators,
+        limits.evaluate_ms,
+        limits.evaluate_bytes,
+        limits.value_bytes,
+        patience=limits.evaluate_patience,
     )
     values = Values(PayloadClient(bus, limits.values_in_memory_bytes), evaluators, limits)
     executors = build_executors(settings, evaluators)

@@ -258,7 +258,7 @@ class Values:
             _log.warning("result_cache_unavailable", error=str(error))
 
     def _within_ms(self, body: bytes) -> int:
-        """The time that a question of so many bytes may take."""
+        """The processor time that a question of so many bytes may take."""
         return self._limits.evaluate_ms + _PER_MIB_MS * len(body) // 2**20
 
     async def _large_evaluators(self) -> EvaluatorPool:
@@ -266,7 +266,12 @@ class Values:
             if self._evaluators is None:
                 limits = self._limits
                 pool = EvaluatorPool(
-                    _LANES, limits.evaluate_large_ms, limits.evaluate_large_bytes, 2 * limits.value_bytes, large=True
+                    _LANES,
+                    limits.evaluate_large_ms,
+                    limits.evaluate_large_bytes,
+                    2 * limits.value_bytes,
+                    large=True,
+                    patience=limits.evaluate_patience,
                 )
                 await pool.start()
                 self._evaluators = pool

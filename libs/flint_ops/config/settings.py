@@ -121,9 +121,12 @@ class LimitSettings(_Section):
     leg_losses: int = Field(3, ge=1, description="losses at one position after which a run is poison")
     watches: int = Field(10_000, ge=1, description="open watches and waits per gateway")
     function_workers: int = Field(1_000, ge=1, description="function workers connected to one gateway")
-    evaluate_ms: int = Field(500, ge=10, description="time of one guarded expression")
+    evaluate_ms: int = Field(500, ge=10, description="processor time of one guarded expression")
+    evaluate_patience: int = Field(
+        10, ge=1, le=1000, description="it is given up after so many times that by the clock, 5 s at least"
+    )
     evaluate_bytes: int = Field(256 * 2**20, ge=2**24, description="memory of one evaluator process")
-    evaluate_large_ms: int = Field(30_000, ge=10, description="time of one guarded expression on values by reference")
+    evaluate_large_ms: int = Field(30_000, ge=10, description="processor time of one guarded expression on values by reference")
     evaluate_large_bytes: int = Field(
         2 * 2**30, ge=2**24, description="memory of the evaluator process for values by reference"
     )
