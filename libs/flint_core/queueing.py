@@ -14,7 +14,7 @@ import orjson
 
 from flint_core.windows import Window
 
-__all__ = ["DEFAULT_POOL", "LEVELS", "URGENT", "ConcurrencyKey", "Placement", "QueueHints", "RateKey"]
+__all__ = ["DEFAULT_POOL", "LEVELS", "URGENT", "ConcurrencyKey", "Placement", "QueueHints", "RateKey", "needs_permits"]
 
 DEFAULT_POOL: Final = "default"
 """The pool of runs that name none."""
@@ -28,30 +28,39 @@ URGENT: Final = 0
 
 @dataclass(frozen=True, slots=True)
 class ConcurrencyKey:
-    """At most `limit` runs with this key are executed at a time. `overflow`: what becomes of a run beyond it."""
+    """At most `limit` runs with this key are executed at a time. `overflow`: what becomes of a run beyond it.
+
+    `named`: the namespace's limit of this name counts instead, as it stands when a run asks.
+    """
 
     key: str
     limit: int
     overflow: str = "queue"
+    named: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RateKey:
-    """At most `count` runs with this key begin in `period_ms`, `burst` of them at once (0: as many as `count`)."""
+    """Runs with this key begin at the pace of `count` in `period_ms`; after a pause, `burst` of them at once.
+
+    So at most `burst - 1` more than the pace allows begin in any stretch of time. `named`: as of `ConcurrencyKey`.
+    """
 
     key: str
     count: int
     period_ms: int
-    burst: int = 0
+    burst: int = 1
+    named: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a leg is executed. Region "" is any; level None is the run's own."""
+    """Where a leg is executed. Region "" is any; level None is the run's own; `named`: as the definition names it."""
 
     pool: str = DEFAULT_POOL
     region: str = ""
     level: int | None = None
+    named: str = ""
 
     def to_json(self) -> bytes:
         """As it is stored and sent: the members that differ from the defaults."""
@@ -107,6 +116,11 @@ class QueueHints:
         if "rates" in members:
             members["rates"] = tuple(RateKey(**k) for k in members["rates"])
         return cls(**members)
+
+
+def needs_permits(hints: QueueHints | None) -> bool:
+    """Whether a run with these hints asks for permits before its legs open."""
+    return hints is not None and bool(hints.concurrency or hints.rates)
 
 
 def _members(value: Any) -> list[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from cronsim import CronSim, CronSimError
 
 from flint_core.zones import UTC_NAME, ZoneUnknown, zone_named
 
-__all__ = ["DAYS", "Window", "WindowInvalid"]
+__all__ = ["DAYS", "Window", "WindowInvalid", "minute_of_day", "parse_window"]
 
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
@@ -102,6 +102,23 @@ class Window:
             if until > now_ms and until > opened:
                 return opened, until
         return None
+
+
+def minute_of_day(text: str) -> int:
+    """Minutes from 00:00 of a time such as 22:30. Raises WindowInvalid."""
+    hours, colon, minutes = text.partition(":")
+    if colon and len(hours) == len(minutes) == 2 and hours.isdecimal() and minutes.isdecimal():
+        minute = int(hours) * 60 + int(minutes)
+        if int(hours) < 24 and int(minutes) < 60:
+            return minute
+    raise WindowInvalid(f"'{text[:20]}' is no time of the day such as 22:30")
+
+
+def parse_window(text: str) -> Window:
+    """A window such as `22:00-06:00` or `22:00-06:00 Europe/Berlin`; UTC when no zone follows. Raises WindowInvalid."""
+    times, _, zone = text.strip().partition(" ")
+    start, _, end = times.partition("-")
+    return Window(minute_of_day(start), minute_of_day(end), zone=zone.strip() or UTC_NAME).check()
 
 
 def _ms(moment: datetime) -> int:

@@ -19,7 +19,7 @@ from flint_bus.subjects import owner_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_core.ids import SHARDS, group_of_run, make_run_id
-from flint_core.queueing import QueueHints
+from flint_core.queueing import DEFAULT_POOL, QueueHints
 from flint_scheduler.cards import Phase, RunBook, RunCard
 from flint_scheduler.clock import RecordClock
 from flint_scheduler.dispatch import Dispatcher
@@ -29,6 +29,7 @@ from flint_scheduler.lane import Lane, LaneClosed
 from flint_scheduler.metrics import ACCEPTED, COMMIT_ROWS
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
+from flint_scheduler.shares import Shares
 from flint_store.accept import Accepted, NewRun, Parent, accept_runs
 from flint_store.legs import LegStart
 
@@ -78,6 +79,7 @@ class Acceptor(Lane[_Unit]):
         dispatcher: Dispatcher,
         bus: Bus,
         clock: RecordClock,
+        shares: Shares,
     ) -> None:
         super().__init__(_BATCH)
         self._record = record
@@ -88,6 +90,7 @@ class Acceptor(Lane[_Unit]):
         self._dispatcher = dispatcher
         self._bus = bus
         self._clock = clock
+        self._shares = shares
         self._turn_of = 0
 
     async def accept(self, starts: list[NewStart], watcher: str) -> list[Accepted]:
@@ -185,12 +188,14 @@ class Acceptor(Lane[_Unit]):
     def _assign(self, batch: list[_Unit]) -> dict[bytes, str]:
         """Open first legs with the start where slots are free and nobody waits before them."""
         claims: dict[bytes, str] = {}
-        if len(self._queue) or not self._dispatcher.can_open():
+        if self._queue.waits_for(DEFAULT_POOL) or not self._dispatcher.can_open():
             return claims
         generation = self._holdings.generation
         for unit in batch:
             for run in unit.runs:
-                worker = self._fleet.reserve()
+                if run.hints is not None or run.namespace in self._shares.limited:
+                    continue  # the queue knows when and where
+                worker = self._fleet.reserve(level=run.level)
                 if worker is None:
                     return claims
                 run.claimant = worker.card.incarnation
@@ -216,6 +221,7 @@ class Acceptor(Lane[_Unit]):
     ) -> None:
         now = asyncio.get_running_loop().time()
         opened: list[RunCard] = []
+        queued = False
         foreign: dict[int, list[bytes]] = {}
         known: dict[int, list[bytes]] = {}
         at = 0
@@ -271,6 +277,7 @@ class Acceptor(Lane[_Unit]):
                     opened.append(card)
                 else:
                     self._queue.push(card, now)
+                    queued = True
             at += len(unit.starts)
             if not unit.done.done():
                 unit.done.set_result(mine)
@@ -279,7 +286,7 @@ class Acceptor(Lane[_Unit]):
         if opened:
             self._dispatcher.publish(opened)
             self._dispatcher.announce_started(opened)
-        if len(self._queue):
+        if queued:
             self._dispatcher.wake()
         for group, run_ids in [*foreign.items(), *known.items()]:
             self._nudge(group, run_ids)

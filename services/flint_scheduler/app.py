@@ -23,6 +23,7 @@ from flint_contracts.gen.flint.scheduling.v1 import (
 )
 from flint_coord import Coord
 from flint_core.problems import ProblemType
+from flint_core.windows import parse_window
 from flint_ops.config import ConfigError, ConfigProblem, Settings
 from flint_ops.lifecycle import Lifecycle
 from flint_ops.logging import get_logger
@@ -31,6 +32,7 @@ from flint_scheduler.accept import Acceptor
 from flint_scheduler.announce import Announcer
 from flint_scheduler.attention import Attention
 from flint_scheduler.awaits import Agent
+from flint_scheduler.backlog import publish_backlog
 from flint_scheduler.cards import RunBook, RunCard
 from flint_scheduler.children import ChildRuns
 from flint_scheduler.clock import RecordClock
@@ -43,7 +45,6 @@ from flint_scheduler.fleet import FleetView
 from flint_scheduler.fold import Folder
 from flint_scheduler.functions import FunctionRegistryServicer
 from flint_scheduler.holdings import Holdings
-from flint_scheduler.metrics import QUEUE_DEPTH
 from flint_scheduler.nudges import nudge_inboxes
 from flint_scheduler.payloads import PayloadDesk
 from flint_scheduler.principals import PrincipalServicer
@@ -54,6 +55,7 @@ from flint_scheduler.recovery import Recovery
 from flint_scheduler.roster import follow_workers, on_beats
 from flint_scheduler.schedules import Schedules, nudge_schedule_of
 from flint_scheduler.servicer import SchedulingServicer
+from flint_scheduler.shares import Shares
 from flint_scheduler.steward import Steward
 from flint_scheduler.timers import Timers
 from flint_store.definitions import DefinitionCache
@@ -86,12 +88,23 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     clock = RecordClock()
     holdings = Holdings(settings.cluster.shard_groups)
     book = RunBook()
-    queue = ReadyQueue()
-    fleet = FleetView(mine.overcommit, settings.registry.lease_ttl_s)
+    queue = ReadyQueue(
+        ageing_s=mine.ageing_s,
+        off_peak=parse_window(mine.off_peak) if mine.off_peak else None,
+        now_ms=clock.now_ms,
+    )
+    shares = Shares(queue)
+    fleet = FleetView(
+        mine.overcommit,
+        settings.registry.lease_ttl_s,
+        headroom=mine.headroom,
+        urgent_level=mine.headroom_level,
+        spare_share=mine.off_peak_spare,
+    )
     announcer = Announcer(bus)
-    dispatcher = Dispatcher(record, holdings, book, queue, fleet, bus, clock, announcer)
-    acceptor = Acceptor(record, holdings, book, queue, fleet, dispatcher, bus, clock)
-    folder = Folder(record, holdings, book, queue, fleet, clock, announcer, settings.limits.leg_losses)
+    dispatcher = Dispatcher(record, holdings, book, queue, fleet, bus, clock, announcer, shares)
+    acceptor = Acceptor(record, holdings, book, queue, fleet, dispatcher, bus, clock, shares)
+    folder = Folder(record, holdings, book, queue, fleet, clock, announcer, settings.limits.leg_losses, shares)
     timers = Timers(book, queue, dispatcher, clock, 2 * mine.sweep_interval_s)
     readers = Readers(bus, record, holdings, folder, settings.journal)
     recovery = Recovery(bus, holdings, book, fleet, readers, mine.begin_deadline_s)
@@ -111,6 +124,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         clock,
         Delivery(record, bus),
         agent,
+        shares,
         mine.sweep_interval_s,
         settings.journal.keep_folded_s,
     )
@@ -160,11 +174,13 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         attention=attention,
         recovery=recovery,
         readers=readers,
+        shares=shares,
     )
 
     # Who tells whom: each room knows only what it calls; what calls back is wired here.
     fleet.on_ended = recovery.worker_ended
     fleet.on_room = dispatcher.wake
+    queue.on_ready = dispatcher.wake
     folder.on_ready = dispatcher.wake
     folder.on_waiting = timers.add
     folder.on_mail = attention.look_at
@@ -217,9 +233,6 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     payload_desk = PayloadDesk(bus, engine, settings.payloads)
     await payload_desk.open()
     await eventing.open()
-    for level in range(10):
-        QUEUE_DEPTH.labels("default", str(level)).set_function(partial(queue.by_level.__getitem__, level))
-
     tasks: list[asyncio.Task[Any]] = []
 
     def spawn(name: str, work: Coroutine[Any, Any, Any]) -> None:
@@ -234,6 +247,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     spawn("dispatch", dispatcher.run())
     spawn("fold", folder.run())
     spawn("timers", timers.run())
+    spawn("backlog", publish_backlog(queue, fleet, bus, mine.id, clock))
     spawn("recovery", recovery.run())
     spawn("attention", attention.run())
     spawn("awaits", agent.run())

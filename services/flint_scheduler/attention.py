@@ -36,6 +36,7 @@ from flint_scheduler.lane import LaneClosed
 from flint_scheduler.readers import Readers
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
+from flint_scheduler.shares import Shares
 from flint_scheduler.timers import Timers
 from flint_store.fence import Fenced
 from flint_store.legs import load_runs
@@ -72,6 +73,7 @@ class Attention:
         clock: RecordClock,
         delivery: Delivery,
         agent: Agent,
+        shares: Shares,
         interval_s: float,
         keep_folded_s: float,
     ) -> None:
@@ -89,6 +91,7 @@ class Attention:
         self._clock = clock
         self._delivery = delivery
         self._agent = agent
+        self._shares = shares
         self._interval_s = interval_s
         self._keep_folded_s = keep_folded_s
         self._subscriptions: dict[int, Subscription] = {}
@@ -214,10 +217,15 @@ class Attention:
                 elif card.phase is Phase.WAITING:
                     self._timers.add(card)
                 else:
-                    card.held = self._fleet.hold(card.claimant)
+                    self._hold(card)
         if taken:
             self._dispatcher.wake()
         return taken
+
+    def _hold(self, card: RunCard) -> None:
+        card.held = self._fleet.hold(card.claimant)
+        if card.held:
+            self._shares.occupy(card.namespace)
 
     async def _serve_inbox(self, run_ids: Sequence[bytes] | set[bytes]) -> None:
         if not run_ids:
@@ -239,7 +247,7 @@ class Attention:
                     if card.phase is Phase.READY:
                         self._queue.push(card, now)
                     elif card.phase is Phase.OPEN:
-                        card.held = self._fleet.hold(card.claimant)
+                        self._hold(card)
         opened: list[RunCard] = []
         for run_id, items in rows.items():
             found = self._book.get(run_id)

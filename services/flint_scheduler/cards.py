@@ -19,7 +19,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
-from flint_core.queueing import Placement, QueueHints
+from flint_core.queueing import DEFAULT_POOL, URGENT, Placement, QueueHints
 
 if TYPE_CHECKING:
     from flint_store.legs import LegStart, RunRow
@@ -28,6 +28,7 @@ __all__ = ["NO_MAIL", "Phase", "RunBook", "RunCard", "card_of_row"]
 
 
 NO_MAIL: Final[frozenset[str]] = frozenset()
+_DEFAULT_PLACE: Final = (DEFAULT_POOL, "")
 
 
 class Phase(IntEnum):
@@ -38,6 +39,8 @@ class Phase(IntEnum):
     OPEN = 2  # a leg is open; the fold changes it
     SEALING = 3  # a SEAL is on its way; the fold closes the leg when it arrives
     WAITING = 4  # its timer is due soon; a message makes it ready too
+    PAUSED = 6  # nobody's, until a command comes; not kept in memory
+    RESETTING = 7  # being taken back to an earlier point (control.resets)
     CLOSING = 5  # being ended without a leg (a cancel), or made ready so that a leg undoes what it did
 
 
@@ -87,11 +90,30 @@ class RunCard:
     more_mail: bool = False  # its inbox holds, or may hold, messages beyond these
     hints: QueueHints | None = None  # what it asks of the queue; None: nothing
     placement: Placement | None = None  # where its next leg goes, after a step that named a pool; None: as hinted
+    token: int = 0  # of its entry in the ready queue; what stands there under another one is stale
+    spot: int = -1  # level at which it stands there; -1 nowhere, -2 held
+    aged: int = 0  # levels it has gained by waiting
+
+    pausing: bool = False  # it is paused when its leg ends: by a command, or to be reset
+    cancel_grace_ms: int = -1  # how long calls in progress may go on after a cancel; -1: the usual time
 
     @property
     def has_mail(self) -> bool:
         """Whether something waits in its inbox, as far as is known here. If it is wrong one leg opens for nothing."""
         return bool(self.mail) or self.more_mail
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Pool and region of its next leg."""
+        where = self.placement or self.hints
+        return (where.pool, where.region) if where is not None else _DEFAULT_PLACE
+
+    @property
+    def queue_level(self) -> int:
+        """The level at which it waits for its next leg: what it gained by waiting never makes it urgent."""
+        placed = self.placement
+        level = placed.level if placed is not None and placed.level is not None else self.level
+        return max(level - self.aged, URGENT + 1) if self.aged and level > URGENT else level
 
     @property
     def state(self) -> runs_pb2.Run.State.ValueType:
@@ -101,6 +123,8 @@ class RunCard:
                 return runs_pb2.Run.STATE_RUNNING
             case Phase.WAITING:
                 return runs_pb2.Run.STATE_WAITING
+            case Phase.PAUSED:
+                return runs_pb2.Run.STATE_PAUSED
             case _:
                 return runs_pb2.Run.STATE_QUEUED
 
@@ -111,6 +135,8 @@ def card_of_row(row: RunRow, now: float) -> RunCard:
         phase = Phase.OPEN
     elif row.state == runs_pb2.Run.STATE_WAITING:
         phase = Phase.WAITING
+    elif row.state == runs_pb2.Run.STATE_PAUSED:
+        phase = Phase.PAUSED
     else:
         phase = Phase.READY
     return RunCard(

@@ -22,12 +22,13 @@ from flint_scheduler.announce import Announcer
 from flint_scheduler.cards import NO_MAIL, Phase, RunBook, RunCard
 from flint_scheduler.clock import RecordClock
 from flint_scheduler.delivery import inbox_messages
-from flint_scheduler.fleet import FleetView
+from flint_scheduler.fleet import FleetView, WorkerView
 from flint_scheduler.holdings import Holdings
 from flint_scheduler.metrics import COMMIT_ROWS, LEGS_OPENED, QUEUE_WAIT
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.seal import append_seal
+from flint_scheduler.shares import Shares
 from flint_store.fence import Fenced, OwnerSession
 from flint_store.legs import LegOpening, LegStart, load_leg_starts, open_legs
 
@@ -56,6 +57,7 @@ class Dispatcher:
         bus: Bus,
         clock: RecordClock,
         announcer: Announcer,
+        shares: Shares,
     ) -> None:
         self._record = record
         self._holdings = holdings
@@ -65,6 +67,7 @@ class Dispatcher:
         self._bus = bus
         self._clock = clock
         self._announcer = announcer
+        self._shares = shares
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
         self._publishing: set[asyncio.Task[None]] = set()
@@ -89,7 +92,7 @@ class Dispatcher:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while len(self._queue) and self.can_open() and self._fleet.has_room() and not self._holdings.lost.is_set():
+            while self._fleet.has_room() and self.can_open() and not self._holdings.lost.is_set():
                 async with self._turn:
                     if not await self._open_some():
                         break
@@ -100,20 +103,12 @@ class Dispatcher:
         generation = self._holdings.generation
         if session is None:
             return False
-        while len(batch) < _BATCH:
-            worker = self._fleet.reserve()
-            if worker is None:
-                break
-            card = self._queue.pop()
-            if card is None:
-                self._fleet.release(worker.card.incarnation)
-                break
-            if self._book.get(card.run_id) is not card or not self._holdings.owns(card.group):
-                self._fleet.release(worker.card.incarnation)
-                continue
+        while len(batch) < _BATCH and (taken := self._next()) is not None:
+            card, worker = taken
             card.phase = Phase.OPENING
             card.claimant = worker.card.incarnation
             card.held = True
+            self._shares.occupy(card.namespace)
             batch.append(card)
         if not batch:
             return False
@@ -143,6 +138,24 @@ class Dispatcher:
             self._holdings.reread({c.group for c in batch})
             return False
         return True
+
+    def _next(self) -> tuple[RunCard, WorkerView] | None:
+        """The run whose turn it is, of those for which there is room, with a slot for it."""
+        for lane in self._queue.order():
+            least = self._fleet.least(lane.pool, lane.region)
+            while least >= lane.top and (card := self._queue.take(lane, least)) is not None:
+                if self._book.get(card.run_id) is not card or not self._holdings.owns(card.group):
+                    continue
+                hints = card.hints
+                if hints is not None and not self._permits.may_ask(card):
+                    continue
+                sticky = (card.namespace, hints.sticky) if hints is not None and hints.sticky else None
+                worker = self._fleet.reserve(lane.pool, lane.region, level=card.queue_level, sticky=sticky)
+                if worker is None:  # cannot be: there was room for its level
+                    self._queue.push(card, card.ready_since)
+                    break
+                return card, worker
+        return None
 
     async def _seal(self, batch: list[RunCard], session: OwnerSession, generation: int) -> list[RunCard]:
         """Give every leg after the first the sequence that its run's subject has now; cards that got none go back."""
@@ -182,11 +195,23 @@ class Dispatcher:
     async def _commit(
         self, cards: list[RunCard], starts: dict[bytes, LegStart], session: OwnerSession, generation: int
     ) -> None:
-        nonces = [os.urandom(16) for _ in cards]
-        openings = [
-            LegOpening(c.run_id, c.change + 1, c.leg + 1, nonce, c.claimant or "", generation)
-            for c, nonce in zip(cards, nonces, strict=True)
-        ]
+        limited = [c for c in cards if needs_permits(c.hints)]
+        if limited:
+            cards = [c for c in cards if not needs_permits(c.hints)]
+        if cards:
+            openings = _openings(cards, generation)
+            await self._commit_plain(cards, openings, starts, session)
+        if limited:
+            openings = _openings(limited, generation)
+            await self._commit_limited(limited, openings, starts, session)
+
+    async def _commit_plain(
+        self,
+        cards: list[RunCard],
+        openings: list[LegOpening],
+        starts: dict[bytes, LegStart],
+        session: OwnerSession,
+    ) -> None:
         at = await self._record.lane("open", lambda c: open_legs(c, session, openings))
         self._clock.heard(at)
         COMMIT_ROWS.labels("open").observe(len(cards))
@@ -205,6 +230,7 @@ class Dispatcher:
             card.progress_at = now
             card.wake_at_ms = 0
             card.started_ms = card.started_ms or at_ms
+            card.aged = 0
             card.start = card.start or starts[card.run_id]
             _WAITS[card.level].observe(now - card.ready_since)
             self._announcer.opened(card)
@@ -288,6 +314,8 @@ class Dispatcher:
             awaits=start.awaits,
             inbox=inbox_messages(start.mail),
         )
+        if card.hints is not None or card.placement is not None:
+            _place(job, card)
         card.expected_sequence = None
         if self._holdings.session is not None:
             job.owner_session = self._holdings.session.session_id.bytes
@@ -306,6 +334,7 @@ class Dispatcher:
             if card.held:
                 self._fleet.release(card.claimant)
                 card.held = False
+                self._shares.vacate(card.namespace)
             card.claimant = None
             if self._book.get(card.run_id) is card:
                 self._queue.push(card, now)
@@ -317,6 +346,16 @@ class Dispatcher:
         """Wait for publications under way."""
         if self._publishing:
             await asyncio.wait(self._publishing, timeout=_APPEND_TIMEOUT_S)
+
+
+def _place(job: dispatch_pb2.Job, card: RunCard) -> None:
+    """Where the leg is, and where the run belongs."""
+    own = card.hints
+    if own is not None:
+        job.own_pool, job.own_region = own.pool, own.region
+    placed = card.placement
+    if placed is not None:
+        job.pool, job.region, job.leg_level = placed.pool, placed.region, placed.named
 
 
 class _Address:

@@ -11,21 +11,46 @@ When the watch breaks, nothing is concluded until it stands again.
 
 Several schedulers share a worker's slots evenly; each counts the legs it has open there itself, and may use beyond its
 share what the others leave free, by the worker's heartbeats.
+
+Workers are grouped by pool. A part of each pool's room (headroom) is only for urgent levels; off-peak runs get only
+what is left over beyond another part.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import ceil
 
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
+from flint_core.queueing import DEFAULT_POOL, LEVELS
 from flint_ops.clock import boottime
 
 __all__ = ["FleetView", "WorkerView"]
 
 _MARGIN_S = 1.0
+
+
+class PoolView:
+    """The room of one pool for this scheduler. `room` and `free` are legs; workers that drain have none."""
+
+    __slots__ = ("free", "headroom", "name", "order", "regions", "room", "spare")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.order: list[WorkerView] = []
+        self.regions: dict[str, list[WorkerView]] = {}
+        self.room = 0
+        self.free = 0
+        self.headroom = 0  # legs kept free for urgent levels
+        self.spare = 0  # legs that off-peak runs leave free
+
+    def workers(self, region: str) -> list[WorkerView]:
+        """Those of a region; of all for ""."""
+        return self.regions.get(region, []) if region else self.order
 
 
 @dataclass(slots=True)
@@ -40,6 +65,7 @@ class WorkerView:
     sequence: int = 0  # jobs sent to it in this session
     settled: set[int] = field(default_factory=set)
     watermark: int = 0
+    pool: PoolView | None = None
 
     def settle(self, sequence: int) -> None:
         """A job's leg has ended: its nonce need not be remembered once all before it are settled too."""
@@ -52,12 +78,27 @@ class WorkerView:
 class FleetView:
     """Live workers and their room. Used from one event loop."""
 
-    def __init__(self, overcommit: float, lease_ttl_s: float) -> None:
+    def __init__(
+        self,
+        overcommit: float,
+        lease_ttl_s: float,
+        *,
+        headroom: Mapping[str, float] | None = None,
+        urgent_level: int = 0,
+        spare_share: float = 0.25,
+    ) -> None:
+        """`headroom`: the part of each pool's room that only levels up to `urgent_level` get, by pool; "*" for those
+        that are not named. `spare_share`: the part that off-peak runs leave free.
+        """
         self._overcommit = overcommit
         self._lease_ttl_s = lease_ttl_s
+        self._headroom = dict(headroom or {})
+        self._urgent_level = urgent_level
+        self._spare_share = spare_share
+        self._pools: dict[str, PoolView] = {}
+        self._sticky: OrderedDict[tuple[str, str], str] = OrderedDict()  # the latest 10,000
         self._workers: dict[str, WorkerView] = {}
         self._ttls: dict[str, float] = {}  # lease of each incarnation whose card was seen, the latest 10,000
-        self._order: list[WorkerView] = []
         self._doubts: dict[str, float] = {}  # claimants without a key → boot time after which they have surely ended
         self._ended: dict[str, None] = {}  # the latest 10,000, oldest first
         self._sharers = 1
@@ -161,19 +202,58 @@ class FleetView:
         for worker in self._workers.values():
             share = int(worker.card.slots * self._overcommit) // self._sharers
             worker.room = 0 if worker.draining else max(1, share + worker.borrowed)
-        self._order = [w for w in self._workers.values() if w.room]
+        pools: dict[str, PoolView] = {}
+        for worker in self._workers.values():
+            name = worker.card.pool or DEFAULT_POOL
+            pool = pools.get(name)
+            if pool is None:
+                pool = pools[name] = PoolView(name)
+            worker.pool = pool
+            if worker.room:
+                pool.order.append(worker)
+                pool.regions.setdefault(worker.card.region, []).append(worker)
+                pool.room += worker.room
+                pool.free += max(0, worker.room - worker.legs)
+        for pool in pools.values():
+            kept = self._headroom.get(pool.name, self._headroom.get("*", 0.0))
+            pool.headroom = min(ceil(pool.room * kept), max(0, pool.room - 1))
+            pool.spare = ceil(pool.room * self._spare_share)
+        self._pools = pools
         if self.has_room():
             self.on_room()
 
     def has_room(self) -> bool:
         """Whether any worker has a free slot for this scheduler."""
-        return any(w.legs < w.room for w in self._order)
+        return any(p.free > 0 for p in self._pools.values())
 
-    def reserve(self) -> WorkerView | None:
-        """Take a slot on a lightly loaded worker (the better of two drawn by chance, else any with room)."""
-        order = self._order
+    def least(self, pool: str = DEFAULT_POOL, region: str = "") -> int:
+        """The least urgent level that may take a slot there now; LEVELS is off-peak; -1: none may."""
+        view = self._pools.get(pool)
+        if view is None or view.free <= 0:
+            return -1
+        if region and not any(w.legs < w.room for w in view.workers(region)):
+            return -1
+        if view.free <= view.headroom:
+            return self._urgent_level
+        return LEVELS if view.free > view.headroom + view.spare else LEVELS - 1
+
+    def reserve(
+        self, pool: str = DEFAULT_POOL, region: str = "", *, level: int = 0, sticky: tuple[str, str] | None = None
+    ) -> WorkerView | None:
+        """Take a slot on a lightly loaded worker (the better of two drawn by chance, else any with room).
+
+        `sticky`: namespace and key; the worker that last got a leg with it is taken when it has room.
+        """
+        view = self._pools.get(pool)
+        if view is None or view.free <= (0 if level <= self._urgent_level else view.headroom):
+            return None
+        order = view.workers(region)
         if not order:
             return None
+        if sticky is not None:
+            warm = self._workers.get(self._sticky.get(sticky, ""))
+            if warm is not None and warm.pool is view and warm.legs < warm.room and (warm in order):
+                return self._taken(view, warm, sticky)
         if len(order) > 2:
             first, second = random.sample(order, 2)
         else:
@@ -184,8 +264,40 @@ class FleetView:
             if found is None:
                 return None
             worker = found
+        if sticky is not None:
+            return self._taken(view, worker, sticky)
         worker.legs += 1
+        view.free -= 1
         return worker
+
+    def _taken(self, view: PoolView, worker: WorkerView, sticky: tuple[str, str]) -> WorkerView:
+        self._sticky[sticky] = worker.card.incarnation
+        self._sticky.move_to_end(sticky)
+        if len(self._sticky) > 10_000:
+            self._sticky.popitem(last=False)
+        worker.legs += 1
+        view.free -= 1
+        return worker
+
+    def legs(self) -> dict[str, int]:
+        """Legs that this scheduler has open, by pool."""
+        counts: dict[str, int] = {}
+        for worker in self._workers.values():
+            if worker.legs:
+                name = worker.card.pool or DEFAULT_POOL
+                counts[name] = counts.get(name, 0) + worker.legs
+        return counts
+
+    def why_not(self, pool: str, region: str) -> str:
+        """Why no leg can begin there, beyond that all slots are taken; empty when that is all."""
+        view = self._pools.get(pool)
+        of_pool = [w for w in self._workers.values() if (w.card.pool or DEFAULT_POOL) == pool]
+        here = [w for w in of_pool if not region or w.card.region == region]
+        if here and view is not None:
+            return "" if any(not w.draining for w in here) else f"all workers of pool {pool} drain"
+        if of_pool:
+            return f"no worker of pool {pool} in region {region}"
+        return f"no worker of pool {pool}"
 
     def release(self, incarnation: str | None, job_sequence: int = 0) -> None:
         """Give a slot back. With the leg's job sequence, its worker may forget the nonce in time."""
@@ -196,7 +308,9 @@ class FleetView:
             worker.settle(job_sequence)
         if worker.legs > 0:
             worker.legs -= 1
-            if worker.legs == worker.room - 1:
+            if worker.legs < worker.room:
+                if worker.pool is not None:
+                    worker.pool.free += 1
                 self.on_room()
 
     def hold(self, incarnation: str | None) -> bool:
@@ -204,6 +318,8 @@ class FleetView:
         worker = self._workers.get(incarnation or "")
         if worker is None:
             return False
+        if worker.legs < worker.room and worker.pool is not None:
+            worker.pool.free -= 1
         worker.legs += 1
         return True
 
@@ -212,6 +328,7 @@ class FleetView:
         for worker in self._workers.values():
             worker.legs = worker.sequence = worker.watermark = 0
             worker.settled.clear()
+        self._reorder()
 
     def get(self, incarnation: str | None) -> WorkerView | None:
         """The live incarnation, or None."""

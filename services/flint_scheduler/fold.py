@@ -36,6 +36,7 @@ from flint_scheduler.drafts import (
     draft_of,
     fold_of,
     obey,
+    pause_closed,
     seal,
     unstorable,
 )
@@ -46,10 +47,12 @@ from flint_scheduler.lane import Lane, LaneClosed
 from flint_scheduler.metrics import COMMIT_ROWS, ENTRIES, FOLD_LAG, RUNS_ENDED
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
+from flint_scheduler.shares import Shares
 from flint_store.await_changes import AwaitChanges
 from flint_store.awaits import Target
 from flint_store.fence import Fenced, OwnerSession
 from flint_store.fold import ROW_DIFFERS, fold_runs
+from flint_store.permit_changes import PermitChange
 
 __all__ = ["Command", "CommandKind", "Folder", "Reading"]
 
@@ -101,6 +104,7 @@ class Folder(Lane[Reading | Command]):
         clock: RecordClock,
         announcer: Announcer,
         leg_losses: int,
+        shares: Shares,
     ) -> None:
         super().__init__(_BATCH)
         self._record = record
@@ -111,6 +115,7 @@ class Folder(Lane[Reading | Command]):
         self._clock = clock
         self._announcer = announcer
         self._leg_losses = leg_losses
+        self._shares = shares
         self._room = asyncio.Event()
         self._room.set()
         self._urgent = asyncio.Event()
@@ -124,6 +129,10 @@ class Folder(Lane[Reading | Command]):
         self.on_awaits: Callable[[list[bytes]], None] = lambda run_ids: None
         self.on_answered: Callable[[list[Target]], None] = lambda targets: None
         self.on_cancel: Callable[[RunCard], None] = lambda card: None
+        self.on_drop: Callable[[bytes, str, bytes], None] = lambda run_id, claimant, nonce: None
+        self.on_paused: Callable[[RunCard], None] = lambda card: None
+        self.on_failed: Callable[[RunCard], None] = lambda card: None
+        self.on_permits: Callable[[list[tuple[RunCard, PermitChange]]], None] = lambda changes: None
         self.on_ended: Callable[[str], None] = lambda request_id: None
         self.reload: Callable[[set[int]], Awaitable[None]] | None = None
 
@@ -264,14 +273,18 @@ class Folder(Lane[Reading | Command]):
             seal(draft, sequence, self._leg_losses)
         elif accept(draft, entry) == "yielded" and card.claimant is not None:
             self._fleet.drains(card.claimant)
-        if draft.closed and draft.ending is None and (card.cancel_requested or draft.cancel):
-            close_cancelled(draft)
+        if draft.closed and draft.ending is None:
+            if card.cancel_requested or draft.cancel:
+                close_cancelled(draft)
+            elif card.pausing:
+                pause_closed(draft)
 
     def _obey(self, command: Command, drafts: dict[bytes, Draft]) -> None:
         card = command.card
         if self._book.get(card.run_id) is not card:
             return
-        if card.phase is Phase.OPENING:  # its opening is being committed by the other lane: come back after it
+        # Its opening is being committed by the other lane, or a reset: come back after it.
+        if card.phase in (Phase.OPENING, Phase.RESETTING):
             asyncio.get_running_loop().call_later(_OPENING_S, self._again, command)
             return
         draft = drafts.get(card.run_id)
@@ -308,6 +321,9 @@ class Folder(Lane[Reading | Command]):
         changes = [f.awaits for f in folds if f.awaits is not None]
         if changes:
             self._awaits_changed(changes)
+        permits = [(d.card, f.permits) for d, f in zip(drafts, folds, strict=True) if f.permits is not None]
+        if permits:
+            self.on_permits(permits)
 
     async def _store_refused(self, draft: Draft, refusal: DBAPIError, session: OwnerSession) -> None:
         card, why = draft.card, str(refusal.orig)
@@ -342,10 +358,13 @@ class Folder(Lane[Reading | Command]):
         # Asked now, not when it was judged: who began to watch meanwhile must not get the change without its steps.
         steps = [s for e in draft.told for s in e.steps] if self._announcer.wants_steps(card.run_id) else []
         had_leg = card.nonce is not None
+        if draft.terminated and card.claimant is not None and card.nonce is not None:
+            self.on_drop(card.run_id, card.claimant, card.nonce)
         if had_leg and (draft.closed or draft.ending is not None):
             if card.held:
                 self._fleet.release(card.claimant, card.job_sequence)
                 card.held = False
+                self._shares.vacate(card.namespace)
             card.nonce = None
             card.claimant = None
             card.loss = card.seal_doubt = False
@@ -357,6 +376,14 @@ class Folder(Lane[Reading | Command]):
             _ENDED[draft.ending.state].inc()
             self.on_ended(card.request_id)
             self.on_ready()
+            return
+        if draft.paused or (card.phase is Phase.PAUSED and not draft.ready):
+            card.phase = Phase.PAUSED
+            card.pausing = False
+            card.wake_at_ms = 0
+            self._book.drop(card)  # what comes next comes by a row in its inbox
+            self._announcer.changed(card, steps)
+            self.on_paused(card)
             return
         if draft.closed:
             if draft.generation == self._holdings.generation:

@@ -35,6 +35,7 @@ from flint_scheduler.readers import Readers
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.recovery import Recovery
+from flint_scheduler.shares import Shares
 from flint_scheduler.timers import Timers
 from flint_store.errors import StoreError
 from flint_store.fence import Fenced
@@ -72,6 +73,7 @@ class Steward:
         attention: Attention,
         recovery: Recovery,
         readers: Readers,
+        shares: Shares,
     ) -> None:
         self._id = scheduler_id
         self._address = address
@@ -90,6 +92,7 @@ class Steward:
         self._attention = attention
         self._recovery = recovery
         self._readers = readers
+        self._shares = shares
         self._members: dict[str, str] = {}
         self._permitted: dict[int, str] = {}  # group → scheduler whose key stands in etcd
         self._changed = asyncio.Event()
@@ -204,6 +207,7 @@ class Steward:
             else:
                 self._members.pop(change.key.removeprefix(keys.SCHEDULERS), None)
             self._fleet.share_between(len(self._members))
+            self._shares.share_between(len(self._members))
             self._changed.set()
 
     async def _watch_groups(self) -> None:
@@ -258,7 +262,7 @@ class Steward:
             if card.phase is Phase.READY:
                 self._queue.push(card, asyncio.get_running_loop().time())
             else:
-                card.held = self._fleet.hold(card.claimant)
+                self._occupy(card)
         for term in terms:
             folded = term.watermark if term.watermark_generation == generation else 0
             holding = GroupHolding(term.group, term.term, folded, folded, settled=True, received=folded)
@@ -305,10 +309,16 @@ class Steward:
         for card in self._book.drop_groups(groups):
             self._let_go(card)
 
+    def _occupy(self, card: RunCard) -> None:
+        card.held = self._fleet.hold(card.claimant)
+        if card.held:
+            self._shares.occupy(card.namespace)
+
     def _let_go(self, card: RunCard) -> None:
         if card.held:
             self._fleet.release(card.claimant, card.job_sequence)
             card.held = False
+            self._shares.vacate(card.namespace)
         card.phase = Phase.CLOSING  # where it still stands in a queue it is skipped
 
     async def _step_down(self, lease: Lease | None, reason: str) -> None:
@@ -326,6 +336,7 @@ class Steward:
         self._queue.clear()
         self._timers.clear()
         self._fleet.recount()
+        self._shares.clear()
         watermarks = {g: h.folded for g, h in self._holdings.groups.items()}
         self._holdings.groups.clear()
         self._holdings.session = None
@@ -389,6 +400,6 @@ class Steward:
                 if card.phase is Phase.READY:
                     self._queue.push(card, now)
                 else:
-                    card.held = self._fleet.hold(card.claimant)
+                    self._occupy(card)
         self._attention.sweep_soon()
         self._dispatcher.wake()
