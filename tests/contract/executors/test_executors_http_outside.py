@@ -8,7 +8,7 @@ import gzip
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -46,6 +46,7 @@ async def endless(request: Request) -> Response:
     async def body() -> AsyncIterator[bytes]:
         while True:
             yield b"x" * 10_000
+            await asyncio.sleep(0)  # else nobody in this event loop would hear that the client is gone
 
     return StreamingResponse(body())
 
@@ -344,9 +345,12 @@ async def test_a_slow_drip_ends_by_the_deadline(executor: HttpExecutor) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 50000\r\n\r\n")
         drip = asyncio.create_task(dripping(writer))
-        await reader.read()
-        closed.set()
-        drip.cancel()
+        try:
+            with suppress(ConnectionError):  # a close with bytes unread is a reset
+                await reader.read()
+            closed.set()
+        finally:
+            drip.cancel()
 
     async def dripping(writer: asyncio.StreamWriter) -> None:
         while True:
@@ -356,7 +360,7 @@ async def test_a_slow_drip_ends_by_the_deadline(executor: HttpExecutor) -> None:
     async with raw_server(handle) as address:
         error = await failed(executor, call(0.3, endpoint=f"http://{address}/"))
         assert (error.problem.type, error.problem.status) == (ProblemType.TIMEOUT, 408)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await closed.wait()
 
 
