@@ -48,12 +48,16 @@ async def failed(executor: SqlExecutor, resolved: ResolvedCall) -> ExecutionFail
     return raised.value
 
 
-def busy(url: str) -> int:
-    """How many statements sleep."""
+def connected(url: str) -> Any:
     parts = make_url(url)
-    with pymysql.connect(host=parts.host, port=parts.port or 0, user="flint", password="hush") as connection:
+    return pymysql.connect(host=parts.host, port=parts.port or 0, user="flint", password="hush")
+
+
+def busy(url: str, state: str = "User sleep") -> int:
+    """How many statements sleep, or are in another state."""
+    with connected(url) as connection:
         cursor = connection.cursor()
-        cursor.execute("SELECT count(*) FROM information_schema.processlist WHERE state = 'User sleep'")
+        cursor.execute("SELECT count(*) FROM information_schema.processlist WHERE state = %s", (state,))
         row = cursor.fetchone()
     return int(row[0])
 
@@ -117,16 +121,22 @@ async def test_read_only_and_isolation(executor: SqlExecutor) -> None:
     assert (await run(executor, execute="DELETE FROM item"))["affected"] == 1
 
 
-async def test_a_deadlock_asks_for_a_repeat(executor: SqlExecutor) -> None:
+async def test_a_deadlock_asks_for_a_repeat(executor: SqlExecutor, server: str) -> None:
     await run(executor, execute="INSERT INTO item VALUES (1, 0), (2, 0)")
 
     def both(first: int, second: int) -> Any:
         add = "UPDATE item SET n = n + 1 WHERE id = :id"
-        pause = {"query": "SELECT sleep(0.3) AS paused"}
+        pause = {"query": f"SELECT get_lock('gate-{first}', 60) AS passed"}
         steps = [{"execute": add, "parameters": {"id": first}}, pause, {"execute": add, "parameters": {"id": second}}]
-        return executor.execute(call(transaction=steps))
+        return executor.execute(call(60, transaction=steps))
 
-    outcomes = await asyncio.gather(both(1, 2), both(2, 1), return_exceptions=True)
+    with connected(server) as connection:  # the gates stay closed until each has its first row
+        cursor = connection.cursor()
+        cursor.execute("SELECT get_lock('gate-1', 0), get_lock('gate-2', 0)")
+        running = asyncio.gather(both(1, 2), both(2, 1), return_exceptions=True)
+        await eventually(lambda: busy(server, "User lock") == 2, 60)
+        cursor.execute("SELECT release_lock('gate-1'), release_lock('gate-2')")
+    outcomes = await running
     errors = [outcome for outcome in outcomes if isinstance(outcome, ExecutionFailed)]
     assert [error.problem.status for error in errors] == [503]
     assert await run(executor, query="SELECT sum(n) AS n FROM item") == [{"n": 2}]
