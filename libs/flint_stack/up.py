@@ -75,6 +75,8 @@ async def up(options: StackOptions, console: Console, *, demo: Demo | None = Non
     finally:
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
+            if requests.stop.is_set():  # done but for the exit code: who hurries now must not change that
+                signal.signal(number, signal.SIG_IGN)
 
 
 async def detach(command: Sequence[str], data_dir: Path, console: Console) -> None:
