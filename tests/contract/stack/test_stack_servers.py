@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import nats
+import psutil
 import psycopg
 import pytest
 from pydantic import SecretStr
@@ -101,10 +102,11 @@ async def test_a_held_server_stays_down_until_it_is_started(servers: RunningStac
 async def test_a_paused_server_answers_again_when_resumed(servers: RunningStack) -> None:
     monitor = servers.addresses["nats/ops"]
     servers.pause("nats")
+    await eventually(lambda: psutil.Process(servers.pid("nats")).status() == psutil.STATUS_STOPPED)
     with pytest.raises(ProbeFailed, match="no answer"):
         await http_get(monitor, "/healthz", timeout_s=0.5)
     servers.resume("nats")
-    assert (await http_get(monitor, "/healthz"))[0] == 200
+    assert (await http_get(monitor, "/healthz", timeout_s=30))[0] == 200
 
 
 async def test_postgres_demands_the_password_and_keeps_durability_on(servers: RunningStack) -> None:
