@@ -294,6 +294,12 @@ async def fill(house: House, world: Outside) -> list[AsyncRunHandle]:
     """Starts runs that hold their slots until the gate opens, until some must wait for one."""
     world.gate.clear()
     name = await house.apply(CALL)
+    workers = sum(name.startswith("worker-") for name in house.stack.pids)
+
+    async def all_there() -> bool:  # one that a busy machine kept from its lease comes back
+        return len([worker async for worker in house.flint.list_workers()]) == workers
+
+    await eventually(all_there, 60)
     slots = sum([worker.slots async for worker in house.flint.list_workers()])
     taking = [await house.flint.start(name, {"url": world.url}) for _ in range(2 * slots)]
 
