@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from support.stack import RunningStack
 __all__ = ["Batch", "Killer", "Step"]
 
 _STATE = journal_pb2.JournalEntry.DESCRIPTOR.fields_by_name["steps"].message_type.fields_by_name["state"].enum_type
+_BRANCH = re.compile(r".*/fork/branches/\d+/[^/]+")
 
 
 @dataclass(frozen=True)
@@ -182,16 +184,29 @@ class Outcomes:
 
 
 def _compare(result: Result, recorded: Iterable[Step], attempts: bool) -> str:
-    core = Counter(
-        _step(made.step, made.iteration, made.attempt, made.state, attempts) for made in result.attempts_made
-    )
-    engine = Counter(_step(s.step, s.iteration, s.attempt, s.state, attempts) for s in recorded)
+    made = [_step(m.step, m.iteration, m.attempt, m.state, attempts) for m in result.attempts_made]
+    # How far a branch came before another one ended the race depends on how long calls take: that it was cancelled is
+    # compared, what stands below it is not, nor that it waited by then.
+    lost = {(step.step, step.iteration) for step in made if step.state == "cancelled" and _BRANCH.fullmatch(step.step)}
+    core = Counter(step for step in made if not _within(step, lost))
+    found = (_step(s.step, s.iteration, s.attempt, s.state, attempts) for s in recorded)
+    engine = Counter(step for step in found if not _within(step, lost))
     if not attempts:  # waiting for the pause before a retry, failing before it: as often as it came to that
         core = Counter({step: 1 for step in core if step.state in ("succeeded", "skipped")})
         engine = Counter({step: 1 for step in engine if step.state in ("succeeded", "skipped")})
     if core == engine:
         return ""
     return f"steps: only on the core {list(core - engine)}, only on the engine {list(engine - core)}"
+
+
+def _within(step: Step, lost: Collection[tuple[str, str]]) -> bool:
+    """Whether a step belongs to a branch that lost, its own end apart."""
+    for path, iteration in lost:
+        if step.step == path and step.iteration == iteration:
+            return step.state == "waiting"
+        if step.step.startswith(f"{path}/") and re.match(rf"{re.escape(iteration)}([.~]|$)", step.iteration):
+            return True
+    return False
 
 
 def _step(step: str, iteration: str, attempt: int, state: str, attempts: bool) -> Step:
