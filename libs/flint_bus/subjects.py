@@ -35,6 +35,7 @@ __all__ = [
     "journal_subject",
     "lifecycle_subject",
     "owner_subject",
+    "permits_subject",
     "run_of_journal_subject",
     "watcher_subject",
 ]
@@ -113,6 +114,11 @@ def control_subject(incarnation: str) -> str:
 def owner_subject(group: int) -> str:
     """Where the owner of a group hears OwnerNudges."""
     return f"flint.owner.{group}"
+
+
+def permits_subject(bucket: int) -> str:
+    """Where schedulers with runs that wait for permits hear PermitsFreed; a key's bucket is a hash of it."""
+    return f"flint.permits.{bucket}"
 
 
 def hints_subject(run: str) -> str:

@@ -30,19 +30,32 @@ Entry: TypeAlias = tuple[int, int, int, RunCard]  # due, arrival, token, card
 class _Flow:
     """The runs of one fairness key."""
 
-    __slots__ = ("active", "heap", "key", "passed")
+    __slots__ = ("active", "credit", "heap", "key", "passed")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.heap: list[Entry] = []
         self.passed = 0.0
         self.active = False
+        self.credit = False  # the last run was served nothing: the next one is free
 
 
 class _Tenant:
     """The runs of one namespace."""
 
-    __slots__ = ("active", "clock", "count", "flows", "namespace", "order", "parked", "passed", "serial", "stride")
+    __slots__ = (
+        "active",
+        "clock",
+        "count",
+        "credit",
+        "flows",
+        "namespace",
+        "order",
+        "parked",
+        "passed",
+        "serial",
+        "stride",
+    )
 
     def __init__(self, namespace: str, stride: float) -> None:
         self.namespace = namespace
@@ -50,6 +63,7 @@ class _Tenant:
         self.passed = 0.0
         self.active = False
         self.parked = False  # the namespace may begin no more runs now
+        self.credit = False
         self.count = 0  # entries, stale ones included
         self.flows: dict[str, _Flow] = {}
         self.order: list[tuple[float, int, _Flow]] = []
@@ -78,7 +92,8 @@ class _Tenant:
                 self.count -= 1
                 if card.token == token and card.phase is Phase.READY:
                     self.clock = passed
-                    flow.passed = passed + 1.0
+                    flow.passed = passed if flow.credit else passed + 1.0
+                    flow.credit = False
                     heapq.heapreplace(order, (flow.passed, serial, flow))
                     return card
             heapq.heappop(order)
@@ -115,6 +130,15 @@ class FairQueue:
         if not tenant.active:
             self._activate(tenant)
 
+    def refund(self, namespace: str, key: str) -> None:
+        """The run served last could not begin: the next one of its namespace and key is served for nothing."""
+        tenant = self._tenants.get(namespace)
+        if tenant is not None:
+            tenant.credit = True
+            flow = tenant.flows.get(key)
+            if flow is not None:
+                flow.credit = True
+
     def pop(self, full: set[str]) -> RunCard | None:
         """The next card, or None. Namespaces in `full` are parked until `unpark`."""
         order = self._order
@@ -133,7 +157,8 @@ class FairQueue:
             self.count -= before - tenant.count
             if card is not None:
                 self._clock = passed
-                tenant.passed = passed + tenant.stride
+                tenant.passed = passed if tenant.credit else passed + tenant.stride
+                tenant.credit = False
                 heapq.heapreplace(order, (tenant.passed, serial, tenant))
                 return card
             heapq.heappop(order)

@@ -17,9 +17,11 @@ __all__ = [
     "LEGS",
     "LEGS_OPENED",
     "MESSAGES_DELIVERED",
+    "PERMITS",
     "QUEUE_DEPTH",
     "QUEUE_WAIT",
     "RUNS_ENDED",
+    "RUNS_PARKED",
     "SCHEDULES",
     "SEALS",
     "STEP_DOWNS",
@@ -38,9 +40,11 @@ GROUPS = gauge("scheduler_groups_owned", "Shard groups owned")
 LEGS = gauge("scheduler_legs_open", "Legs open")
 LEGS_OPENED = counter("scheduler_legs_opened", "Legs opened", ("pool",))
 MESSAGES_DELIVERED = counter("scheduler_messages_delivered", "Messages sent to open legs, repeats included")
+PERMITS = counter("scheduler_permit_requests", "Runs that asked for permits", ("answer",))
 QUEUE_DEPTH = gauge("scheduler_queue_depth", "Runs that wait for a slot", ("pool", "level"))
 QUEUE_WAIT = histogram("scheduler_queue_wait_seconds", "From ready to the leg's opening", ("pool", "level"))
 RUNS_ENDED = counter("scheduler_runs_ended", "Runs that reached a terminal state", ("state",))
+RUNS_PARKED = gauge("scheduler_runs_parked", "Runs that wait for a permit")
 SCHEDULES = counter("scheduler_schedules", "What schedules did: started, missed, skipped and so on", ("outcome",))
 SEALS = counter("scheduler_seals", "SEALs appended", ("reason",))
 STEP_DOWNS = counter("scheduler_step_downs", "Times this replica lost or gave up all its groups", ("reason",))

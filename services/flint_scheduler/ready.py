@@ -92,6 +92,12 @@ class Lane:
                 return card
         return None
 
+    def refund(self, card: RunCard) -> None:
+        """The card was popped and could not begin."""
+        queue = self._levels[card.queue_level]
+        if queue is not None:
+            queue.refund(card.namespace, card.hints.fairness_key if card.hints is not None else "")
+
     def leave(self, card: RunCard) -> None:
         """The card's entry is about to become stale."""
         if card.spot >= 0:
@@ -217,6 +223,10 @@ class ReadyQueue:
         """The next card of the lane of a level up to `least`, or None."""
         self._turns = lane.turn = self._turns + 1
         return lane.pop(least, self.full)
+
+    def refund(self, card: RunCard) -> None:
+        """The card was taken and could not begin: its namespace was served nothing."""
+        self._lane(*card.place).refund(card)
 
     def change_level(self, card: RunCard, level: int) -> None:
         """Give a run another level; where it waits, it waits there from now on, with its place by arrival."""

@@ -87,6 +87,7 @@ STATEMENTS: tuple[str, ...] = (
         last int;
         at timestamptz;
         room boolean;
+        lingers boolean;
         most bigint;
         ahead bigint;
         due timestamptz;
@@ -112,14 +113,15 @@ STATEMENTS: tuple[str, ...] = (
             kind := NULL; key := NULL; overflow := NULL; due_at := NULL; replaced := NULL; replaced_group := NULL;
             -- Places come before tokens: the moment that is recorded is later than every count of holders.
             FOR d IN first .. last LOOP
-                takes[d] := NOT EXISTS (
-                    SELECT 1 FROM permit p WHERE p.namespace_id = namespaces[n] AND p.kind = kinds[d]
-                        AND p.key = keys[d] AND p.run_id = runs[n]);
-                CONTINUE WHEN NOT takes[d];
-                most := mosts[d];
+                SELECT p.claimant IS NOT NULL INTO lingers FROM permit p
+                WHERE p.namespace_id = namespaces[n] AND p.kind = kinds[d] AND p.key = keys[d] AND p.run_id = runs[n];
+                takes[d] := lingers IS NULL;
+                CONTINUE WHEN NOT lingers;  -- it holds this one
+                -- A permit that outlived an earlier end of the run is not its own again before that leg is over.
+                most := CASE WHEN lingers THEN 0 ELSE mosts[d] END;
                 steps[d] := periods[d] * interval '1 millisecond';
                 depths[d] := bursts[d];
-                IF names[d] <> '' THEN
+                IF names[d] <> '' AND lingers IS NULL THEN
                     SELECT * INTO named FROM permit_limit l WHERE l.namespace_id = namespaces[n] AND l.name = names[d];
                     -- A name that nobody has set lets nobody in.
                     most := CASE WHEN named.name IS NULL THEN 0
