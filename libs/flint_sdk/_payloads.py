@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Iterator
 from typing import Any, Final
 
 import grpc
@@ -27,6 +26,8 @@ _PIECE_BYTES: Final = 2**19
 _MOST_REFERENCES: Final = 1_000
 """Stored values that one value may come from, those within others included."""
 _MEMBER: Final = "$payload"
+_GO: Final = ("flint-upload", "go")
+_WELCOME_S: Final = 10.0
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -52,7 +53,21 @@ async def upload(transport: Transport, parent: str, data: bytes, timeout_s: floa
 
     async def send(timeout_left_s: float) -> None:
         gateway = transport.gateway()
-        await gateway.payloads.UploadPayload(_pieces(parent, data), timeout=timeout_left_s, metadata=transport.metadata)
+        call = gateway.payloads.UploadPayload(timeout=timeout_left_s, metadata=transport.metadata)
+        welcome = asyncio.ensure_future(call.initial_metadata())
+        try:
+            await call.write(payloads_pb2.UploadPayloadRequest(parent=parent, size=len(data)))
+            # One that is refused while it sends hears of a broken stream, maybe not of the reason: so it asks first.
+            # A gateway that knows no such question waits for the rest.
+            await asyncio.wait({welcome}, timeout=_WELCOME_S)
+            if not welcome.done() or welcome.result().get(_GO[0]) == _GO[1]:
+                for at in range(0, len(data), _PIECE_BYTES):
+                    await call.write(payloads_pb2.UploadPayloadRequest(data=data[at : at + _PIECE_BYTES]))
+                await call.done_writing()
+            await call
+        finally:
+            welcome.cancel()
+            call.cancel()
 
     await _repeated(transport, send, timeout_s)
     return {_MEMBER: {"sha256": sha256, "bytes": len(data)}}
@@ -128,11 +143,6 @@ async def _repeated(transport: Transport, attempt: Any, timeout_s: float | None)
         if loop.time() + pause >= deadline:
             raise typed
         await asyncio.sleep(pause)
-
-
-def _pieces(parent: str, data: bytes) -> Iterator[payloads_pb2.UploadPayloadRequest]:
-    for at in range(0, len(data), _PIECE_BYTES):
-        yield payloads_pb2.UploadPayloadRequest(parent=parent, data=data[at : at + _PIECE_BYTES])
 
 
 def _digest(value: Any) -> str:

@@ -54,7 +54,15 @@ _OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
-_BROKEN: Final = ("stream removed", "rst_stream", "socket closed", "connection reset", "goaway", "broken pipe")
+_BROKEN: Final = (
+    "stream removed",
+    "rst_stream",
+    "socket closed",
+    "connection reset",
+    "goaway",
+    "broken pipe",
+    "internal error from core",  # of grpc's own here: the stream ended while it was written to
+)
 
 
 def is_disconnect(error: grpc.aio.AioRpcError) -> bool:

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any, Final
 
 import grpc
@@ -33,6 +34,9 @@ _PIECE_S: Final = 60.0
 """An upload that sends nothing for so long is given up."""
 _UPLOAD_S: Final = 600.0
 """So is one that is not complete after so long: it holds room that others wait for."""
+_DRAIN_S: Final = 10.0
+"""A caller that has sent too much is heard for so long, so that it is done sending when it is told."""
+_GO: Final = (("flint-upload", "go"),)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -87,7 +91,7 @@ class PayloadServicer(PayloadServiceServicer):
             # Nothing is held while it waits for its turn, and what comes is held from its first byte on.
             async with self._client.room.hold(0) as held:
                 async with asyncio.timeout(_UPLOAD_S):
-                    namespace, data = await self._collected(request_iterator, held)
+                    namespace, data = await self._collected(aiter(request_iterator), held, context)
                 problem = await asyncio.to_thread(check_json, data)
                 if problem is not None:
                     raise field_invalid(("data", problem))
@@ -108,13 +112,12 @@ class PayloadServicer(PayloadServiceServicer):
         )
 
     async def _collected(
-        self, request_iterator: AsyncIterator[payloads_pb2.UploadPayloadRequest], held: Held
+        self, requests: AsyncIterator[payloads_pb2.UploadPayloadRequest], held: Held, context: Context
     ) -> tuple[str, bytes]:
         """(namespace, value) of an upload; `held` grows with its pieces."""
         namespace = ""
         pieces: list[bytes] = []
         size = 0
-        requests = aiter(request_iterator)
         while True:
             try:
                 async with asyncio.timeout(_PIECE_S):
@@ -130,15 +133,37 @@ class PayloadServicer(PayloadServiceServicer):
             if not namespace:
                 namespace = namespace_of_parent(request.parent)
                 authorise(current_principal(), identity_pb2.Role.ROLE_OPERATOR, namespace)
+                if request.size > self._limits.value_bytes:
+                    raise self._beyond_limit()
+                if request.size:
+                    await context.send_initial_metadata(_GO)
             size += len(request.data)
             if size > self._limits.value_bytes:
-                limit = self._limits.value_bytes
-                raise too_large(f"the value has more than {limit} bytes (limits.value_bytes)", limit_bytes=str(limit))
+                pieces.clear()
+                await self._drain(requests)
+                raise self._beyond_limit()
             await held.grow(2 * len(request.data))  # the pieces, and the whole that is made of them
             pieces.append(request.data)
         if not namespace:
             raise field_invalid(("parent", "is required in the first message"))
         return namespace, b"".join(pieces)
+
+    def _beyond_limit(self) -> Refused:
+        limit = self._limits.value_bytes
+        return too_large(f"the value has more than {limit} bytes (limits.value_bytes)", limit_bytes=str(limit))
+
+    async def _drain(self, requests: AsyncIterator[payloads_pb2.UploadPayloadRequest]) -> None:
+        """Drops what still comes, as much again as a value may have.
+
+        A client that is refused while it sends may hear of a broken stream before it hears why.
+        """
+        size = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                async for request in requests:
+                    size += len(request.data)
+                    if size > self._limits.value_bytes:
+                        return
 
     async def DownloadPayload(
         self, request: payloads_pb2.DownloadPayloadRequest, context: Context

@@ -21,6 +21,7 @@ from flint_contracts.gen.flint.approvals.v1.approvals_pb2_grpc import ApprovalSe
 from flint_contracts.gen.flint.events.v1.events_pb2_grpc import EventServiceStub
 from flint_contracts.gen.flint.fleet.v1.fleet_pb2_grpc import FleetServiceStub
 from flint_contracts.gen.flint.identity.v1.identity_pb2_grpc import IdentityServiceStub
+from flint_contracts.gen.flint.payloads.v1.payloads_pb2_grpc import PayloadServiceStub
 from flint_contracts.gen.flint.runs.v1.runs_pb2_grpc import RunServiceStub
 from flint_contracts.gen.flint.workflows.v1.workflows_pb2_grpc import WorkflowServiceStub
 from flint_sdk import AsyncFlint, FlintError, Run
@@ -46,6 +47,7 @@ class Stubs:
         self.fleet: Any = FleetServiceStub(channel)
         self.events: Any = EventServiceStub(channel)
         self.approvals: Any = ApprovalServiceStub(channel)
+        self.payloads: Any = PayloadServiceStub(channel)
 
 
 class House:

@@ -9,9 +9,10 @@ import orjson
 import psutil
 import pytest
 
+from flint_contracts.gen.flint.payloads.v1 import payloads_pb2
 from flint_core.payloads import is_reference
 from flint_sdk import InvalidArgument, PayloadNotFound, RunState, StartRequest
-from support.house import House
+from support.house import House, refusal
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -98,8 +99,14 @@ async def test_a_child_takes_and_gives_large_values(house: House) -> None:
 
 async def test_what_is_refused(house: House) -> None:
     name = await house.apply("do: [{a: {set: {n: '${ length }'}}}]")
-    with pytest.raises(InvalidArgument):
+    with pytest.raises(InvalidArgument, match=r"limits\.value_bytes"):
         await house.flint.start(name, "x" * (65 * MIB))
+    # Nor does it depend on the client: one that does not tell the size in advance is heard until it is done.
+    piece = payloads_pb2.UploadPayloadRequest(parent="namespaces/default", data=bytes(2 * MIB))
+    for pieces in ([piece] * 33, [payloads_pb2.UploadPayloadRequest(parent="namespaces/default", size=65 * MIB)]):
+        refused = await refusal(house.raw.payloads.UploadPayload(iter(pieces), metadata=house.raw.metadata))
+        assert isinstance(refused, InvalidArgument)
+        assert refused.reason == "PAYLOAD_TOO_LARGE"
     forged = {"$payload": {"sha256": "0" * 64, "bytes": 5}}
     run = await house.flint.wait((await house.flint.start(name, forged)).id, 30)
     assert run.state is RunState.FAILED

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n flint/payloads/v1/payloads.proto\x12\x11\x66lint.payloads.v1\"4\n\x14UploadPayloadRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"C\n\x15UploadPayloadResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x03\"&\n\x16\x44ownloadPayloadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\'\n\x17\x44ownloadPayloadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xe2\x01\n\x0ePayloadService\x12\x64\n\rUploadPayload\x12\'.flint.payloads.v1.UploadPayloadRequest\x1a(.flint.payloads.v1.UploadPayloadResponse(\x01\x12j\n\x0f\x44ownloadPayload\x12).flint.payloads.v1.DownloadPayloadRequest\x1a*.flint.payloads.v1.DownloadPayloadResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n flint/payloads/v1/payloads.proto\x12\x11\x66lint.payloads.v1\"B\n\x14UploadPayloadRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04size\x18\x03 \x01(\x03\"C\n\x15UploadPayloadResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x03\"&\n\x16\x44ownloadPayloadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\'\n\x17\x44ownloadPayloadResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xe2\x01\n\x0ePayloadService\x12\x64\n\rUploadPayload\x12\'.flint.payloads.v1.UploadPayloadRequest\x1a(.flint.payloads.v1.UploadPayloadResponse(\x01\x12j\n\x0f\x44ownloadPayload\x12).flint.payloads.v1.DownloadPayloadRequest\x1a*.flint.payloads.v1.DownloadPayloadResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,13 +32,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'flint.payloads.v1.payloads_
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_UPLOADPAYLOADREQUEST']._serialized_start=55
-  _globals['_UPLOADPAYLOADREQUEST']._serialized_end=107
-  _globals['_UPLOADPAYLOADRESPONSE']._serialized_start=109
-  _globals['_UPLOADPAYLOADRESPONSE']._serialized_end=176
-  _globals['_DOWNLOADPAYLOADREQUEST']._serialized_start=178
-  _globals['_DOWNLOADPAYLOADREQUEST']._serialized_end=216
-  _globals['_DOWNLOADPAYLOADRESPONSE']._serialized_start=218
-  _globals['_DOWNLOADPAYLOADRESPONSE']._serialized_end=257
-  _globals['_PAYLOADSERVICE']._serialized_start=260
-  _globals['_PAYLOADSERVICE']._serialized_end=486
+  _globals['_UPLOADPAYLOADREQUEST']._serialized_end=121
+  _globals['_UPLOADPAYLOADRESPONSE']._serialized_start=123
+  _globals['_UPLOADPAYLOADRESPONSE']._serialized_end=190
+  _globals['_DOWNLOADPAYLOADREQUEST']._serialized_start=192
+  _globals['_DOWNLOADPAYLOADREQUEST']._serialized_end=230
+  _globals['_DOWNLOADPAYLOADRESPONSE']._serialized_start=232
+  _globals['_DOWNLOADPAYLOADRESPONSE']._serialized_end=271
+  _globals['_PAYLOADSERVICE']._serialized_start=274
+  _globals['_PAYLOADSERVICE']._serialized_end=500
 # @@protoc_insertion_point(module_scope)

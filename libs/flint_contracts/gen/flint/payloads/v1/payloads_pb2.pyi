@@ -29,19 +29,25 @@ class UploadPayloadRequest(_message.Message):
 
     PARENT_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """Where: namespaces/{namespace}. Required in the first message, ignored in the others."""
     data: _builtins.bytes
     """The next bytes of the value's JSON; at most 4 MiB in a message, 64 MiB (limits.value_bytes) in all."""
+    size: _builtins.int
+    """In the first message: how many bytes the value has in all; 0: not told. Whoever tells it and sends no data yet is
+    answered before it sends the rest: by the metadata `flint-upload: go` when the value is welcome, else by the error.
+    """
     def __init__(
         self,
         *,
         parent: _builtins.str = ...,
         data: _builtins.bytes = ...,
+        size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "parent", b"parent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "parent", b"parent", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
