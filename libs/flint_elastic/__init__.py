@@ -17,10 +17,12 @@ from flint_elastic.history import ArrivalHistory, seasonal_naive
 from flint_elastic.ledger import Verdict, evaluate, record
 from flint_elastic.observation import Backlog, Coming, Observation, WorkerState, WorkerView
 from flint_elastic.policy import LEVELS, PolicyInvalid, PoolPolicy
+from flint_elastic.tracking import LOOK_AHEAD, Tracker
 
 __all__ = [
     "BUCKET_S",
     "LEVELS",
+    "LOOK_AHEAD",
     "NO_FORECAST",
     "ArrivalHistory",
     "Backlog",
@@ -33,6 +35,7 @@ __all__ = [
     "PolicyInvalid",
     "PoolPolicy",
     "PoolState",
+    "Tracker",
     "Verdict",
     "WorkerState",
     "WorkerView",

@@ -21,6 +21,10 @@ from flint_elastic.wording import explain
 __all__ = ["decide"]
 
 _PEAK_STRETCHES: Final = 30
+_MOST_REGRETS: Final = 3
+_REGRET_S: Final = 1_800.0
+_REGRET_SHARE: Final = 0.75
+_FORGIVE_S: Final = 4 * 3_600.0
 _STUCK_AFTER_S: Final = 15.0
 _STUCK_FOR_S: Final = 120.0
 _LONGEST_BACKOFF_S: Final = 300.0
@@ -56,9 +60,9 @@ def decide(policy: PoolPolicy, state: PoolState, seen: Observation, forecast: Fo
         ended = tuple(worker.id for worker in draining if worker.legs == 0)
         decision = replace(decision, end=ended, drain=_down(policy, state, seen, needs, live, at))
     if decision.start or decision.revive:
-        decision = replace(decision, state=replace(state, last_up_at=at))
+        decision = replace(decision, state=_up_again(state, len(live) + decision.start + len(decision.revive), at))
     elif decision.drain:
-        decision = replace(decision, state=replace(state, last_down_at=at))
+        decision = replace(decision, state=replace(state, last_down_at=at, drained_from=len(live)))
     return replace(
         decision,
         why=explain(policy, decision, seen, needs, forecast, capacity, missing, held_by),
@@ -71,6 +75,8 @@ def _noticed(policy: PoolPolicy, state: PoolState, seen: Observation) -> PoolSta
     at = seen.at if state.at is None else max(seen.at, state.at)
     since = at if state.since is None else state.since
     over_s = 1.0 if state.at is None else at - state.at
+    if state.regrets and at - state.regretted_at > _FORGIVE_S:
+        state = replace(state, regrets=state.regrets - 1, regretted_at=at)
     state = replace(state, at=at, since=since, rate=state.rate.observe(seen.arrivals_per_s, over_s))
     free = sum(max(0, w.slots - w.legs) for w in seen.workers if w.state is WorkerState.READY) - policy.standby_slots
     if not seen.waiting:
@@ -92,10 +98,28 @@ def _peaks(
     """Greatest needs of the stretches that an idle time consists of, this one included."""
     stretch_s = max(1.0, policy.idle_before_end_s / _PEAK_STRETCHES)
     began = math.floor(at / stretch_s) * stretch_s
-    kept = [peak for peak in peaks if peak[0] + stretch_s > at - policy.idle_before_end_s]
+    longest_s = policy.idle_before_end_s * 2**_MOST_REGRETS
+    kept = [peak for peak in peaks if peak[0] + stretch_s > at - longest_s]
     if kept and kept[-1][0] >= began:
         return (*kept[:-1], (kept[-1][0], max(kept[-1][1], slots)))
     return (*kept, (began, slots))
+
+
+def _up_again(state: PoolState, live: int, at: float) -> PoolState:
+    """A start soon after a drain, of as many workers, says that the drain was wrong; a spike says nothing about it."""
+    drained_at, state = state.last_down_at, replace(state, last_up_at=at)
+    if drained_at is None or at - drained_at > _REGRET_S or drained_at <= state.regretted_at or state.rate.spiking:
+        return state
+    if live < _REGRET_SHARE * state.drained_from:
+        return state
+    return replace(state, regrets=min(_MOST_REGRETS, state.regrets + 1), regretted_at=at)
+
+
+def _peak(policy: PoolPolicy, state: PoolState, at: float, over_s: float) -> int:
+    """Greatest need of the last `over_s`, whole stretches."""
+    stretch_s = max(1.0, policy.idle_before_end_s / _PEAK_STRETCHES)
+    recent = (slots for began, slots in state.peaks if began + stretch_s > at - over_s)
+    return max(recent, default=state.peaks[-1][1])
 
 
 def _holds_up(
@@ -147,23 +171,19 @@ def _down(
     moved = [moment for moment in (state.last_up_at, state.last_down_at) if moment is not None]
     if moved and at - max(moved) < policy.cooldown_down_s:
         return ()
-    watched = state.since is not None and at - state.since >= policy.idle_before_end_s
-    peak = max(slots for _, slots in state.peaks)
-    spare_slots = sum(worker.slots for worker in live) - peak - math.floor(needs.steady * _DEAD_BAND)
+    idle_s = policy.idle_before_end_s
+    settled_s = idle_s * 2**state.regrets
+    watched = policy.consolidate and state.since is not None and at - state.since >= settled_s
     spare_workers = min(len(live) - policy.minimum, policy.maximum_step_down)
+    slots = sum(worker.slots for worker in live) - math.floor(needs.steady * _DEAD_BAND)
+    spare_slots, settled_slots = slots - _peak(policy, state, at, idle_s), slots - _peak(policy, state, at, settled_s)
     chosen: list[str] = []
     for worker in ready:
-        rested = (
-            worker.legs == 0 and worker.idle_since is not None and at - worker.idle_since >= policy.idle_before_end_s
-        )
-        if (
-            len(chosen) >= spare_workers
-            or worker.slots > spare_slots
-            or not (rested or (policy.consolidate and watched))
-        ):
-            continue
-        chosen.append(worker.id)
-        spare_slots -= worker.slots
+        rested = worker.legs == 0 and worker.idle_since is not None and at - worker.idle_since >= idle_s
+        spare = spare_slots if rested else settled_slots if watched else 0
+        if len(chosen) < spare_workers and worker.slots <= spare:
+            chosen.append(worker.id)
+            spare_slots, settled_slots = spare_slots - worker.slots, settled_slots - worker.slots
     return tuple(chosen)
 
 
@@ -180,7 +200,8 @@ def _inputs(
         },
         "needs": needs.to_json(),
         "stuck": state.stuck,
-        "peak_slots": max(slots for _, slots in state.peaks),
+        "peak_slots": _peak(policy, state, at, policy.idle_before_end_s),
+        "regrets": state.regrets,
         "forecast": {
             "source": forecast.source,
             "trust": round(forecast.trust, 4),

@@ -25,6 +25,11 @@ class PoolState:
     kept."""
     last_up_at: float | None = None
     last_down_at: float | None = None
+    drained_from: int = 0
+    """Workers that were there when the last ones were drained."""
+    regrets: int = 0
+    """Drains lately that a start followed soon: each doubles the time that a surplus must have lasted."""
+    regretted_at: float = 0.0
     stuck: int = 0
     """Waiting legs that did not begin although slots were free: no worker that could be started would help them."""
     free_since: float | None = None

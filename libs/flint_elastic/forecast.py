@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -28,20 +29,12 @@ class Forecast:
     greater of the two is planned for then, else their sum."""
 
     def at(self, moment: float) -> float | None:
-        """The rate forecast for a moment, on straight lines between the middles of buckets; None outside."""
-        if not self.rates:
-            return None
-        position = (moment - self.starts_at) / self.bucket_s
-        if not 0 <= position < len(self.rates):
-            return None
-        left = min(max(position - 0.5, 0.0), len(self.rates) - 1.0)
-        index = int(left)
-        after = self.rates[min(index + 1, len(self.rates) - 1)]
-        return self.rates[index] + (after - self.rates[index]) * (left - index)
+        """The mean rate of the bucket that a moment lies in; None outside."""
+        index = math.floor((moment - self.starts_at) / self.bucket_s)
+        return self.rates[index] if 0 <= index < len(self.rates) else None
 
     def rise(self, now: float, until: float) -> float:
-        """Arrivals per second, trust included, by which the rate will at most exceed today's until a moment; never
-        below 0.
+        """Arrivals per second, trust included, by which the rate will exceed today's at most until a moment; never < 0.
 
         Only the change counts: a day that is twice as busy as its forecast keeps its own level, and moves with the
         pattern.
@@ -49,12 +42,9 @@ class Forecast:
         here = self.at(now)
         if here is None or self.trust <= 0:
             return 0.0
-        first = int((now - self.starts_at) // self.bucket_s) + 1
-        last = int((until - self.starts_at) // self.bucket_s)
-        moments = [self.starts_at + index * self.bucket_s for index in range(first, last + 1)]
-        middles = [moment + self.bucket_s / 2 for moment in moments if moment + self.bucket_s / 2 < until]
-        ahead = [rate for rate in map(self.at, (*moments, *middles, until)) if rate is not None]
-        return self.trust * max(0.0, max(ahead, default=here) - here)
+        first = math.floor((now - self.starts_at) / self.bucket_s)
+        last = math.floor((until - self.starts_at) / self.bucket_s)
+        return self.trust * (max(self.rates[first : last + 1]) - here)
 
     def to_json(self) -> dict[str, Any]:
         """All members; rates rounded to a millionth."""

@@ -16,7 +16,7 @@ WEEK: Final = 7 * DAY
 _KEPT: Final = 5 * WEEK
 _FADE: Final = 0.7
 _WEEK_SHARE: Final = 0.65
-_BLUR: Final = ((-1, 0.25), (0, 0.5), (1, 0.25))
+_WEEKS_SHARE: Final = 0.9
 
 
 class ArrivalHistory:
@@ -99,12 +99,13 @@ def seasonal_naive(rates: list[float], ends_at: float, buckets: int = DAY) -> Fo
                 weight *= _FADE
         return total / weights if weights else None
 
+    week_share = _WEEKS_SHARE if have >= 2 * WEEK else _WEEK_SHARE
+
     def plain(index: int) -> float:
         daily, weekly = before(index, DAY), before(index, WEEK)
         if weekly is None:
             return daily or 0.0
-        return weekly if daily is None else _WEEK_SHARE * weekly + (1 - _WEEK_SHARE) * daily
+        return weekly if daily is None else week_share * weekly + (1 - week_share) * daily
 
-    sharp = {index: plain(index) for index in range(have - 1, have + buckets + 1)}
-    blurred = (sum(share * sharp[index + offset] for offset, share in _BLUR) for index in range(have, have + buckets))
-    return Forecast(starts_at=ends_at, rates=tuple(blurred), source="seasonal naive")
+    rates_ahead = tuple(plain(index) for index in range(have, have + buckets))
+    return Forecast(starts_at=ends_at, rates=rates_ahead, source="seasonal naive")
