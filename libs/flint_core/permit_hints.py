@@ -13,12 +13,24 @@ from typing import Any, Final
 
 from flint_core.queueing import ConcurrencyKey, RateKey
 
-__all__ = ["LIMIT_NAME", "MOST_KEYS", "MOST_KEY_BYTES", "MOST_LIMIT", "OVERFLOWS", "KeyTooLong", "permits_of"]
+__all__ = [
+    "LIMIT_NAME",
+    "MOST_BURST",
+    "MOST_KEYS",
+    "MOST_KEY_BYTES",
+    "MOST_LIMIT",
+    "MOST_PERIOD_MS",
+    "OVERFLOWS",
+    "KeyTooLong",
+    "permits_of",
+]
 
 OVERFLOWS: Final = ("queue", "refuse", "replace")
 MOST_KEYS: Final = 4
 """Concurrency keys of one definition, and as many rates."""
 MOST_LIMIT: Final = 1_000_000
+MOST_BURST: Final = 10_000
+MOST_PERIOD_MS: Final = 31 * 86_400_000
 MOST_KEY_BYTES: Final = 500
 LIMIT_NAME: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 """Names of limits that operators set, as of workflows."""

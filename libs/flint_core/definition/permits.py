@@ -10,14 +10,12 @@ from flint_core.definition.context import Context, kind_of
 from flint_core.definition.findings import Rule
 from flint_core.definition.reader import join_pointer
 from flint_core.durations import DurationError, parse_duration
-from flint_core.permit_hints import LIMIT_NAME, MOST_KEYS, MOST_LIMIT, OVERFLOWS
+from flint_core.permit_hints import LIMIT_NAME, MOST_BURST, MOST_KEYS, MOST_LIMIT, MOST_PERIOD_MS, OVERFLOWS
 
 __all__ = ["concurrency_hint", "rate_hint"]
 
 _CONCURRENCY: Final = frozenset({"key", "limit", "overflow"})
 _RATE: Final = frozenset({"key", "limit", "count", "per", "burst"})
-_LONGEST_MS: Final = 31 * 86_400_000
-_MOST_BURST: Final = 10_000
 
 KeyCompiler = Callable[[Any, str], Any]
 """Compiles a key (text, expressions in it) at a pointer; None when it did not, which it has told the context."""
@@ -79,7 +77,7 @@ def _rate(context: Context, value: Any, place: str, key: KeyCompiler) -> dict[st
             context.error(Rule.MISSING_FIELD, f"'rate' needs '{name}', or 'limit' with the name of one", place)
     if "count" in members and _number(context, members["count"], join_pointer(place, "count"), "'count'", MOST_LIMIT):
         found["count"] = members["count"]
-    if "burst" in members and _number(context, members["burst"], join_pointer(place, "burst"), "'burst'", _MOST_BURST):
+    if "burst" in members and _number(context, members["burst"], join_pointer(place, "burst"), "'burst'", MOST_BURST):
         found["burst"] = members["burst"]
     if "per" in members:
         found |= _period(context, members["per"], join_pointer(place, "per"))
@@ -92,7 +90,7 @@ def _period(context: Context, value: Any, place: str) -> dict[str, Any]:
     except DurationError as error:
         context.error(Rule.INVALID_VALUE, f"'per': {error}", place)
         return {}
-    if duration.months or not 1 <= duration.milliseconds <= _LONGEST_MS:
+    if duration.months or not 1 <= duration.milliseconds <= MOST_PERIOD_MS:
         context.error(Rule.INVALID_VALUE, "'per' must be from a millisecond to 31 days", place)
         return {}
     return {"period_ms": duration.milliseconds}
