@@ -167,6 +167,7 @@ class Task:
     # run
     detached: bool = False  # nobody waits for its end; the task's input is its output
     discards: bool = False  # of a workflow: what it gives is left, the output is null
+    place: tuple[str, str, str] | None = None  # pool, region and level of a call; "": the run's own
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ class Program:
     timezone: str = ""  # IANA name that calendar units and the schedule follow; empty: UTC
     schedule: Schedule | None = None
     level: int | None = None  # of runs whose start names none
+    queue: dict[str, Any] | None = None  # how its runs queue (flint_core.queue_hints)
 
     def encode(self) -> bytes:
         """Canonical JSON: the same program gives the same bytes, on every machine."""
@@ -207,6 +209,8 @@ class Program:
             document["schedule"] = self.schedule.to_json()
         if self.level is not None:
             document["level"] = self.level
+        if self.queue is not None:
+            document["queue"] = self.queue
         return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
 
     @cached_property
@@ -268,6 +272,8 @@ def _restore(kind: type[Any], document: dict[str, Any]) -> Any:
     }
     if members.get("scope") is not None:
         members["scope"] = tuple(members["scope"])
+    if members.get("place") is not None:
+        members["place"] = tuple(members["place"])
     return kind(**members)
 
 

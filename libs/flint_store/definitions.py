@@ -22,8 +22,9 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import orjson
 from sqlalchemy import text
 
 from flint_ops.clock import boottime
@@ -33,7 +34,7 @@ from flint_store.errors import NamespaceNotFound, WorkflowNotFound
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["DefinitionCache", "ResolvedDefinition"]
+__all__ = ["DefinitionCache", "ResolvedDefinition", "queue_of"]
 
 # Primary key of namespace.
 READ_EPOCH = text("SELECT definition_epoch FROM namespace WHERE namespace_id = :namespace")
@@ -41,17 +42,17 @@ READ_EPOCH = text("SELECT definition_epoch FROM namespace WHERE namespace_id = :
 # The epoch and the answer in one snapshot. Primary key of namespace; workflow_version_name or, for the latest, the
 # first entry of workflow_version_latest.
 RESOLVE_VERSION = text("""
-SELECT n.definition_epoch, d.definition_id, d.version, d.definition_hash, d.level
+SELECT n.definition_epoch, d.definition_id, d.version, d.definition_hash, d.level, d.queue
 FROM namespace n
 LEFT JOIN workflow_version d ON d.namespace_id = n.namespace_id AND d.workflow_id = :workflow_id
     AND d.version = :version AND d.deleted_at IS NULL
 WHERE n.namespace_id = :namespace
 """)
 RESOLVE_LATEST = text("""
-SELECT n.definition_epoch, d.definition_id, d.version, d.definition_hash, d.level
+SELECT n.definition_epoch, d.definition_id, d.version, d.definition_hash, d.level, d.queue
 FROM namespace n
 LEFT JOIN LATERAL (
-    SELECT definition_id, version, definition_hash, level FROM workflow_version
+    SELECT definition_id, version, definition_hash, level, queue FROM workflow_version
     WHERE namespace_id = n.namespace_id AND workflow_id = :workflow_id AND deleted_at IS NULL
     ORDER BY version_sort DESC, version DESC LIMIT 1) d ON true
 WHERE n.namespace_id = :namespace
@@ -61,7 +62,7 @@ WHERE n.namespace_id = :namespace
 @dataclass(frozen=True, slots=True)
 class ResolvedDefinition:
     """What a start runs. `epoch`: the namespace's definition epoch under which this was the answer; `level`: of runs
-    whose start names none, if the definition says it.
+    whose start names none, if the definition says it; `queue`: what it says of how its runs queue.
     """
 
     definition_id: int
@@ -69,6 +70,7 @@ class ResolvedDefinition:
     definition_hash: bytes
     epoch: int
     level: int | None = None
+    queue: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -175,9 +177,10 @@ class DefinitionCache:
         if not rows:
             self._namespaces.pop(namespace, None)
             raise NamespaceNotFound(f"there is no namespace {namespace!r}")
-        epoch, definition_id, found_version, definition_hash, level = rows[0]
+        epoch, definition_id, found_version, definition_hash, level, queue = rows[0]
+        said = orjson.loads(bytes(queue)) if queue is not None else None
         answer = (
-            ResolvedDefinition(definition_id, found_version, bytes(definition_hash), epoch, level)
+            ResolvedDefinition(definition_id, found_version, bytes(definition_hash), epoch, level, said)
             if definition_id is not None
             else None
         )
@@ -195,6 +198,16 @@ class DefinitionCache:
             known.epoch = epoch
         if generation == known.generation:
             known.checked_at = max(known.checked_at, began)
+
+
+def queue_of(program: bytes) -> bytes | None:
+    """What an encoded program says of how its runs queue, JSON; None where it says nothing."""
+    try:
+        document = orjson.loads(program)
+    except orjson.JSONDecodeError:
+        return None
+    queue = document.get("queue") if isinstance(document, dict) else None
+    return orjson.dumps(queue) if isinstance(queue, dict) else None
 
 
 def _found(answer: ResolvedDefinition | None, key: tuple[str, str]) -> ResolvedDefinition:

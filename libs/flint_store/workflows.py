@@ -51,6 +51,7 @@ class NewVersion:
     definition_hash: bytes
     schedule: bytes | None = None
     level: int | None = None
+    queue: bytes | None = None  # what it says of how its runs queue, JSON
 
 
 # Inserts unless the name is taken, and raises the epoch only then. Unique index workflow_version_name (the conflict),
@@ -58,9 +59,9 @@ class NewVersion:
 INSERT_VERSION = text("""
 WITH inserted AS (
     INSERT INTO workflow_version (namespace_id, workflow_id, version, version_sort, title, summary, source, program,
-                                  definition_hash, schedule, level)
+                                  definition_hash, schedule, level, queue)
     SELECT namespace_id, :workflow_id, :version, :version_sort, :title, :summary, :source, :program, :definition_hash,
-           :schedule, CAST(:level AS smallint)
+           :schedule, CAST(:level AS smallint), CAST(:queue AS bytea)
     FROM namespace WHERE namespace_id = :namespace
     ON CONFLICT (namespace_id, workflow_id, version) WHERE deleted_at IS NULL DO NOTHING
     RETURNING definition_id),
@@ -158,6 +159,7 @@ async def put_version(engine: AsyncEngine, new: NewVersion) -> tuple[workflows_p
         "definition_hash": new.definition_hash,
         "schedule": new.schedule,
         "level": new.level,
+        "queue": new.queue,
     }
     # A version that is deleted between the refused insert and the read is neither inserted nor found: begin again.
     for _ in range(PUT_ATTEMPTS):

@@ -217,7 +217,7 @@ class FleetView:
         for pool in pools.values():
             kept = self._headroom.get(pool.name, self._headroom.get("*", 0.0))
             pool.headroom = min(ceil(pool.room * kept), max(0, pool.room - 1))
-            pool.spare = ceil(pool.room * self._spare_share)
+            pool.spare = int(pool.room * self._spare_share)
         self._pools = pools
         if self.has_room():
             self.on_room()

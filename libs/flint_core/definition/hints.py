@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flint_core.definition import unsupported
 from flint_core.definition.context import Context, kind_of
 from flint_core.definition.findings import Rule, suggestion
+from flint_core.definition.queueing import DOCUMENT_QUEUE_HINTS, PLACE_HINTS, document_queue, level_of, task_place
 from flint_core.definition.reader import join_pointer
 from flint_core.schedule_policy import POLICY_MEMBERS, read_policy
 from flint_core.zones import ZoneUnknown, zone_named, zone_names
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DOCUMENT_HINTS", "TASK_HINTS", "document_hints", "hints_of", "task_hints"]
 
-TASK_HINTS: Final = ("idempotencyKey", "cache", "compensate", "parallel")
-DOCUMENT_HINTS: Final = ("timezone", "schedule", "level")
+TASK_HINTS: Final = ("idempotencyKey", "cache", "compensate", "parallel", *PLACE_HINTS)
+DOCUMENT_HINTS: Final = ("timezone", "schedule", "level", *DOCUMENT_QUEUE_HINTS)
 _KEYED: Final = ("call", "emit", "run")
 _CACHED: Final = ("call", "run")
-_LEAST_URGENT: Final = 9
+_PLACED: Final = ("call", "emit", "run", "do", "for", "fork", "try")
 
 
 def hints_of(context: Context, value: Any, pointer: str, known: tuple[str, ...], elsewhere: tuple[str, ...]) -> Any:
@@ -60,12 +61,14 @@ def document_hints(context: Context, metadata: Any) -> dict[str, Any]:
     if "schedule" in hints:
         result["policy"] = _schedule_policy(context, hints["schedule"], join_pointer(place, "schedule"))
     if "level" in hints:
-        level = hints["level"]
-        if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level <= _LEAST_URGENT:
-            message = f"'level' must be a number from 0 (most urgent) to {_LEAST_URGENT}"
-            context.error(Rule.INVALID_VALUE, message, join_pointer(place, "level"))
-        else:
+        level = level_of(context, hints["level"], join_pointer(place, "level"))
+        if isinstance(level, int):
             result["level"] = level
+    queue = document_queue(context, hints, place)
+    if "level" in hints and isinstance(level, str):
+        queue["level"] = level  # what it stands for is the namespace's, when a run is accepted
+    if queue:
+        result["queue"] = queue
     return result
 
 
@@ -99,6 +102,11 @@ def task_hints(
     hints = hints_of(context, metadata, pointer, TASK_HINTS, DOCUMENT_HINTS)
     place = join_pointer(pointer, "flint")
     result: dict[str, Any] = {}
+    for name in PLACE_HINTS:
+        if name in hints and not _of_kind(context, name, kind, _PLACED, place):
+            return result
+    if any(name in hints for name in PLACE_HINTS):
+        compiler.place = task_place(context, hints, place, compiler.place)
     if "idempotencyKey" in hints and _of_kind(context, "idempotencyKey", kind, _KEYED, place):
         spot = join_pointer(place, "idempotencyKey")
         result["idempotency_key"] = _key(context, hints["idempotencyKey"], spot, "'idempotencyKey'", places)

@@ -82,6 +82,7 @@ class TaskCompiler:
         self.room = 0
         self.extensions: tuple[Extension, ...] = ()
         self.compensating = False
+        self.place: tuple[str, str, str] | None = None  # where the tasks being compiled are executed
         self._within: tuple[Extension, ...] = ()
         self._subject = 0
         context.task_kinds = frozenset(TASK_MEMBERS) | frozenset(unsupported.TASKS)
@@ -194,6 +195,7 @@ class TaskCompiler:
         origin = context.origins.of(pointer)
         source = None if origin.pointer == pointer and not origin.label else "" if origin.label else origin.pointer
         task = Task(pointer=pointer, name=name, kind=kind, locals=local, subject=self._subject, source=source)
+        around = self.place  # where the task around it is executed
         common: dict[str, Any] = {"flow": self._flow(members.get("then", FlowKind.CONTINUE), pointer, scope)}
         if "if" in members:
             place = join_pointer(pointer, "if")
@@ -210,6 +212,9 @@ class TaskCompiler:
         common |= self.data_flow(members, pointer, places)
         compile_kind = getattr(self, f"_{kind}")
         specific: dict[str, Any] = compile_kind(members, pointer, scope, local, places, timed)
+        if specific.get("function"):
+            common["place"] = self.place
+        self.place = around
         context.task = index
         if ("idempotency_key" in common or "cache_key" in common) and (
             "scope" in specific or specific.get("function") in ("approval", "workflow")

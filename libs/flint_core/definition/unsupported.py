@@ -13,9 +13,5 @@ CALLS: Final[dict[str, str]] = {}
 TOP_LEVEL: Final[dict[str, str]] = {}
 
 FLINT_HINTS: Final = {
-    "pool": "naming a pool is not built yet",
-    "region": "naming a region is not built yet",
-    "concurrency": "concurrency keys are not built yet",
-    "sla": "service levels are not built yet; use `timeout`",
     "residency": "residency is not built yet",
 }

@@ -25,7 +25,7 @@ UNSUPPORTED = {
     "schema format": ("input: {schema: {format: avro, document: {}}}\ndo: [{t: {call: noop}}]\n", 2, 18),
     **{
         f"hint {hint}": (f"do:\n  - t: {{call: noop, metadata: {{flint: {{{hint}: x}}}}}}\n", 3, 40)
-        for hint in (*("pool", "region", "concurrency", "sla", "residency"),)
+        for hint in ("residency",)
     },
 }
 
@@ -360,9 +360,9 @@ def test_a_timeout_around_a_call_is_enough():
         assert compile_definition(HEAD + body).findings == []
 
 
-def test_a_pool_in_the_document_is_refused_with_its_place():
-    finding = only(HEAD.replace("1.0.0}", "1.0.0, metadata: {flint: {pool: 2}}}") + DO, "unsupported")
-    assert (finding.line, finding.column, finding.pointer) == (1, 91, "/document/metadata/flint/pool")
+def test_what_is_not_built_in_the_document_is_refused_with_its_place():
+    finding = only(HEAD.replace("1.0.0}", "1.0.0, metadata: {flint: {residency: 2}}}") + DO, "unsupported")
+    assert (finding.line, finding.column, finding.pointer) == (1, 91, "/document/metadata/flint/residency")
     assert "is not supported by this version of Flint: " in finding.message
 
 
