@@ -22,6 +22,7 @@ from flint_cli.commands import (
     run,
     runs,
     schema,
+    schedules,
     test,
     up,
     version,
@@ -67,6 +68,7 @@ app.add_typer(events.app)
 app.add_typer(approvals.app)
 app.add_typer(workflows.app)
 app.add_typer(workers.app)
+app.add_typer(schedules.app)
 app.add_typer(functions.app)
 app.add_typer(keys.app)
 app.command("lint")(lint.lint)

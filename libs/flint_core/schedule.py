@@ -22,6 +22,7 @@ __all__ = [
     "due_fires",
     "jittered",
     "latest_fire",
+    "local_moment",
     "next_fire",
     "past_fires",
     "upcoming",
@@ -81,6 +82,11 @@ class Schedule:
     end_ms: int | None = None
     max_runs: int | None = None
 
+    @property
+    def kind(self) -> str:
+        """every, cron, after or on."""
+        return next(name for name in ("every", "cron", "after", "on") if getattr(self, name) is not None)
+
     def to_json(self) -> dict[str, Any]:
         """The schedule as JSON: the members that are set."""
         members = {name: getattr(self, name) for name in self.__slots__}
@@ -89,7 +95,7 @@ class Schedule:
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Schedule:
         """The reverse of `to_json`."""
-        lists = {name: tuple(document[name]) for name in ("exclude", "calendars") if name in document}
+        lists: dict[str, Any] = {name: tuple(document[name]) for name in ("exclude", "calendars") if name in document}
         return cls(**{**document, **lists})
 
 
@@ -134,7 +140,7 @@ def upcoming(
         moment = next_fire(schedule, moment, zone, since_ms) if moment is not None else None
         if moment is None:
             return
-        if calendars and any(calendar.excludes(_local(moment, zone)) for calendar in calendars):
+        if calendars and any(calendar.excludes(local_moment(moment, zone)) for calendar in calendars):
             passes -= 1
             continue
         yield moment
@@ -205,7 +211,8 @@ def latest_fire(
     return found
 
 
-def _local(moment_ms: int, zone: tzinfo) -> datetime:
+def local_moment(moment_ms: int, zone: tzinfo) -> datetime:
+    """A moment as a zone shows it."""
     return (_EPOCH + timedelta(milliseconds=moment_ms)).astimezone(zone)
 
 
@@ -214,7 +221,7 @@ def _not_excluded(schedule: Schedule, found: int, zone: tzinfo, since_ms: int) -
     last = min(found + _FAR_MS, schedule.end_ms if schedule.end_ms is not None else found + _FAR_MS)
     moment: int | None = found
     while moment is not None and moment <= last:
-        local = _local(moment, zone)
+        local = local_moment(moment, zone)
         if not calendar.excludes(local):
             return moment
         # Not before the answer can change: a schedule of every second does not count through a weekend.

@@ -12,6 +12,7 @@ from flint_rpc.errors import field_invalid
 __all__ = [
     "ALL_NAMESPACES",
     "ApprovalName",
+    "BackfillName",
     "RunName",
     "WorkflowName",
     "format_key",
@@ -21,10 +22,13 @@ __all__ = [
     "is_label",
     "is_version",
     "parse_approval",
+    "parse_backfill",
+    "parse_calendar",
     "parse_key",
     "parse_parent",
     "parse_run",
     "parse_worker",
+    "parse_schedule",
     "parse_workflow",
     "parse_workflow_parent",
 ]
@@ -69,6 +73,14 @@ class ApprovalName(NamedTuple):
 
 
 def is_label(text: str) -> bool:
+class BackfillName(NamedTuple):
+    """A parsed name of a backfill of a schedule."""
+
+    namespace: str
+    schedule_id: str
+    backfill_id: bytes
+
+
     """Whether text is a DNS label of at most 63 characters."""
     return _LABEL.fullmatch(text) is not None
 
@@ -157,6 +169,38 @@ def parse_key(text: str, field: str = "name") -> tuple[str, str]:
     if form and _KEY_ID.fullmatch(parts[3]) and (parts[1] == ALL_NAMESPACES or is_label(parts[1])):
         return parts[1], parts[3]
     raise field_invalid((field, _expected(text, "namespaces/{namespace}/keys/{key}")))
+
+
+def parse_schedule(text: str, field: str = "name") -> tuple[str, str]:
+    """(namespace, schedule) of `namespaces/{namespace}/schedules/{schedule}`; {schedule} is a label, or
+    `workflow.` and a label. Raises `Refused`.
+    """
+    parts = text.split("/")
+    form = len(parts) == 4 and (parts[0], parts[2]) == ("namespaces", "schedules") and is_label(parts[1])
+    if form and is_label(parts[3].removeprefix("workflow.")):
+        return parts[1], parts[3]
+    raise field_invalid((field, _expected(text, "namespaces/{namespace}/schedules/{schedule}")))
+
+
+def parse_backfill(text: str, field: str = "name") -> BackfillName:
+    """`namespaces/{namespace}/schedules/{schedule}/backfills/{backfill}`. Raises `Refused`."""
+    schedule, _, backfill = text.partition("/backfills/")
+    try:
+        backfill_id = uuid.UUID(backfill).bytes if len(backfill) <= 36 else b""
+    except ValueError:
+        backfill_id = b""
+    if backfill_id:
+        return BackfillName(*parse_schedule(schedule, field), backfill_id)
+    raise field_invalid((field, _expected(text, "namespaces/{namespace}/schedules/{schedule}/backfills/{backfill}")))
+
+
+def parse_calendar(text: str, field: str = "name") -> tuple[str, str]:
+    """(namespace, calendar) of `namespaces/{namespace}/calendars/{calendar}`. Raises `Refused`."""
+    parts = text.split("/")
+    form = len(parts) == 4 and (parts[0], parts[2]) == ("namespaces", "calendars")
+    if form and is_label(parts[1]) and is_label(parts[3]):
+        return parts[1], parts[3]
+    raise field_invalid((field, _expected(text, "namespaces/{namespace}/calendars/{calendar}")))
 
 
 def parse_worker(text: str, field: str = "name") -> str:

@@ -55,6 +55,7 @@ from flint_sdk._payloads import INLINE_BYTES, resolve, upload
 from flint_sdk._starting import start_batch, start_request
 from flint_sdk._transport import Transport
 from flint_sdk._waiting import Waiting
+from flint_sdk._schedules import AsyncSchedules
 from flint_sdk._watching import watch_run
 
 DEFAULT_TIMEOUT_S: Final = 30.0
@@ -128,6 +129,7 @@ class AsyncFlint:
 
     async def __aenter__(self) -> Self:
         return self
+        self.schedules = AsyncSchedules(self._transport, namespace)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -229,6 +229,22 @@ class ApprovalClosed(FailedPrecondition):
     """The approval's run waits for it no more."""
 
 
+class ScheduleNotFound(NotFound):
+    """There is no such schedule or backfill."""
+
+
+class CalendarNotFound(NotFound):
+    """There is no such calendar; a schedule may name it."""
+
+
+class ScheduleConflict(FailedPrecondition):
+    """The schedule is there with other content, was changed meanwhile, or does not allow this."""
+
+
+class CalendarInUse(FailedPrecondition):
+    """A schedule names the calendar."""
+
+
 class ResourceExhausted(FlintError):
     """A queue or quota is full; `retry_after_s` says when to try again, if the server knows."""
 
@@ -311,6 +327,10 @@ _BY_REASON: Final[dict[str, type[FlintError]]] = {
     "PAYLOAD_NOT_FOUND": PayloadNotFound,
     "APPROVAL_DECIDED": ApprovalDecided,
     "APPROVAL_CLOSED": ApprovalClosed,
+    "SCHEDULE_NOT_FOUND": ScheduleNotFound,
+    "CALENDAR_NOT_FOUND": CalendarNotFound,
+    "SCHEDULE_CONFLICT": ScheduleConflict,
+    "CALENDAR_IN_USE": CalendarInUse,
     "INCARNATION_ENDED": FailedPrecondition,
     "QUEUE_FULL": QueueFull,
     "TOO_MANY_WATCHES": TooManyWatches,

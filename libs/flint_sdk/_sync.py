@@ -32,6 +32,7 @@ from flint_sdk._models import (
     Workflow,
 )
 
+from flint_sdk._schedules import Schedules
 T = TypeVar("T")
 
 _CLOSE_S = 10.0
@@ -157,6 +158,7 @@ class Flint:
         self._client = AsyncFlint(address, key, namespace, timeout_s=timeout_s, reconnect_s=reconnect_s)
         self._thread = _LoopThread()
         self._closed = False
+        self.schedules = Schedules(self._thread, self._client.schedules)
         _clients.add(self)
 
     def __enter__(self) -> Self:

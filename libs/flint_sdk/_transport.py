@@ -22,6 +22,7 @@ from flint_contracts.gen.flint.identity.v1 import identity_pb2_grpc
 from flint_contracts.gen.flint.payloads.v1 import payloads_pb2_grpc
 from flint_contracts.gen.flint.runs.v1 import runs_pb2_grpc
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2_grpc
+from flint_contracts.gen.flint.schedules.v1 import schedules_pb2_grpc
 from flint_sdk._endpoint import Endpoint
 from flint_sdk._errors import FlintError, ResourceExhausted, TimedOut, Unavailable, error_from_rpc
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from flint_contracts.gen.flint.runs.v1.runs_pb2_grpc import RunServiceAsyncStub
     from flint_contracts.gen.flint.workflows.v1.workflows_pb2_grpc import WorkflowServiceAsyncStub
 
+    from flint_contracts.gen.flint.schedules.v1.schedules_pb2_grpc import ScheduleServiceAsyncStub
 Q = TypeVar("Q")
 R = TypeVar("R")
 
@@ -110,6 +112,7 @@ class Gateway:
 
 
 class Transport:
+        self.schedules: ScheduleServiceAsyncStub = schedules_pb2_grpc.ScheduleServiceStub(self.channel)
     """The gateways of one client. The current one is kept until it fails."""
 
     def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:

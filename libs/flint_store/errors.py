@@ -14,6 +14,10 @@ StoreError
 ├── VersionInvalid       not a semantic version
 ├── VersionExists        the version was applied before with other content
 ├── WorkflowInUse        unfinished runs use the version
+├── CalendarNotFound     a schedule names a calendar that is not there
+├── CalendarInUse        a schedule names the calendar
+├── ScheduleNotFound
+├── ScheduleConflict     it is there with other content, or was changed meanwhile, or does not allow this
 ├── KeyNotFound
 ├── KeyIdTaken           another key has the id
 └── LastAdminKey         the cluster would have no administrator left
@@ -22,12 +26,16 @@ StoreError
 from __future__ import annotations
 
 __all__ = [
+    "CalendarInUse",
+    "CalendarNotFound",
     "FunctionsFull",
     "KeyIdTaken",
     "KeyNotFound",
     "LastAdminKey",
     "MigrationLocked",
     "NamespaceNotFound",
+    "ScheduleConflict",
+    "ScheduleNotFound",
     "SchemaError",
     "SchemaMissing",
     "SchemaTooNew",
@@ -108,3 +116,19 @@ class KeyIdTaken(StoreError):
 
 class LastAdminKey(StoreError):
     """It is the last working key with the cluster's admin role."""
+
+
+class CalendarNotFound(StoreError):
+    """There is no such calendar, and a schedule names it."""
+
+
+class CalendarInUse(StoreError):
+    """A schedule in force names the calendar, so it cannot be deleted."""
+
+
+class ScheduleNotFound(StoreError):
+    """There is no such schedule, calendar or backfill."""
+
+
+class ScheduleConflict(StoreError):
+    """The schedule is there with other content, was changed meanwhile, or does not allow what was asked."""

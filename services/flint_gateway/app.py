@@ -21,11 +21,13 @@ from flint_contracts.gen.flint.identity.v1 import identity_pb2, identity_pb2_grp
 from flint_contracts.gen.flint.payloads.v1 import payloads_pb2, payloads_pb2_grpc
 from flint_contracts.gen.flint.registry.v1.registry_pb2_grpc import RegistryServiceStub
 from flint_contracts.gen.flint.runs.v1 import runs_pb2, runs_pb2_grpc
+from flint_contracts.gen.flint.schedules.v1 import schedules_pb2, schedules_pb2_grpc
 from flint_contracts.gen.flint.scheduling.v1.events_pb2_grpc import (
     ApprovalStoreServiceStub,
     EventStoreServiceStub,
 )
 from flint_contracts.gen.flint.scheduling.v1.functions_pb2_grpc import FunctionRegistryServiceStub
+from flint_contracts.gen.flint.scheduling.v1.schedules_pb2_grpc import ScheduleStoreServiceStub
 from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import PrincipalServiceStub, SchedulingServiceStub
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2, workflows_pb2_grpc
 from flint_gateway.approvals import ApprovalServicer
@@ -45,6 +47,7 @@ from flint_gateway.principals import KeyCache
 from flint_gateway.reading import RunReader
 from flint_gateway.results import ResultCache
 from flint_gateway.runs import RunServicer
+from flint_gateway.schedules import ScheduleServicer
 from flint_gateway.starts import StartBatcher
 from flint_gateway.watching import Hub
 from flint_gateway.workflows import WorkflowServicer
@@ -152,6 +155,11 @@ class Gateway:
                 approvals_pb2.DESCRIPTOR.services_by_name["ApprovalService"],
                 approvals_pb2_grpc.add_ApprovalServiceServicer_to_server,
                 ApprovalServicer(self._schedulers.client(ApprovalStoreServiceStub)),
+            ),
+            Service(
+                schedules_pb2.DESCRIPTOR.services_by_name["ScheduleService"],
+                schedules_pb2_grpc.add_ScheduleServiceServicer_to_server,
+                ScheduleServicer(self._schedulers.client(ScheduleStoreServiceStub), self._checker, settings.limits),
             ),
         ]
         check_policies(services)

@@ -34,6 +34,10 @@ class Scope(Enum):
     """In the namespace of the request's `parent`."""
     NAME = auto()
     """In the namespace of the request's `name`."""
+    SCHEDULE = auto()
+    """In the namespace of the name of the request's `schedule`."""
+    CALENDAR = auto()
+    """In the namespace of the name of the request's `calendar`."""
     ANY = auto()
     """In any namespace: the key's own."""
     CLUSTER = auto()
@@ -98,6 +102,24 @@ def current_principal() -> Principal:
     return _principal.get()
 
 
+    "/flint.schedules.v1.ScheduleService/CreateSchedule": Policy(_OPERATOR, Scope.PARENT),
+    "/flint.schedules.v1.ScheduleService/UpdateSchedule": Policy(_OPERATOR, Scope.SCHEDULE),
+    "/flint.schedules.v1.ScheduleService/DeleteSchedule": Policy(_OPERATOR, Scope.NAME),
+    "/flint.schedules.v1.ScheduleService/GetSchedule": Policy(_VIEWER, Scope.NAME),
+    "/flint.schedules.v1.ScheduleService/ListSchedules": Policy(_VIEWER, Scope.PARENT),
+    "/flint.schedules.v1.ScheduleService/PauseSchedule": Policy(_OPERATOR, Scope.NAME),
+    "/flint.schedules.v1.ScheduleService/ResumeSchedule": Policy(_OPERATOR, Scope.NAME),
+    "/flint.schedules.v1.ScheduleService/TriggerSchedule": Policy(_OPERATOR, Scope.NAME),
+    "/flint.schedules.v1.ScheduleService/BackfillSchedule": Policy(_OPERATOR, Scope.NAME),
+    "/flint.schedules.v1.ScheduleService/CancelBackfill": Policy(_OPERATOR, Scope.NAME),
+    "/flint.schedules.v1.ScheduleService/PreviewSchedule": Policy(_VIEWER, Scope.PARENT),
+    "/flint.schedules.v1.ScheduleService/PutCalendar": Policy(_OPERATOR, Scope.CALENDAR),
+    "/flint.schedules.v1.ScheduleService/GetCalendar": Policy(_VIEWER, Scope.NAME),
+    "/flint.schedules.v1.ScheduleService/ListCalendars": Policy(_VIEWER, Scope.PARENT),
+    "/flint.schedules.v1.ScheduleService/DeleteCalendar": Policy(_OPERATOR, Scope.NAME),
+    "/flint.limits.v1.LimitService/SetLimit": Policy(_OPERATOR, Scope.NAME),
+    "/flint.limits.v1.LimitService/ListLimits": Policy(_VIEWER, Scope.PARENT),
+    "/flint.limits.v1.LimitService/DeleteLimit": Policy(_OPERATOR, Scope.NAME),
 def check_policies(services: Iterable[Service]) -> None:
     """Raises RuntimeError when a served method has no entry in the table, or an entry has no method."""
     served = {method for service in services for method in service.methods}
@@ -228,3 +250,7 @@ def _namespace_of(name: str, field: str) -> str:
     if len(parts) < 2 or parts[0] != "namespaces" or not 0 < len(parts[1]) <= 63:
         raise field_invalid((field, "must begin with namespaces/{namespace}" if name else "is required"))
     return parts[1]
+    elif scope is Scope.SCHEDULE:
+        namespace = _namespace_of(request.schedule.name, "schedule.name")
+    elif scope is Scope.CALENDAR:
+        namespace = _namespace_of(request.calendar.name, "calendar.name")

@@ -53,11 +53,11 @@ from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record
 from flint_scheduler.recovery import Recovery
 from flint_scheduler.roster import follow_workers, on_beats
-from flint_scheduler.schedules import Schedules, nudge_schedule_of
 from flint_scheduler.servicer import SchedulingServicer
 from flint_scheduler.shares import Shares
 from flint_scheduler.steward import Steward
 from flint_scheduler.timers import Timers
+from flint_scheduler.timetable import TIMETABLE_LANES, Timetable
 from flint_store.definitions import DefinitionCache
 from flint_store.engine import GRACE_S, create_engine
 from flint_store.migrate import check_schema
@@ -66,7 +66,7 @@ __all__ = ["serve"]
 
 log = get_logger(__name__)
 
-_LANES = 6  # accept, open, fold, sweep, generation, schedules
+_LANES = 5  # accept, open, fold, sweep, generation
 _OWN_READS = 3  # the orchestrator's own reads never wait behind those of clients
 _MIN_PAYLOAD_BYTES = 4 * 2**20  # a job with its state, a compiled definition
 
@@ -128,7 +128,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         mine.sweep_interval_s,
         settings.journal.keep_folded_s,
     )
-    schedules = Schedules(record, holdings, acceptor, queue, clock, mine, settings.limits)
+    timetable = Timetable(settings, engine, record, holdings, acceptor, queue, clock, bus)
     definitions = DefinitionCache(engine)
     children = ChildRuns(record, bus, definitions, acceptor, queue, settings.limits, mine.queue_limit)
     agent.serve(journal_pb2.AwaitOpened.KIND_RUN, children)
@@ -153,6 +153,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
                 FunctionRegistryServicer(engine),
             ),
             *eventing.services,
+            *timetable.services,
         ],
         interceptors=[TokenInterceptor(settings.cluster.internal_token.get_secret_value())],
     )
@@ -187,8 +188,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     folder.on_awaits = agent.tell
     folder.on_answered = partial(nudge_inboxes, bus)
     folder.on_cancel = recovery.cancel_leg
-    folder.on_ended = partial(nudge_schedule_of, bus, settings.cluster.shard_groups)
-    attention.on_schedules = schedules.due
+    timetable.attach(attention, folder)
     folder.reload = steward.reload
     folder.on_cancel_nonce = recovery.cancel_nonce
     dispatcher.on_stream_missing = readers.suspect
@@ -251,12 +251,12 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     spawn("recovery", recovery.run())
     spawn("attention", attention.run())
     spawn("awaits", agent.run())
-    spawn("schedules", schedules.run())
     spawn("generation", readers.keep())
     spawn("roster", follow_workers(coord, fleet, claimants))
     spawn("steward", steward.run())
     spawn("payloads", payload_desk.sweep())
     eventing.spawn(spawn)
+    timetable.spawn(spawn)
 
     lifecycle.readiness.require("nats", lambda: None if bus.connected.is_set() else "not connected to NATS")
     lifecycle.readiness.require("session", lambda: None if steward.owning.is_set() else "no owner session yet")
@@ -294,7 +294,7 @@ async def _connect(settings: Settings) -> tuple[Bus, Coord, AsyncEngine, Record]
         await bus.close()
         raise
     record = Record(
-        create_engine(settings.postgres, "lane", pool_size=_LANES + EVENTING_LANES),
+        create_engine(settings.postgres, "lane", pool_size=_LANES + EVENTING_LANES + TIMETABLE_LANES),
         create_engine(settings.postgres, "reading", pool_size=_OWN_READS),
         settings.postgres.statement_timeout_ms / 1000 + GRACE_S,
     )

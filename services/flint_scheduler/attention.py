@@ -102,6 +102,7 @@ class Attention:
         self._saved_at = 0.0
         self._purged_at = 0.0
         self.on_schedules: Callable[[list[tuple[bytes, int]]], None] = lambda moments: None
+        self.on_backfills: Callable[[list[bytes]], None] = lambda schedule_ids: None
         self._samples: list[tuple[float, int, dict[int, int]]] = []  # when, generation, folded by group
 
     # -- nudges --------------------------------------------------------------------------------------------------------
@@ -197,6 +198,7 @@ class Attention:
         await self._serve_inbox(found.inbox)
         self._agent.tell(found.awaits)
         self.on_schedules(found.schedules)
+        self.on_backfills(found.backfills)
         return len(fresh) == _SWEEP_LIMIT
 
     async def _take_in(self, run_ids: Sequence[bytes] | set[bytes]) -> list[RunCard]:

@@ -18,6 +18,10 @@ _REFUSALS: dict[type[errors.StoreError], tuple[grpc.StatusCode, ErrorReason.Valu
     errors.WorkflowNotFound: (grpc.StatusCode.NOT_FOUND, ErrorReason.ERROR_REASON_WORKFLOW_NOT_FOUND),
     errors.VersionExists: (grpc.StatusCode.ALREADY_EXISTS, ErrorReason.ERROR_REASON_VERSION_EXISTS),
     errors.WorkflowInUse: (grpc.StatusCode.FAILED_PRECONDITION, ErrorReason.ERROR_REASON_WORKFLOW_IN_USE),
+    errors.CalendarNotFound: (grpc.StatusCode.FAILED_PRECONDITION, ErrorReason.ERROR_REASON_CALENDAR_NOT_FOUND),
+    errors.CalendarInUse: (grpc.StatusCode.FAILED_PRECONDITION, ErrorReason.ERROR_REASON_CALENDAR_IN_USE),
+    errors.ScheduleNotFound: (grpc.StatusCode.NOT_FOUND, ErrorReason.ERROR_REASON_SCHEDULE_NOT_FOUND),
+    errors.ScheduleConflict: (grpc.StatusCode.FAILED_PRECONDITION, ErrorReason.ERROR_REASON_SCHEDULE_CONFLICT),
     errors.KeyNotFound: (grpc.StatusCode.NOT_FOUND, ErrorReason.ERROR_REASON_KEY_NOT_FOUND),
     errors.LastAdminKey: (grpc.StatusCode.FAILED_PRECONDITION, ErrorReason.ERROR_REASON_LAST_ADMIN_KEY),
 }

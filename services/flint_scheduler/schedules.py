@@ -2,6 +2,7 @@
 
     every, cron, after ── next_fire_at comes ──▶ start ──▶ the row advances
     after ── its run ends ──▶ next_fire_at = the end and the duration
+    a time that waits for the run before ── that ends ──▶ start ──▶ the row advances
     on ── events in its inbox ──▶ (all: claimed) ──▶ start ──▶ the events leave the inbox
 
 The start goes through the accept of every start, under a request id made of the schedule and the moment (or the
@@ -17,11 +18,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import blake2b
 from typing import Any, Final
 
 import orjson
@@ -29,13 +28,14 @@ import orjson
 from flint_bus import Bus
 from flint_bus.subjects import owner_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_core.calendars import Calendar
 from flint_core.durations import parse_duration
 from flint_core.ids import group_of_run
-from flint_core.schedule import latest_fire, next_fire
+from flint_core.schedule import local_moment
 from flint_core.triggers import Trigger
 from flint_ops.config import LimitSettings, SchedulerSettings
 from flint_ops.logging import get_logger
-from flint_scheduler.accept import ENDED, Acceptor, NewStart
+from flint_scheduler.accept import Acceptor, NewStart
 from flint_scheduler.clock import RecordClock
 from flint_scheduler.event_delivery import event_number
 from flint_scheduler.holdings import Holdings
@@ -43,10 +43,15 @@ from flint_scheduler.lane import LaneClosed
 from flint_scheduler.metrics import SCHEDULES
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
-from flint_scheduler.starts import DEFAULT_LEVEL
+from flint_scheduler.schedule_judgement import judge
+from flint_scheduler.schedule_starts import start_at, start_of
+from flint_store import schedule_mail as mail
 from flint_store import schedules as store
-from flint_store.schedule_names import request_by_events, request_by_time, schedule_after
-from flint_store.schedules import Advance, Mail, ScheduleRow
+from flint_store.schedule_calendars import calendar_rules
+from flint_store.schedule_mail import Mail
+from flint_store.schedule_names import request_by_events, schedule_of
+from flint_store.schedules import Advance, ScheduleRow
+from flint_store.sweep import put_inbox
 
 __all__ = ["Schedules", "nudge_schedule_of", "nudge_workflow"]
 
@@ -54,6 +59,7 @@ log = get_logger(__name__)
 
 _BATCH: Final = 200  # schedules served at a time
 _HELD: Final = 100_000  # in memory; the sweep tells of the others
+_STARTS: Final = 1_000  # by time, stored together
 _EVENTS: Final = 200  # of one schedule, started or looked at together
 _COLLECTED: Final = 1_000  # events that `all` keeps while it waits for others
 _AGAIN_MS: Final = 1_000  # when a start found no room, or the record did not answer
@@ -62,11 +68,10 @@ _LANE: Final = "schedules"
 
 @dataclass(slots=True)
 class _Start:
-    """A start and what its schedule does when it is stored."""
+    """A start, and which time or events it is for."""
 
     row: ScheduleRow
     start: NewStart
-    next_ms: int | None = None
     fired_ms: int | None = None
     keys: tuple[str, ...] = ()
 
@@ -81,9 +86,12 @@ class Schedules:
         acceptor: Acceptor,
         queue: ReadyQueue,
         clock: RecordClock,
+        bus: Bus,
         settings: SchedulerSettings,
         limits: LimitSettings,
     ) -> None:
+        self.on_filling: Callable[[list[bytes]], None] = lambda schedule_ids: None
+        self._bus = bus
         self._record = record
         self._holdings = holdings
         self._acceptor = acceptor
@@ -154,63 +162,100 @@ class Schedules:
         if gone:
             for schedule_id in gone:
                 self._triggers.pop(schedule_id, None)
-            await self._record.read(lambda c: store.delete_unowned(c, gone))
+            await self._record.read(lambda c: mail.delete_unowned(c, gone))
+        rows = [row for row in rows if self._holdings.owns(row.group)]
+        self.on_filling([row.schedule_id for row in rows if row.filling])
+        names = {(row.namespace, name) for row in rows for name in row.calendars}
+        calendars = await self._record.read(lambda c: calendar_rules(c, names)) if names else {}
         starts: list[_Start] = []
-        steps: list[Advance] = []
+        steps: dict[bytes, Advance] = {}
         now_ms = self._clock.now_ms()
         for row in rows:
-            if not self._holdings.owns(row.group):
-                continue
             if row.schedule.on is not None:
                 starts += await self._by_events(row, now_ms)
-            elif row.next_ms is None:
-                steps += self._after_run(row)
-            elif row.next_ms > now_ms:
-                self._again(row, row.next_ms)
+            elif row.schedule.after is not None and row.next_ms is None:
+                steps |= self._after_run(row)
+            elif len(starts) >= _STARTS:
+                self.look_at([row.schedule_id])
             else:
-                self._by_time(row, row.next_ms, now_ms, starts, steps)
-        steps += await self._begin(starts)
+                await self._by_time(row, now_ms, calendars, starts, steps)
+        late = await self._begin(starts, steps)
         if steps:
-            await self._record.lane(_LANE, lambda c: store.advance(c, steps))
-            known = {row.schedule_id: row for row in rows}
-            for step in steps:
-                self._again(known[step.schedule_id], step.next_ms)
+            await self._advance([step for key, step in steps.items() if key not in late])
 
-    def _by_time(
-        self, row: ScheduleRow, first_ms: int, now_ms: int, starts: list[_Start], steps: list[Advance]
+    async def _advance(self, steps: list[Advance]) -> None:
+        moved = await self._record.lane(_LANE, lambda c: store.advance(c, steps))
+        for step in steps:
+            if step.was.schedule_id not in moved or (step.held_ms is None and step.was.held_ms is not None):
+                self.look_at([step.was.schedule_id])
+            else:
+                self._again(step.was, step.next_ms)
+
+    async def _by_time(
+        self,
+        row: ScheduleRow,
+        now_ms: int,
+        calendars: dict[tuple[str, str], Calendar],
+        starts: list[_Start],
+        steps: dict[bytes, Advance],
     ) -> None:
-        """One start for the latest moment that is not too old, whatever was missed before it."""
-        schedule = row.schedule
-        limit_ms = schedule.catch_up_ms if schedule.catch_up_ms is not None else self._catch_up_ms
-        fired_ms = latest_fire(schedule, first_ms, now_ms, limit_ms, row.zone, row.since_ms)
-        # `after` goes on when its run has ended.
-        next_ms = None if schedule.after is not None else next_fire(schedule, now_ms, row.zone, row.since_ms)
-        overlaps = row.last_run_id is not None and row.last_state not in ENDED
-        if fired_ms is None or (schedule.overlap == "skip" and overlaps):
-            SCHEDULES.labels("missed" if fired_ms is None else "skipped").inc()
-            steps.append(Advance(row.schedule_id, row.next_ms, row.last_run_id, next_ms))
+        named = [calendars[key] for name in row.calendars if (key := (row.namespace, name)) in calendars]
+
+        def excluded(moment_ms: int) -> bool:
+            return any(calendar.excludes(local_moment(moment_ms, row.zone)) for calendar in named)
+
+        verdict = judge(row, now_ms, self._catch_up_ms, excluded)
+        if verdict is None:
+            self._again(row, row.next_ms)
             return
-        kind = "after" if schedule.after is not None else "cron" if schedule.cron is not None else "every"
-        start = _start(row, request_by_time(kind, row.schedule_id, fired_ms), b"{}")
-        starts.append(_Start(row, start, next_ms, fired_ms))
+        for outcome in ("skipped", "missed", "excluded"):
+            SCHEDULES.labels(outcome).inc(getattr(verdict, outcome))
+        refused = 0 if row.definition_id else len(verdict.fire)
+        if refused:
+            SCHEDULES.labels("refused").inc(refused)
+            log.warning("schedule_without_workflow", workflow=row.workflow_id, namespace=row.namespace)
+        else:
+            starts += [_Start(row, start_at(row, moment), moment) for moment in verdict.fire]
+        if verdict.stop and row.last_run_id is not None:
+            await self._stop(row.namespace, row.last_run_id, verdict.stop)
+        steps[row.schedule_id] = Advance(
+            row,
+            verdict.next_ms,
+            verdict.nominal_ms,
+            verdict.held_ms,
+            skipped=verdict.skipped,
+            missed=verdict.missed,
+            excluded=verdict.excluded,
+            refused=refused,
+            error=f"there is no such version of workflow {row.workflow_id}" if refused else None,
+        )
 
-    def _after_run(self, row: ScheduleRow) -> list[Advance]:
-        if row.schedule.after is None or row.last_ended_ms is None:
-            return []
+    async def _stop(self, namespace: str, run_id: bytes, how: str) -> None:
+        """Make room for a time: a row in the inbox of the run, once."""
+        why = b"its schedule starts the next run"
+        known = await self._record.read(lambda c: put_inbox(c, namespace, [run_id], how, how, why))
+        if run_id in known:
+            nudge = dispatch_pb2.OwnerNudge(inbox=[run_id])
+            self._bus.publish_now(owner_subject(known[run_id][0]), nudge.SerializeToString())
+
+    def _after_run(self, row: ScheduleRow) -> dict[bytes, Advance]:
+        if row.paused or row.schedule.after is None or row.last_ended_ms is None:
+            return {}
         next_ms = parse_duration(row.schedule.after).after(row.last_ended_ms, row.zone)
-        return [Advance(row.schedule_id, None, row.last_run_id, next_ms)]
+        if row.schedule.end_ms is not None and next_ms > row.schedule.end_ms:
+            return {}
+        return {row.schedule_id: Advance(row, next_ms)}
 
-    async def _begin(self, starts: Sequence[_Start]) -> list[Advance]:
-        """Store the starts; answers the steps of those that time asked for. Events are settled here."""
+    async def _begin(self, starts: Sequence[_Start], steps: dict[bytes, Advance]) -> set[bytes]:
+        """Store the starts and note them in the steps. Events are settled here. Answers those that must wait."""
         if not starts:
-            return []
+            return set()
         if len(self._queue) + self._acceptor.waiting_starts + len(starts) > self._queue_limit:
             SCHEDULES.labels("later").inc(len(starts))
             again_ms = self._clock.now_ms() + _AGAIN_MS
             self.due((s.row.schedule_id, again_ms) for s in starts)
-            return []
+            return {s.row.schedule_id for s in starts}
         answers = await self._acceptor.accept([s.start for s in starts], "")
-        steps: list[Advance] = []
         events: dict[bytes, tuple[tuple[str, ...], bytes]] = {}
         for one, answer in zip(starts, answers, strict=True):
             SCHEDULES.labels("started" if answer.created else "repeated").inc()
@@ -219,14 +264,16 @@ class Schedules:
                 keys, _ = events.get(row.schedule_id, ((), b""))
                 events[row.schedule_id] = ((*keys, *one.keys), answer.run_id)
             else:
-                steps.append(
-                    Advance(row.schedule_id, row.next_ms, row.last_run_id, one.next_ms, one.fired_ms, answer.run_id)
+                step = steps[row.schedule_id]
+                fresh = answer.run_id != row.last_run_id
+                steps[row.schedule_id] = replace(
+                    step, fired_ms=one.fired_ms, run_id=answer.run_id, started=step.started + fresh
                 )
         for schedule_id, (keys, run_id) in events.items():
-            settle = partial(store.consume, schedule_id=schedule_id, keys=keys, run_id=run_id)
+            settle = partial(mail.consume, schedule_id=schedule_id, keys=keys, run_id=run_id)
             await self._record.lane(_LANE, settle)
         self.look_at(events)  # there may be more
-        return steps
+        return set()
 
     # -- events --------------------------------------------------------------------------------------------------------
 
@@ -234,63 +281,48 @@ class Schedules:
         """Starts for the events in the inbox: one for each, or for each complete set."""
         if row.claimed:
             # Whoever claimed them did not come to the end of it: the same start again, of the same events.
-            claimed = await self._record.read(lambda c: store.read_claimed(c, row.schedule_id, row.claimed))
+            claimed = await self._record.read(lambda c: mail.read_claimed(c, row.schedule_id, row.claimed))
             return self._of(row, {m.key: m for m in claimed}, [row.claimed])
         collects = "all" in row.schedule.on
         limit = _COLLECTED if collects else _EVENTS
-        mail = await self._record.read(lambda c: store.read_mail(c, row.schedule_id, limit))
+        inbox = await self._record.read(lambda c: mail.read_mail(c, row.schedule_id, limit))
         trigger = self._triggers.get(row.schedule_id)
         if trigger is None:
             trigger = self._triggers[row.schedule_id] = Trigger(row.schedule.on)
         # As they were stored: what the agent catches up on may come to the inbox after what was published later.
-        fresh = sorted((m for m in mail if m.key not in row.consumed), key=lambda m: event_number(m.key))
+        fresh = sorted((m for m in inbox if m.key not in row.consumed), key=lambda m: event_number(m.key))
         choice = trigger.choose([orjson.loads(m.content) for m in fresh], now_ms)
-        useless = [m.key for m in mail if m.key in row.consumed] + [fresh[i].key for i in choice.dropped]
+        useless = [m.key for m in inbox if m.key in row.consumed] + [fresh[i].key for i in choice.dropped]
         runs = choice.runs
         if collects and not runs and not useless and len(fresh) == _COLLECTED:
             log.warning("schedule_events_dropped", workflow=row.workflow_id, namespace=row.namespace)
             SCHEDULES.labels("events_dropped").inc(_COLLECTED // 10)
             useless = [m.key for m in fresh[: _COLLECTED // 10]]  # the oldest: what they lack has not come
         if useless:
-            await self._record.lane(_LANE, lambda c: store.drop_mail(c, row.schedule_id, useless))
-            if len(mail) == limit and not runs:
+            await self._record.lane(_LANE, lambda c: mail.drop_mail(c, row.schedule_id, useless))
+            if len(inbox) == limit and not runs:
                 self.look_at([row.schedule_id])
         chosen = [tuple(fresh[i].key for i in run) for run in runs]
         if collects and chosen:
             # One set at a time, and on record before it is started: another owner must not put together other ones.
-            claim = partial(store.claim, schedule_id=row.schedule_id, keys=chosen[0])
+            claim = partial(mail.claim, schedule_id=row.schedule_id, keys=chosen[0])
             if not await self._record.lane(_LANE, claim):
                 self.look_at([row.schedule_id])
                 return []
             chosen = chosen[:1]
         return self._of(row, {m.key: m for m in fresh}, chosen)
 
-    def _of(self, row: ScheduleRow, mail: dict[str, Mail], runs: Sequence[tuple[str, ...]]) -> list[_Start]:
+    def _of(self, row: ScheduleRow, inbox: dict[str, Mail], runs: Sequence[tuple[str, ...]]) -> list[_Start]:
         starts: list[_Start] = []
         for keys in runs:
             # Events that a claim names are in the inbox until the claim is settled.
-            content = b"[" + b",".join(mail[key].content for key in keys if key in mail) + b"]"
+            content = b"[" + b",".join(inbox[key].content for key in keys if key in inbox) + b"]"
             if len(keys) > 1 and len(content) > self._limits.payload_bytes:
                 log.error("schedule_events_too_large", workflow=row.workflow_id, bytes=len(content))
                 SCHEDULES.labels("too_large").inc()
-                content = orjson.dumps([_head(mail[key].content) for key in keys if key in mail])
-            starts.append(_Start(row, _start(row, request_by_events(row.schedule_id, keys), content), keys=keys))
+                content = orjson.dumps([_head(inbox[key].content) for key in keys if key in inbox])
+            starts.append(_Start(row, start_of(row, request_by_events(row.schedule_id, keys), content), keys=keys))
         return starts
-
-
-def _start(row: ScheduleRow, request_id: str, content: bytes) -> NewStart:
-    return NewStart(
-        namespace=row.namespace,
-        workflow_id=row.workflow_id,
-        version=row.version,
-        definition_id=row.definition_id,
-        definition_hash=row.definition_hash,
-        level=row.level if row.level is not None else DEFAULT_LEVEL,
-        request_id=request_id,
-        request_hash=blake2b(request_id.encode(), digest_size=16).digest(),
-        trace_id=os.urandom(16),
-        input=content,
-    )
 
 
 def _head(content: bytes) -> dict[str, Any]:
@@ -303,8 +335,8 @@ def _head(content: bytes) -> dict[str, Any]:
 
 
 def nudge_schedule_of(bus: Bus, groups: int, request_id: str) -> None:
-    """A run has ended: tell the owner of the schedule that waits for it. When it is lost, the sweep finds it."""
-    schedule_id = schedule_after(request_id)
+    """A run has ended: tell the owner of the schedule that may wait for it. When it is lost, the sweep finds it."""
+    schedule_id = schedule_of(request_id)
     if schedule_id is not None:
         nudge = dispatch_pb2.OwnerNudge(schedules=[schedule_id])
         bus.publish_now(owner_subject(group_of_run(schedule_id, groups)), nudge.SerializeToString())

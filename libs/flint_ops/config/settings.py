@@ -226,6 +226,7 @@ class RegistrySettings(_Section):
     ops_listen: str = "127.0.0.1:7483"
     lease_ttl_s: int = Field(5, ge=2, le=60, description="a worker's lease")
     heartbeat_interval_s: float = Field(1.5, gt=0)
+    backfill_times: int = Field(10_000, ge=1, le=100_000, description="times that the range of one backfill may hold")
 
 
 class PoolSettings(_Section):

@@ -16,19 +16,14 @@ from flint_core.schedule import Schedule
 from flint_store.awaits import NewMessage, put_messages
 from flint_store.fence import OwnerSession
 from flint_store.ownership import begin_session, take_groups
-from flint_store.schedule_names import request_by_events, request_by_time, schedule_after, scheduled_at
+from flint_store.schedule_names import request_by_events, request_by_time, request_by_trigger, schedule_of, scheduled_at
+from flint_store.schedule_mail import claim, consume, delete_unowned, drop_mail, read_claimed, read_mail
 from flint_store.schedules import (
     AWAIT_KEY,
     Advance,
     ScheduleRow,
     advance,
-    claim,
-    consume,
-    delete_unowned,
-    drop_mail,
     group_of_workflow,
-    read_claimed,
-    read_mail,
     read_schedules,
     spec_of,
 )
@@ -108,12 +103,22 @@ async def test_a_step_is_made_once(engine: AsyncEngine) -> None:
     assert row is not None and row.next_ms is not None
     runs = await add_runs(engine, [{"definition_id": row.definition_id}] * 2)
     async with engine.connect() as connection:
-        step = Advance(row.schedule_id, row.next_ms, None, row.next_ms + 5_000, row.next_ms, runs[0])
-        await advance(connection, [step])
-        await advance(connection, [replace(step, next_ms=row.next_ms + 60_000, run_id=runs[1])])  # of an owner before
-    moved = await in_force(engine)
-    assert moved is not None
-    assert (moved.next_ms, moved.last_run_id, moved.last_state) == (row.next_ms + 5_000, runs[0], 1)
+        step = Advance(row, row.next_ms + 5_000, fired_ms=row.next_ms, run_id=runs[0], started=1)
+        assert await advance(connection, [step]) == {row.schedule_id}
+        # Of an owner before.
+        late = replace(step, next_ms=row.next_ms + 60_000, run_id=runs[1])
+        assert await advance(connection, [late]) == set()
+        moved = await in_force(engine)
+        assert moved is not None
+        assert (moved.next_ms, moved.last_run_id, moved.last_state) == (row.next_ms + 5_000, runs[0], 1)
+        # Somebody changed the schedule meanwhile: only the run is noted, and once.
+        await connection.execute(text("UPDATE schedule SET revision = revision + 1, next_fire_at = NULL"))
+        step = Advance(moved, row.next_ms + 10_000, fired_ms=moved.next_ms, run_id=runs[1], started=1)
+        for _ in range(2):
+            assert await advance(connection, [step]) == set()
+    changed = await in_force(engine)
+    assert changed is not None
+    assert (changed.next_ms, changed.last_run_id, changed.started) == (None, runs[1], 2)
 
 
 async def test_after_waits_for_the_end_of_its_run(engine: AsyncEngine, session: OwnerSession) -> None:
@@ -125,7 +130,7 @@ async def test_after_waits_for_the_end_of_its_run(engine: AsyncEngine, session: 
         engine, [{"definition_id": row.definition_id, "state": RUNNING}, common | {"state": SUCCEEDED}]
     )
     async with engine.connect() as connection:
-        await advance(connection, [Advance(row.schedule_id, row.next_ms, None, None, row.next_ms, going)])
+        await advance(connection, [Advance(row, None, fired_ms=row.next_ms, run_id=going)])
         assert (await found_by_sweep(engine, session)).schedules == []
         await connection.execute(text("UPDATE schedule SET last_run_id = CAST(:r AS uuid)"), {"r": ended.hex()})
     assert (await found_by_sweep(engine, session)).schedules == [(row.schedule_id, 1_760_000_000_000)]
@@ -203,8 +208,10 @@ def test_request_ids_tell_what_they_are_for() -> None:
     schedule_id = bytes.fromhex("0199000000007000800000000000abcd")
     by_time = request_by_time("after", schedule_id, 1_760_000_000_500)
     assert by_time.startswith("~") and len(by_time) <= 128
-    assert schedule_after(by_time) == schedule_id and scheduled_at(by_time) == moment(1_760_000_000_500)
+    assert schedule_of(by_time) == schedule_id and scheduled_at(by_time) == moment(1_760_000_000_500)
     by_events = request_by_events(schedule_id, ["a", "b"])
     assert by_events != request_by_events(schedule_id, ["a"]) and scheduled_at(by_events) is None
-    assert schedule_after(by_events) is None
-    assert schedule_after(request_by_time("every", schedule_id, 5)) is None and schedule_after("mine") is None
+    assert schedule_of(by_events) is None and schedule_of("mine") is None
+    assert schedule_of(request_by_time("every", schedule_id, 5)) == schedule_id
+    by_hand = request_by_trigger(schedule_id, "a/b")
+    assert schedule_of(by_hand) is None and scheduled_at(by_hand) is None

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import datetime
 from itertools import pairwise
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from flint_sdk import InvalidArgument, Run, WorkflowInUse, WorkflowNotFound
-from support.house import House, open_house
+from support.house import House
 from support.stack import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 NOTHING = "do: [{nothing: {set: {}}}]"
 ECHO = "do: [{echo: {set: '${ {got: [.[] | .data]} }'}}]"
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("house")) as house:
-        yield house
 
 
 def named(name: str, body: str, hints: str = "", version: str = "1.0.0") -> str:

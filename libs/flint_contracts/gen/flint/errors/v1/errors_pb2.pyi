@@ -89,6 +89,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """What the queue was asked for cannot be told from the input: an expression of metadata.flint names nothing there, or what
     is no key (FAILED_PRECONDITION).
     """
+    ERROR_REASON_LIMIT_NOT_FOUND: _ErrorReason.ValueType  # 45
+    """No such limit (NOT_FOUND)."""
     ERROR_REASON_RUN_NOT_PAUSED: _ErrorReason.ValueType  # 55
     """The run is not paused, and no pause is under way (FAILED_PRECONDITION)."""
     ERROR_REASON_RUN_ENDING: _ErrorReason.ValueType  # 56
@@ -103,6 +105,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """No such batch (NOT_FOUND)."""
     ERROR_REASON_TOO_MANY_SIGNALS: _ErrorReason.ValueType  # 61
     """The run has too many signals that it did not take (RESOURCE_EXHAUSTED)."""
+    ERROR_REASON_SCHEDULE_NOT_FOUND: _ErrorReason.ValueType  # 63
+    """No such schedule or backfill (NOT_FOUND)."""
+    ERROR_REASON_CALENDAR_NOT_FOUND: _ErrorReason.ValueType  # 64
+    """No such calendar (NOT_FOUND; FAILED_PRECONDITION where a schedule names it)."""
+    ERROR_REASON_SCHEDULE_CONFLICT: _ErrorReason.ValueType  # 65
+    """The schedule is there with other content (ALREADY_EXISTS), was changed meanwhile (ABORTED), or does not allow this:
+    one of a definition is changed with the definition, one without times has none to fill in (FAILED_PRECONDITION).
+    """
+    ERROR_REASON_CALENDAR_IN_USE: _ErrorReason.ValueType  # 66
+    """A schedule names the calendar (FAILED_PRECONDITION)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why an RPC was refused, or why a run or a step failed. Clients may match on these; they are never renamed."""
@@ -171,6 +183,8 @@ ERROR_REASON_QUEUE_HINT_INVALID: ErrorReason.ValueType  # 42
 """What the queue was asked for cannot be told from the input: an expression of metadata.flint names nothing there, or what
 is no key (FAILED_PRECONDITION).
 """
+ERROR_REASON_LIMIT_NOT_FOUND: ErrorReason.ValueType  # 45
+"""No such limit (NOT_FOUND)."""
 ERROR_REASON_RUN_NOT_PAUSED: ErrorReason.ValueType  # 55
 """The run is not paused, and no pause is under way (FAILED_PRECONDITION)."""
 ERROR_REASON_RUN_ENDING: ErrorReason.ValueType  # 56
@@ -185,4 +199,14 @@ ERROR_REASON_BATCH_NOT_FOUND: ErrorReason.ValueType  # 60
 """No such batch (NOT_FOUND)."""
 ERROR_REASON_TOO_MANY_SIGNALS: ErrorReason.ValueType  # 61
 """The run has too many signals that it did not take (RESOURCE_EXHAUSTED)."""
+ERROR_REASON_SCHEDULE_NOT_FOUND: ErrorReason.ValueType  # 63
+"""No such schedule or backfill (NOT_FOUND)."""
+ERROR_REASON_CALENDAR_NOT_FOUND: ErrorReason.ValueType  # 64
+"""No such calendar (NOT_FOUND; FAILED_PRECONDITION where a schedule names it)."""
+ERROR_REASON_SCHEDULE_CONFLICT: ErrorReason.ValueType  # 65
+"""The schedule is there with other content (ALREADY_EXISTS), was changed meanwhile (ABORTED), or does not allow this:
+one of a definition is changed with the definition, one without times has none to fill in (FAILED_PRECONDITION).
+"""
+ERROR_REASON_CALENDAR_IN_USE: ErrorReason.ValueType  # 66
+"""A schedule names the calendar (FAILED_PRECONDITION)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
