@@ -29,7 +29,7 @@ def bring_up(
     config: Path | None,
     assignments: Sequence[str],
     port_base: int,
-    workers: int,
+    workers: int | None,
     *,
     detach: bool,
     demo: bool,
@@ -44,7 +44,8 @@ def bring_up(
         options = StackOptions(
             data_dir=data_dir,
             port_base=port_base,
-            counts=Counts(workers=workers),
+            counts=Counts(workers=workers or 0),
+            elastic=workers is None,
             config=config,
             assignments=tuple(assignments),
             extra_settings=demo_settings if demo else no_settings,
@@ -56,9 +57,10 @@ def bring_up(
 
 
 def _arguments(
-    data_dir: Path, config: Path | None, assignments: Sequence[str], port_base: int, workers: int, *, demo: bool
+    data_dir: Path, config: Path | None, assignments: Sequence[str], port_base: int, workers: int | None, *, demo: bool
 ) -> list[str]:
-    arguments = [f"--data-dir={data_dir}", f"--port-base={port_base}", f"--workers={workers}"]
+    arguments = [f"--data-dir={data_dir}", f"--port-base={port_base}"]
+    arguments.extend([f"--workers={workers}"] if workers is not None else [])
     arguments.extend([f"--config={config}"] if config is not None else [])
     arguments.extend(f"--set={assignment}" for assignment in assignments)
     arguments.extend(["--demo"] if demo else [])

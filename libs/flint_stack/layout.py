@@ -105,6 +105,11 @@ class Layout:
         """Held by the supervisor."""
         return self.root / "run" / "lock"
 
+    @property
+    def host_socket(self) -> Path:
+        """Where the worker host listens."""
+        return self.root / "run" / "workers.sock"
+
     def process_config_file(self, name: str) -> Path:
         """Settings of one process."""
         return self.root / "config" / f"{name}.toml"

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
+import sys
+from pathlib import Path
 
 from flint_stack.errors import ProbeFailed
 
-__all__ = ["http_get", "http_ready"]
+__all__ = ["http_get", "http_ready", "socket_ready"]
 
 _MAX_BODY = 1 << 20
 
@@ -51,3 +55,22 @@ async def http_ready(address: str, path: str = "/readyz", *, timeout_s: float = 
     if status != 200:
         said = " ".join(body.decode(errors="replace").split())[:500]
         raise ProbeFailed(f"http://{address}{path} answers {status}: {said}")
+
+
+async def socket_ready(path: Path) -> None:
+    """Returns when somebody listens at a Unix socket; else raises ProbeFailed."""
+    folder = -1
+    try:
+        # Paths of sockets may have 107 bytes only; by its folder's descriptor it is always short enough.
+        short = str(path)
+        if sys.platform == "linux":
+            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            short = f"/proc/self/fd/{folder}/{path.name}"
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
+            probe.connect(short)  # a Unix socket answers at once, or not at all
+    except OSError as error:
+        raise ProbeFailed(f"nobody listens at {path}: {error.strerror or error}") from None
+    finally:
+        if folder >= 0:
+            os.close(folder)

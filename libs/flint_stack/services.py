@@ -9,10 +9,10 @@ from typing import Any
 
 from flint_ops.config import Settings
 from flint_stack.child import WAVE_EDGE, WAVE_REGISTRIES, WAVE_SCHEDULERS, WAVE_WORKERS, ChildSpec
-from flint_stack.configuration import write_process_config
+from flint_stack.configuration import merge, write_process_config
 from flint_stack.layout import Layout, StackSecrets
 from flint_stack.ports import Counts, Ports
-from flint_stack.probes import http_ready
+from flint_stack.probes import http_ready, socket_ready
 
 __all__ = ["ServicePlan"]
 
@@ -41,11 +41,12 @@ class ServicePlan:
         self._process_settings = process_settings
 
     def all(self, counts: Counts) -> list[ChildSpec]:
-        """Registries, schedulers, the gateway and workers."""
+        """Registries, schedulers, the gateway and workers; the worker host where workers are provisioned here."""
         return [
             *(self.registry(index) for index in range(counts.registries)),
             *(self.scheduler(index) for index in range(counts.schedulers)),
             self.gateway(),
+            *([self.worker_host()] if self._settings.fleet.provisioner == "local" else []),
             *(self.worker(index) for index in range(counts.workers)),
         ]
 
@@ -79,12 +80,45 @@ class ServicePlan:
         drain_s = float(section.get("drain_s", self._settings.worker.drain_s))
         return self._spec("worker", name, section, WAVE_WORKERS, "", _local(ops_port), drain_s)
 
+    def worker_host(self) -> ChildSpec:
+        """What starts the workers of an elastic pool; their logs are beside its own, by their ids."""
+        path = write_process_config(
+            self._layout,
+            self._settings,
+            "worker",
+            "worker-host",
+            {},
+            self._secrets,
+            self._process_settings("worker-host"),
+        )
+        return ChildSpec(
+            name="worker-host",
+            argv=(
+                sys.executable,
+                "-m",
+                "flint_worker.host",
+                f"--socket={self._layout.host_socket}",
+                f"--logs={self._layout.logs}",
+                f"--workers={self._settings.fleet.local_workers}",
+                "--config",
+                str(path),
+            ),
+            wave=WAVE_WORKERS,
+            ready=partial(socket_ready, self._layout.host_socket),
+            ready_deadline_s=60.0,
+            # It gives each worker its drain time and a margin, and needs a moment of its own.
+            stop_deadline_s=self._settings.worker.drain_s + 2 * _STOP_MARGIN_S,
+            fatal_exit_codes=frozenset({_CONFIGURATION_IS_WRONG}),
+        )
+
     def _spec(
         self, role: str, name: str, placed: dict[str, Any], wave: int, listen: str, ops: str, drain_s: float
     ) -> ChildSpec:
-        path = write_process_config(
-            self._layout, self._settings, role, name, placed, self._secrets, self._process_settings(name)
-        )
+        own = self._process_settings(name)
+        fleet = self._settings.fleet
+        if role == "registry" and fleet.provisioner == "local" and not fleet.defaults.worker_slots:
+            own = merge({"fleet": {"defaults": {"worker_slots": self._settings.worker.slots}}}, own)
+        path = write_process_config(self._layout, self._settings, role, name, placed, self._secrets, own)
         return ChildSpec(
             name=name,
             argv=(sys.executable, "-m", f"flint_{role}", "--config", str(path)),

@@ -32,6 +32,7 @@ from flint_stack.supervisor import ChildEvent, Supervisor
 __all__ = ["Stack", "StackOptions", "no_children", "no_settings"]
 
 _GIB = 2**30
+_LEAST_MAXIMUM = 2
 _Part = TypeVar("_Part")
 
 
@@ -64,6 +65,7 @@ class StackOptions:
     extra_settings: Callable[[Layout], Mapping[str, Any]] = no_settings
     extra_children: Callable[[Layout], Sequence[ChildSpec]] = no_children
     process_settings: Callable[[Ports, str], Mapping[str, Any]] = no_process_settings
+    elastic: bool = False
     servers_only: bool = False
     die_with_supervisor: bool = True
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -152,7 +154,7 @@ class Stack:
             ports,
             secrets,
             user_file=options.config,
-            overrides=(options.extra_settings(layout),),
+            overrides=(self._elastic_settings(), options.extra_settings(layout)),
             assignments=options.assignments,
             environ=options.environ,
         )
@@ -190,6 +192,16 @@ class Stack:
                 await _all(finishing, supervisor.start(extras))
                 await supervisor.start(services)
         supervisor.set_phase("ready", addresses=self._addresses)
+
+    def _elastic_settings(self) -> Mapping[str, Any]:
+        """Where the worker host listens; and, for an elastic stack, that workers come and go on this machine."""
+        fleet: dict[str, Any] = {"socket": str(self.layout.host_socket)}
+        if self.options.elastic:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            fleet["provisioner"] = "local"
+            fleet["defaults"] = {"maximum_workers": max(_LEAST_MAXIMUM, cores)}
+            fleet["pools"] = {"default": {"minimum_workers": 1}}
+        return {"fleet": fleet}
 
     def _servers(
         self, configuration: Configuration, ports: Ports, secrets: StackSecrets

@@ -10,14 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from flint_bus import Bus
+from flint_bus import Bus, Message
+from flint_bus.subjects import BACKLOG, FLEET_POOLS
 from flint_contracts.gen.flint.registry.v1 import registry_pb2, registry_pb2_grpc
-from flint_coord import Coord, Election, keys
+from flint_coord import Coord, Election, Lease, keys
 from flint_ops.config import Settings
 from flint_ops.lifecycle import Lifecycle
 from flint_ops.logging import get_logger
 from flint_registry.beats import BeatExchange
 from flint_registry.historian import Historian
+from flint_registry.pools import Pools
+from flint_registry.provisioners.choice import choose
+from flint_registry.quarantine import Quarantine
+from flint_registry.scaling.autoscaler import Autoscaler
+from flint_registry.scaling.backlogs import Backlogs
+from flint_registry.scaling.outlook import Outlooks
+from flint_registry.scaling.policies import Policies
 from flint_registry.servicer import RegistryServicer
 from flint_registry.view import FleetView
 from flint_rpc.server import Service, TokenInterceptor, create_server
@@ -29,7 +37,7 @@ _log = get_logger("flint_registry")
 
 _GRACE_S = 2.0
 _READINESS_S = 2.0
-_DATABASE_CONNECTIONS = 2
+_DATABASE_CONNECTIONS = 4
 
 
 async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
@@ -45,7 +53,14 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         stack.push_async_callback(engine.dispose)
         view = FleetView(coord)
         beats = BeatExchange(view)
-        servicer = RegistryServicer(me, coord, view, beats, engine)
+        fleet = settings.fleet
+        provisioner = choose(fleet)
+        stack.push_async_callback(provisioner.close)
+        backlogs, outlooks, policies = Backlogs(fleet.region), Outlooks(), Policies(fleet, engine)
+        autoscaler = Autoscaler(fleet, coord, engine, view, backlogs, outlooks, policies, provisioner)
+        quarantine = Quarantine(fleet.quarantine, coord, view)
+        pools = Pools(fleet, engine, view, outlooks, policies)
+        servicer = RegistryServicer(me, coord, view, beats, engine, pools)
         stack.push_async_callback(servicer.close)
         server = create_server(
             me.listen,
@@ -59,6 +74,12 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
             interceptors=[TokenInterceptor(settings.cluster.internal_token.get_secret_value())],
         )
         historian = Historian(coord, engine)
+
+        async def lead(lease: Lease) -> None:
+            async with asyncio.TaskGroup() as group:
+                for duty in (historian.lead(lease), autoscaler.lead(lease), quarantine.lead()):
+                    group.create_task(duty)
+
         election = Election(coord, keys.REGISTRY_LEADER, me.id, settings.etcd.lease_ttl_s)
         await server.start()
         stack.push_async_callback(server.stop, _GRACE_S)
@@ -66,10 +87,11 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         tasks = [
             loop.create_task(work, name=name)
             for name, work in (
-                ("election", election.run(historian.lead)),
+                ("election", election.run(lead)),
                 ("view-workers", view.follow_workers()),
                 ("view-drains", view.follow_drains()),
-                ("beats", _exchange(settings, beats)),
+                ("view-quarantines", view.follow_quarantines()),
+                ("bus", _exchange(settings, beats, autoscaler, quarantine, backlogs, outlooks)),
                 ("readiness", _report_readiness(lifecycle, coord, view, beats)),
             )
         ]
@@ -84,13 +106,32 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
             await asyncio.wait(tasks)
 
 
-async def _exchange(settings: Settings, beats: BeatExchange) -> None:
-    """Connects to NATS, however long it takes, and passes beats until cancelled."""
+async def _exchange(
+    settings: Settings,
+    beats: BeatExchange,
+    autoscaler: Autoscaler,
+    quarantine: Quarantine,
+    backlogs: Backlogs,
+    outlooks: Outlooks,
+) -> None:
+    """Connects to NATS, however long it takes, passes beats and hears of queues and pools until cancelled."""
     bus = await Bus.connect(settings.nats, name=settings.registry.id)
+
+    def hear_backlog(message: Message) -> None:
+        backlogs.hear(message)
+        autoscaler.queues_changed()
+
+    subscriptions = []
     try:
         await beats.attach(bus)
+        subscriptions.append(await bus.subscribe(BACKLOG, hear_backlog))
+        subscriptions.append(await bus.subscribe(FLEET_POOLS, outlooks.hear))
+        autoscaler.bus = quarantine.bus = bus
         await asyncio.Event().wait()
     finally:
+        autoscaler.bus = quarantine.bus = None
+        for subscription in subscriptions:
+            await subscription.close()
         await beats.close()
         await bus.close()
 

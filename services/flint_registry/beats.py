@@ -56,6 +56,11 @@ class BeatExchange:
     def offer(self, beats: Iterable[registry_pb2.Beat]) -> None:
         """Takes beats of leases that were renewed just now."""
         for beat in beats:
+            earlier = self._gathered.get(beat.incarnation)
+            if earlier is not None:
+                # Beats tell of functions only what changed.
+                told = {figures.function for figures in beat.functions}
+                beat.functions.extend(figures for figures in earlier.functions if figures.function not in told)
             self._gathered[beat.incarnation] = beat
         if self._gathered and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(COALESCE_S, self._flush)

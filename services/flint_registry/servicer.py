@@ -25,6 +25,7 @@ from flint_ops.logging import get_logger
 from flint_registry import metrics
 from flint_registry.beats import BeatExchange
 from flint_registry.cards import check_card, check_incarnation, shown, sorted_workers
+from flint_registry.pools import Pools
 from flint_registry.view import FleetView, LiveWorker, read_card
 from flint_rpc.errors import ErrorReason, Refused, component_unavailable, field_invalid
 from flint_store import fleet
@@ -47,8 +48,15 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
     """Serves one replica. Used from one event loop."""
 
     def __init__(
-        self, settings: RegistrySettings, coord: Coord, view: FleetView, beats: BeatExchange, engine: AsyncEngine
+        self,
+        settings: RegistrySettings,
+        coord: Coord,
+        view: FleetView,
+        beats: BeatExchange,
+        engine: AsyncEngine,
+        pools: Pools,
     ) -> None:
+        self._pools = pools
         self._settings = settings
         self._coord = coord
         self._view = view
@@ -184,6 +192,27 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         _log.info("worker_asked_to_drain", incarnation=request.incarnation)
         draining = shown(worker.card, fleet_pb2.Worker.STATE_DRAINING, beat=worker.beat, beat_ms=worker.beat_ms)
         return registry_pb2.DrainWorkerResponse(worker=draining)
+
+    async def ListPools(
+        self, request: registry_pb2.ListPoolsRequest, context: Context
+    ) -> registry_pb2.ListPoolsResponse:
+        """Live figures from this replica's view, settings from the record."""
+        if not self._view.known.is_set():
+            raise component_unavailable("etcd", "the fleet has not been read yet", retry_after_s=_RETRY_AFTER_S)
+        return registry_pb2.ListPoolsResponse(pools=await self._pools.listed())
+
+    async def UpdatePool(
+        self, request: registry_pb2.UpdatePoolRequest, context: Context
+    ) -> registry_pb2.UpdatePoolResponse:
+        """In the record with the answer; the leader reads it within seconds."""
+        pool = await self._pools.update(request.region, request.pool, request.settings, dict.fromkeys(request.fields))
+        return registry_pb2.UpdatePoolResponse(pool=pool)
+
+    async def ListScalingDecisions(
+        self, request: registry_pb2.ListScalingDecisionsRequest, context: Context
+    ) -> registry_pb2.ListScalingDecisionsResponse:
+        """From the record."""
+        return registry_pb2.ListScalingDecisionsResponse(decisions=await self._pools.decisions(request))
 
     # -- private
 

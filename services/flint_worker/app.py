@@ -12,12 +12,14 @@ import asyncio
 
 from flint_bus import Bus
 from flint_bus.payloads import PayloadClient
+from flint_core.branches import Spread
 from flint_core.machine import MachineLimits
 from flint_jq import EvaluatorPool
 from flint_ops.config import Settings
 from flint_ops.lifecycle import Lifecycle
 from flint_ops.logging import get_logger
 from flint_rpc.upstream import Upstream
+from flint_worker.branches import BranchInputs
 from flint_worker.calls import Caller
 from flint_worker.definitions import Definitions
 from flint_worker.executors import build_executors
@@ -53,7 +55,8 @@ async def main(settings: Settings, lifecycle: Lifecycle) -> None:
         limits.value_bytes,
         patience=limits.evaluate_patience,
     )
-    values = Values(PayloadClient(bus, limits.values_in_memory_bytes), evaluators, limits)
+    payloads = PayloadClient(bus, limits.values_in_memory_bytes)
+    values = Values(payloads, evaluators, limits)
     executors = build_executors(settings, evaluators)
     executors["function"] = FunctionExecutor(settings, bus)
     executors["emit"] = EmitExecutor(settings, bus)
@@ -65,6 +68,7 @@ async def main(settings: Settings, lifecycle: Lifecycle) -> None:
             bus=bus,
             definitions=definitions,
             values=values,
+            branches=BranchInputs(payloads),
             caller=Caller(executors, SecretResolver(settings.secrets, evaluators), values),
             limits=limits,
             machine_limits=MachineLimits(
@@ -74,6 +78,13 @@ async def main(settings: Settings, lifecycle: Lifecycle) -> None:
                 parallel=limits.parallel,
                 value_bytes=limits.value_bytes,
                 run_ms=int(limits.run_s * 1000),
+                spread=Spread(
+                    limits.spread_above,
+                    limits.spread_chunks,
+                    limits.spread_least,
+                    max(limits.spread_least, limits.spread_most),
+                    limits.spread_window,
+                ),
             ),
             inline_wait_ms=int(settings.worker.inline_wait_s * 1000),
         )

@@ -25,6 +25,7 @@ from flint_ops import failpoints
 from flint_ops.clock import now_ms
 from flint_ops.logging import get_logger
 from flint_worker.executors import ExecutionFailed, Executor, RawJson, ResolvedCall
+from flint_worker.figures import FIGURES
 from flint_worker.journal import LegStopped
 from flint_worker.lease import Lease
 from flint_worker.redaction import Redaction
@@ -122,6 +123,7 @@ class Caller:
             self._performing -= 1
         at_ms = max(started_ms, now_ms())
         step_seconds(call.function, "succeeded").observe((at_ms - started_ms) / 1000)
+        FIGURES.add_call(call.function, at_ms - started_ms, failed=False)
         return CallSucceeded(call.effect_id, output, started_ms, at_ms)
 
     async def _resolved(
@@ -253,6 +255,7 @@ class Caller:
     def _failed(self, call: Call, problem: Problem, started_ms: int, retry_after_ms: int | None) -> CallFailed:
         at_ms = max(started_ms, now_ms())
         step_seconds(call.function, "failed").observe((at_ms - started_ms) / 1000)
+        FIGURES.add_call(call.function, at_ms - started_ms, failed=True)
         if len(problem.detail) > _DETAIL_LIMIT:
             problem = Problem(
                 problem.type, problem.status, problem.title, problem.detail[:_DETAIL_LIMIT], problem.instance

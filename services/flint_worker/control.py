@@ -1,4 +1,4 @@
-"""What owners ask of this incarnation: release legs, cancel legs, deliver messages.
+"""What owners ask of this incarnation: release, cancel, pause and drop legs, deliver messages.
 
 Answered at once, within the reader.
 """
@@ -38,7 +38,13 @@ class Control:
             response.released.extend(self._table.release(leg.leg_nonce, lost) for leg in request.release.legs)
         elif kind == "cancel":
             for leg in request.cancel.legs:
-                self._table.cancel(leg.leg_nonce)
+                self._table.cancel(leg.leg_nonce, request.cancel.grace_ms)
+        elif kind == "pause":
+            for leg in request.pause.legs:
+                self._table.pause(leg.leg_nonce)
+        elif kind == "drop":
+            for leg in request.drop.legs:
+                self._table.drop(leg.leg_nonce)
         elif kind == "deliver":
             for delivery in request.deliver.deliveries:
                 self._table.deliver(delivery.leg.leg_nonce, delivery.messages)

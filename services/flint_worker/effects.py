@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import orjson
 
-from flint_core.effects import Await, Call, CancelEffect, Effect, Evaluate, Timer
+from flint_core.effects import Await, Call, CancelEffect, Effect, Evaluate, Move, Timer
 from flint_core.events import CallFailed, CallSucceeded, Event, TimerFired
 from flint_ops.clock import now_ms
 from flint_ops.logging import get_logger
@@ -64,6 +64,8 @@ class Effects:
         """Asked for, not begun."""
         self.running: dict[int, asyncio.Task[CallSucceeded | CallFailed]] = {}
         self.timers: dict[int, Timer] = {}
+        self.moves: dict[int, Move] = {}
+        """Where calls that are to be begun want to be executed."""
         self.awaits: dict[int, Await] = {}
         """Open now."""
         self.opened: dict[int, tuple[Await, bytes]] = {}
@@ -103,10 +105,13 @@ class Effects:
                     self._close(effect_id)
                     continue
                 self.timers.pop(effect_id, None)
+                self.moves.pop(effect_id, None)
                 self.calls.pop(effect_id, None)
                 running = self.running.get(effect_id)
                 if running is not None:
                     running.cancel()
+            elif isinstance(effect, Move):
+                self.moves[effect.effect_id] = effect
             elif isinstance(effect, Evaluate) and effect.effect_id not in answered:
                 self.question = effect
 

@@ -20,10 +20,10 @@ import orjson
 from structlog.contextvars import bind_contextvars
 
 from flint_bus import AppendFailed, Bus, MessageTooLarge
-from flint_bus.payloads import PayloadsUnavailable
+from flint_bus.payloads import PayloadMissing, PayloadsUnavailable
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
-from flint_core.effects import Call, Evaluate
+from flint_core.effects import Call, Evaluate, Move
 from flint_core.events import (
     CallFailed,
     CallSucceeded,
@@ -31,7 +31,9 @@ from flint_core.events import (
     Evaluated,
     EvaluateFailed,
     Event,
+    Moved,
     Received,
+    ResetBegun,
     decode_events,
     encode_events,
 )
@@ -40,16 +42,19 @@ from flint_core.machine import End, Failed, Machine, MachineLimits, RunFacts, St
 from flint_core.payloads import Payload
 from flint_core.problems import Problem, ProblemType
 from flint_core.program import Program
+from flint_core.queueing import DEFAULT_POOL, Placement
 from flint_core.sizes import too_deep
 from flint_jq import EvaluationFailed, EvaluatorsBusy
 from flint_ops.clock import now_ms
 from flint_ops.config import LimitSettings
 from flint_ops.logging import get_logger
+from flint_worker.branches import BranchInputs
 from flint_worker.calls import Caller, Origin
 from flint_worker.definitions import Definitions, DefinitionUnknown
 from flint_worker.effects import Effects, Progress
 from flint_worker.journal import JournalWriter, LegStopped
 from flint_worker.lease import Lease
+from flint_worker.rebuilding import read_record
 from flint_worker.records import add_awaits, add_steps, set_end
 from flint_worker.values import Values
 
@@ -78,6 +83,7 @@ class LegServices:
     bus: Bus
     definitions: Definitions
     values: Values
+    branches: BranchInputs
     caller: Caller
     limits: LimitSettings
     machine_limits: MachineLimits
@@ -99,6 +105,7 @@ class Leg:
         self._journal = JournalWriter(services.bus, lease, job)
         self._effects = Effects(job.awaits)
         self._machine: Machine
+        self._loaded = False
         self._replaying = False
         self._answered: set[int] = set()
         self._unrecorded: list[Event] = []
@@ -115,6 +122,9 @@ class Leg:
         self._giving_up = False
         self._dropped = False
         self._cancel_requested = False
+        self._cancel_pending = False  # in its grace: nothing new begins, what runs may end
+        self._rebuilt = False  # the next entry holds the state that was rebuilt after a reset
+        self._taken: list[str] = []
         self.deliver(job.inbox)
 
     # -- from outside -------------------------------------------------------------------------------------------------
@@ -134,15 +144,29 @@ class Leg:
         """Whether a call is being executed."""
         return bool(self._effects.progress)
 
-    def request_cancel(self) -> None:
-        """The run is to end early."""
+    def request_cancel(self, grace_ms: int = 0) -> None:
+        """The run is to end early: when the calls in progress have ended, and at the latest after the grace."""
         if self._cancel_requested:
             return
-        self._cancel_requested = True
+        self._cancel_requested = self._cancel_pending = True
+        if grace_ms > 0 and self.in_progress:
+            asyncio.get_running_loop().call_later(grace_ms / 1000, self._cancel_now)
+        else:
+            self._cancel_now()
+
+    def _cancel_now(self) -> None:
+        if not self._cancel_pending:
+            return
+        self._cancel_pending = False
         self._effects.inbox.append(CancelRequested(now_ms()))
-        if self._effects.alone and self.task is not None:
+        if self._effects.alone and self.task is not None and not self._undoing:
             self.task.cancel()
         self._effects.wake()
+
+    @property
+    def _undoing(self) -> bool:
+        """Whether what is in progress undoes something: a cancel changes nothing about that."""
+        return self._loaded and self._machine.undoing
 
     def deliver(self, messages: Iterable[dispatch_pb2.InboxMessage]) -> None:
         """Something came for awaits of the run. What was delivered before is ignored."""
@@ -211,8 +235,41 @@ class Leg:
                 return await self._end_with(Failed(problem))
             if program is None:
                 return await self._yield()
-        self._load(program)
+        if self.job.HasField("rebuild"):
+            whole = await self._read_record()
+            if whole is None:
+                return await self._yield()
+            self.job.input, events = whole
+            self.job.events.extend(events)
+        branches: dict[str, Any] | None = None
+        if self.job.branch and not self.job.snapshot:
+            try:
+                branches = await self._branch_input()
+            except (PayloadMissing, ValueError) as error:
+                problem = Problem(ProblemType.RUNTIME, 500, "Branches cannot begin", str(error))
+                return await self._end_with(Failed(problem))
+        self._load(program, branches)
         return await self._turns()
+
+    async def _branch_input(self) -> dict[str, Any]:
+        """What a branch run begins with. Raises LegStopped, PayloadMissing, ValueError."""
+        while True:
+            try:
+                return await self._services.branches.read(self.job.namespace, self.job.input)
+            except PayloadsUnavailable as error:
+                if not self._lease.valid():
+                    raise LegStopped("lease") from None
+                _log.warning("branches_wait_for_store", error=str(error))
+
+    async def _read_record(self) -> tuple[bytes, list[bytes]] | None:
+        """What the state is rebuilt from after a reset; None when the leg is to be given back instead."""
+        reading = asyncio.ensure_future(read_record(self._services.bus, self.job.run_id, self._lease))
+        try:
+            while not reading.done() and not self._draining:
+                await self._effects.wait(also=reading)
+            return reading.result() if reading.done() else None
+        finally:
+            reading.cancel()
 
     async def _fetch(self) -> Program | None:
         """The program; None when the leg is to be given back instead."""
@@ -224,7 +281,7 @@ class Leg:
         finally:
             fetching.cancel()
 
-    def _load(self, program: Program) -> None:
+    def _load(self, program: Program, branches: dict[str, Any] | None = None) -> None:
         job = self.job
         facts = RunFacts(
             run_id=self.run_id,
@@ -238,6 +295,8 @@ class Leg:
         limits = self._services.machine_limits
         if job.snapshot:
             self._machine = Machine.restore(program, facts, job.snapshot, limits)
+        elif branches is not None:
+            self._machine = Machine.start_branch(program, facts, branches, job.create_time_ms, limits)
         else:
             document = orjson.loads(job.input) if job.input else {}
             self._machine = Machine.start(program, facts, document, job.create_time_ms, limits)
@@ -247,6 +306,10 @@ class Leg:
                 self._machine.apply(event)
                 if isinstance(event, EvaluateFailed):
                     self._answered.add(event.effect_id)
+        self._loaded = True
+        if job.HasField("rebuild"):
+            self._replaying = True  # also where there is nothing to replay: what comes first is the new generation
+            self._rebuilt = True
         if job.cancel_requested:
             self.request_cancel()
 
@@ -256,8 +319,12 @@ class Leg:
         if self._replaying or self.job.awaits or self.job.inbox:
             await self._drive()
             self._replaying = False  # what was recorded is told already: its traces were dropped
+            if self._rebuilt and machine.end is None:
+                await self._begin_generation()
             effects.compare()  # and before anything new is fed, so that it is known which awaits are open
         while True:
+            if self._cancel_pending and not effects.progress:
+                self._cancel_now()
             if inbox and self._unrecorded_bytes < _ENTRY_BYTES:
                 self._feed()
             await self._drive()
@@ -266,6 +333,8 @@ class Leg:
                 return await self._end_with(machine.end)
             if effects.timers:
                 effects.fire_due()
+            if effects.moves:
+                self._arrive()
             if inbox and self._unrecorded_bytes < _ENTRY_BYTES:
                 continue
             if effects.stopped is not None:
@@ -275,6 +344,8 @@ class Leg:
                     raise LegStopped("given-up")
                 if self._draining:
                     return await self._yield()
+                if effects.moves and not effects.calls and not inbox:
+                    return await self._block(0, next(iter(effects.moves.values())))
                 if not effects.calls:
                     if not effects.timers and not effects.awaits:
                         raise RuntimeError("the machine waits for nothing")
@@ -284,9 +355,9 @@ class Leg:
                         return await self._block(wake_at_ms)
             # That there is something to undo is told before more is done: a cancel ends a run without it at once.
             untold = self._compensates and not self._told
-            if self._unrecorded or effects.opened or effects.closed or self._consumed or untold:
+            if self._unrecorded or effects.opened or effects.closed or self._consumed or self._taken or untold:
                 await self._append()
-            elif effects.calls and not self._draining and not self._giving_up:
+            elif effects.calls and not self._draining and not self._giving_up and not self._cancel_pending:
                 await self._begin_calls()
             elif not inbox:
                 await effects.wait()
@@ -308,6 +379,14 @@ class Leg:
             if isinstance(event, CallSucceeded):
                 self._unrecorded_bytes += _size(event.output)
 
+    async def _begin_generation(self) -> None:
+        """The state is what it was at the point of the reset: from here on it is another generation's."""
+        event = ResetBegun(self.job.rebuild.reset, self.job.rebuild.time_ms)
+        self._machine.apply(event)
+        self._unrecorded.append(event)
+        self._fed = True
+        await self._drive()
+
     async def _drive(self) -> None:
         """Pure work until the machine waits for the world, in slices between which others get their turn."""
         machine, effects = self._machine, self._effects
@@ -318,6 +397,7 @@ class Leg:
             records, payloads = machine.take_records(), machine.take_payloads()
             if not self._replaying:
                 self._records += records
+            self._taken += machine.take_signals()
             if payloads:  # in a replay too: what was made after the last entry may have been lost with the worker
                 await self._keep_payloads(payloads)  # a call or a question that follows may name them
             effects.note(machine.take_effects(), self._answered)
@@ -391,6 +471,8 @@ class Leg:
         size = len(events) + self._bytes_since_snapshot
         if not ends and (self._entries_since_snapshot >= _SNAPSHOT_ENTRIES or size > _SNAPSHOT_BYTES):
             with_snapshot = True
+        if self._rebuilt and self._fed and run_end is None:
+            with_snapshot = True  # nobody rebuilds it again
         try:
             snapshot = self._machine.snapshot() if with_snapshot else b""
         except StateTooLarge as error:
@@ -410,6 +492,8 @@ class Leg:
             self._effects.closed = []
         entry.consumed.extend(self._consumed)
         self._consumed = []
+        entry.taken.extend(self._taken)
+        self._taken = []
         try:
             await self._journal.append(entry)
         except MessageTooLarge as error:
@@ -423,6 +507,7 @@ class Leg:
         self._unrecorded_bytes = 0
         self._records = []
         if snapshot:
+            self._rebuilt = False
             self._entries_since_snapshot = self._bytes_since_snapshot = 0
         else:
             self._entries_since_snapshot += 1
@@ -452,13 +537,26 @@ class Leg:
             return "succeeded"
         return "failed" if isinstance(end, Failed) else "cancelled"
 
-    async def _block(self, wake_at_ms: int) -> str:
+    def _arrive(self) -> None:
+        """Calls that are to be executed where this leg is need not move."""
+        job, effects = self.job, self._effects
+        own = Placement(pool=job.own_pool or DEFAULT_POOL, region=job.own_region)
+        here = (job.pool or own.pool, job.region or own.region, job.leg_level)
+        for move in list(effects.moves.values()):
+            if (move.pool or own.pool, move.region or own.region, move.level) == here:
+                del effects.moves[move.effect_id]
+                effects.inbox.append(Moved(move.effect_id, now_ms()))
+
+    async def _block(self, wake_at_ms: int, move: Move | None = None) -> str:
         effects = self._effects
         while len(effects.opened) > _ENTRY_AWAITS or effects.opened_bytes > _ENTRY_AWAIT_BYTES:
             if len(effects.opened) == 1:
                 break
             await self._append()  # whoever serves an await must know of it before the run sleeps
         blocked = journal_pb2.Blocked(wake_at_ms=wake_at_ms, undoing=self._machine.undoing)
+        if move is not None:
+            blocked.placement.SetInParent()
+            blocked.placement.pool, blocked.placement.region, blocked.placement.level = move[2:]
         await self._append(with_snapshot=True, leg_end=journal_pb2.LegEnd(blocked=blocked))
         return "blocked"
 

@@ -28,6 +28,7 @@ _AWAIT_KINDS: Final = {
     AwaitKind.EVENTS: journal_pb2.AwaitOpened.KIND_EVENTS,
     AwaitKind.APPROVAL: journal_pb2.AwaitOpened.KIND_APPROVAL,
     AwaitKind.RUN: journal_pb2.AwaitOpened.KIND_RUN,
+    AwaitKind.BRANCHES: journal_pb2.AwaitOpened.KIND_BRANCHES,
 }
 _DETAIL_LIMIT: Final = 4_096
 _STEP_DETAIL_LIMIT: Final = 512

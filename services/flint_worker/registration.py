@@ -23,6 +23,7 @@ from flint_ops.config import WorkerSettings
 from flint_ops.logging import get_logger
 from flint_rpc.errors import ErrorReason, Refused
 from flint_rpc.upstream import Upstream
+from flint_worker.figures import BeatFigures
 from flint_worker.lease import Lease
 from flint_worker.telemetry import LEASE_RENEWALS
 
@@ -116,6 +117,7 @@ class Heartbeats:
         self._process = psutil.Process()
         self._cpu_s = self._cpu_seconds()
         self._cpu_at = boottime()
+        self._figures = BeatFigures()
         self.draining = False
         """Told to the registry with each beat."""
 
@@ -137,6 +139,7 @@ class Heartbeats:
                 result = await self._registrar.heartbeat(self._make_beat(), lease.remaining_s)
             except Refused as refused:
                 LEASE_RENEWALS.labels("failed").inc()
+                self._figures.unsaid()
                 _log.warning("heartbeat_failed", error=str(refused), remaining_s=round(lease.remaining_s, 3))
                 if refused.reason == ErrorReason.ERROR_REASON_INCARNATION_ENDED:
                     lease.end()
@@ -159,7 +162,7 @@ class Heartbeats:
         elapsed_s = max(0.001, now - self._cpu_at)
         cores = max(0.0, cpu_s - self._cpu_s) / elapsed_s
         self._cpu_at, self._cpu_s = now, cpu_s
-        return registry_pb2.Beat(
+        beat = registry_pb2.Beat(
             incarnation=self._lease.incarnation,
             lease_id=self._lease.lease_id,
             legs=self._legs(),
@@ -167,6 +170,8 @@ class Heartbeats:
             cpu_cores=cores,
             memory_bytes=self._process.memory_info().rss,
         )
+        self._figures.fill(beat)
+        return beat
 
     def _cpu_seconds(self) -> float:
         times = self._process.cpu_times()

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from time import monotonic
 from typing import Final
 
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_ops.logging import get_logger
+from flint_worker.figures import FIGURES
 from flint_worker.leg import Leg
 from flint_worker.telemetry import JOBS_REFUSED, LEGS_RUNNING, LEGS_WAITING, legs_ended
 
@@ -140,9 +142,11 @@ class LegTable:
         self._running[nonce] = leg
         if self._draining:
             leg.drain()
-        leg.start().add_done_callback(lambda task: self._ended(nonce, leg, task))
+        began = monotonic()
+        leg.start().add_done_callback(lambda task: self._ended(nonce, leg, task, began))
 
-    def _ended(self, nonce: bytes, leg: Leg, task: asyncio.Task[str]) -> None:
+    def _ended(self, nonce: bytes, leg: Leg, task: asyncio.Task[str], began: float) -> None:
+        FIGURES.add_leg(monotonic() - began)
         if task.cancelled():
             outcome = "dropped"
         elif (error := task.exception()) is not None:
@@ -185,8 +189,8 @@ class LegTable:
             self._revoked.popitem(last=False)
         return True
 
-    def cancel(self, nonce: bytes) -> None:
-        """The run is to end early. A leg that waits begins now, to end at once.
+    def cancel(self, nonce: bytes, grace_ms: int = 0) -> None:
+        """The run is to end early; calls in progress may go on for the grace. A leg that waits begins now, to end.
 
         A cancel may overtake its job, which takes the longer way: it is remembered for it.
         """
@@ -197,11 +201,31 @@ class LegTable:
             return
         leg = self._running.get(nonce)
         if leg is not None:
-            leg.request_cancel()
+            leg.request_cancel(grace_ms)
         elif nonce not in self._taken and nonce not in self._revoked:
             self._cancels[nonce] = None
             if len(self._cancels) > _CANCELS_LIMIT:
                 self._cancels.popitem(last=False)
+
+    def pause(self, nonce: bytes) -> None:
+        """The run is to be given back at the leg's next boundary. Ignored for a leg that is not here: asked again."""
+        job = self._waiting.pop(nonce, None)
+        if job is not None:
+            self._start(nonce, job)
+        leg = self._running.get(nonce)
+        if leg is not None:
+            leg.drain()
+
+    def drop(self, nonce: bytes) -> None:
+        """The run has ended without this leg: stop it at once, and never begin it."""
+        leg = self._running.get(nonce)
+        if leg is not None:
+            leg.drop()
+        elif self._waiting.pop(nonce, None) is not None and not self.held:
+            self.idle.set()
+        self._revoked[nonce] = None
+        if len(self._revoked) > _REVOKED_LIMIT:
+            self._revoked.popitem(last=False)
 
     def deliver(self, nonce: bytes, messages: Sequence[dispatch_pb2.InboxMessage]) -> None:
         """Messages for a leg's awaits, in order of arrival; the leg ignores those that it has seen.

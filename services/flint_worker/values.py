@@ -19,6 +19,7 @@ import orjson
 
 from flint_bus.payloads import PayloadClient, PayloadMissing, PayloadsUnavailable, PayloadTooLarge
 from flint_bus.room import Room
+from flint_core.branches import Spread, concatenated, divide, payload_of
 from flint_core.effects import Deferred, Evaluate
 from flint_core.payloads import (
     Payload,
@@ -191,6 +192,8 @@ class Values:
         Raises EvaluationFailed, and EvaluatorsBusy when it could not be answered for now.
         """
         try:
+            if question.operation:
+                return await self._operate(namespace, run_id, question)
             if question.schema is not None or holds_reference([question.input, question.variables]):
                 return await self._evaluate_large(namespace, run_id, question)
             body = orjson.dumps([question.input, question.variables, question.now_ms])
@@ -200,6 +203,31 @@ class Values:
             raise EvaluationFailed("runtime", str(error)) from None
         except PayloadsUnavailable as error:
             raise EvaluatorsBusy(str(error)) from None
+
+    async def _operate(self, namespace: str, run_id: bytes, question: Evaluate) -> Any:
+        """Divides a collection among branches, or joins what these gave, without looking into it."""
+        named = references_in(question.input)
+        size = sum(reference.size for reference in named)
+        if size > self.value_bytes:
+            raise PayloadTooLarge(f"the value has {size} bytes; the limit is {self.value_bytes}")
+        async with self._room.hold(_OVERHEAD * size):
+            texts = {reference: await self._client.get(namespace, reference) for reference in named}
+            if question.operation == "divide":
+                items = await asyncio.to_thread(orjson.loads, texts.pop(named[0]))
+                if not isinstance(items, list):
+                    return {"count": -1}
+                spread = Spread(*question.variables["spread"])
+                division, payloads = await asyncio.to_thread(divide, items, spread, self.payload_bytes)
+                del items
+                await self.keep(namespace, run_id, payloads)
+                return division
+            whole = concatenated(_array(part, texts) for part in question.input)
+            texts.clear()
+            if len(whole) <= self.payload_bytes:
+                return orjson.loads(whole)
+            payload = await asyncio.to_thread(payload_of, whole)
+            await self.keep(namespace, run_id, [payload])
+            return payload.reference.to_json()
 
     async def _evaluate_large(self, namespace: str, run_id: bytes, question: Evaluate) -> Any:
         named = references_in_json(orjson.dumps([question.input, question.variables]))
@@ -295,6 +323,12 @@ def _expanded(
         parts = (times * _expanded(part, inner, sizes, depth + 1) for part, times in inner[reference].items())
         size = sizes[reference] = reference.size + sum(parts)
     return size
+
+
+def _array(part: Any, texts: Mapping[Reference, bytes]) -> bytes:
+    """The JSON of an array, or of what a reference to one stands for."""
+    reference = reference_of(part)
+    return orjson.dumps(part) if reference is None else texts[reference]
 
 
 def _references(value: Any) -> list[Reference]:

@@ -24,7 +24,10 @@ def up(
     port_base: Annotated[
         int, typer.Option(min=0, max=65_000, help="The gateway's port; the others follow. 0: any free ports.")
     ] = DEFAULT_PORT_BASE,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="How many workers.")] = 2,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=64, help="A fixed number of workers; without it they come and go with the work."),
+    ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Run in the background; `flint down` stops it.")
     ] = False,

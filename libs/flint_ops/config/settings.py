@@ -112,6 +112,13 @@ class LimitSettings(_Section):
         0.0, ge=0, description="how long a run may take from its start; it then fails and cannot catch it; 0: no limit"
     )
     parallel: int = Field(1_000, ge=1, le=10_000, description="iterations of one parallel loop at once")
+    spread_above: int = Field(
+        32, ge=0, description="forks with more branches are executed in chunks over the workers; 0: all stay in the leg"
+    )
+    spread_chunks: int = Field(64, ge=1, le=1_000, description="chunks that such a fork is divided into")
+    spread_least: int = Field(10, ge=1, le=10_000, description="branches of one chunk, at least")
+    spread_most: int = Field(500, ge=1, le=10_000, description="branches of one chunk, up to 1000 chunks")
+    spread_window: int = Field(256, ge=1, le=1_000, description="chunks of one fork that run at the same time")
     steps_per_turn: int = Field(200, ge=1, description="pure steps before the worker's event loop gets a turn")
     run_depth: int = Field(20, ge=1, le=1000, description="runs above a run: how deep runs may start runs")
     children_per_run: int = Field(10_000, ge=1, le=1_000_000, description="runs that one run may start")
@@ -199,6 +206,9 @@ class SchedulerSettings(_Section):
     overcommit: float = Field(1.25, ge=1, le=4, description="legs sent per slot")
     queue_limit: int = Field(200_000, ge=1, description="accepted runs waiting for a slot, per scheduler")
     drain_s: float = Field(10.0, gt=0)
+    cancel_grace_s: float = Field(
+        2.0, ge=0, le=3600, description="steps that are under way when a run is cancelled may go on this long"
+    )
     ageing_s: float = Field(
         600.0, ge=0, le=86_400, description="a run that waits this long for a slot gains a level, never level 0; 0: never"
     )
@@ -216,6 +226,7 @@ class SchedulerSettings(_Section):
     schedule_catch_up_s: float = Field(
         300.0, ge=0, le=31 * 86_400, description="a schedule's time that was missed is made up for if it is not older"
     )
+    backfill_times: int = Field(10_000, ge=1, le=100_000, description="times that the range of one backfill may hold")
 
 
 class RegistrySettings(_Section):
@@ -226,7 +237,6 @@ class RegistrySettings(_Section):
     ops_listen: str = "127.0.0.1:7483"
     lease_ttl_s: int = Field(5, ge=2, le=60, description="a worker's lease")
     heartbeat_interval_s: float = Field(1.5, gt=0)
-    backfill_times: int = Field(10_000, ge=1, le=100_000, description="times that the range of one backfill may hold")
 
 
 class PoolSettings(_Section):
@@ -267,7 +277,7 @@ class QuarantineSettings(_Section):
     deviations: float = Field(6.0, ge=2, description="how far from the median is too far, in scaled median deviations")
     error_share: float = Field(0.2, gt=0, le=1, description="least difference of the share of failed calls")
     slowness: float = Field(3.0, ge=1.1, description="least ratio of the mean duration to the median")
-    share: float = Field(0.33, ge=0, le=0.5, description="of a pool's workers, quarantined at the same time at most")
+    one_in: int = Field(3, ge=2, description="at most one worker in so many of a pool is quarantined at the same time")
 
 
 class FleetSettings(_Section):

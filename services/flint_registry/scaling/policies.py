@@ -1,7 +1,7 @@
 """How each pool is scaled: what an operator set through the API, over the configuration, over its defaults.
 
-States: **stale** → read from PostgreSQL every few seconds, and at once after a change → **known**. Without PostgreSQL the
-last that was read stays in force; before the first reading the configuration alone is.
+States: **stale** → read from PostgreSQL every few seconds, and at once after a change → **known**. Without PostgreSQL
+the last that was read stays in force; before the first reading the configuration alone is.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from flint_ops.config.settings import PoolSettings
 from flint_ops.logging import get_logger
 from flint_store import scaling
 
-__all__ = ["DEFAULT_POOL", "PoolKey", "PoolPlan", "Policies", "merged", "policy_of"]
+__all__ = ["DEFAULT_POOL", "USUAL_SLOTS", "Policies", "PoolKey", "PoolPlan", "merged", "policy_of"]
 
 DEFAULT_POOL: Final = "default"
-_USUAL_SLOTS: Final = 500
+USUAL_SLOTS: Final = 500
 """Slots of a worker of which nothing is known yet: the default of worker.slots."""
 
 PoolKey: TypeAlias = tuple[str, str]
@@ -56,7 +56,7 @@ class Policies:
         """Reads what operators set. Raises StoreUnavailable."""
         self._rows = {(row.region, row.pool): row for row in await scaling.pools(self._engine)}
 
-    def keys(self) -> set[PoolKey]:
+    def pools(self) -> set[PoolKey]:
         """The pools that somebody configured; the default pool is one of them."""
         named = {(self._settings.region, name) for name in (DEFAULT_POOL, *self._settings.pools)}
         return named | {key for key, row in self._rows.items() if row.settings}
@@ -64,7 +64,12 @@ class Policies:
     def plan(self, key: PoolKey) -> PoolPlan:
         """What is in force for a pool."""
         row = self._rows.get(key)
-        return PoolPlan(merged(self._settings, key[1], row.settings if row is not None else {}), key in self.keys())
+        return PoolPlan(merged(self._settings, key[1], row.settings if row is not None else {}), key in self.pools())
+
+    def own(self, key: PoolKey) -> Mapping[str, Any]:
+        """What an operator set for a pool."""
+        row = self._rows.get(key)
+        return {} if row is None else row.settings
 
     def learned(self, key: PoolKey) -> Mapping[str, Any] | None:
         """What an earlier leader learned of a pool."""
@@ -73,8 +78,9 @@ class Policies:
 
 
 def merged(settings: FleetSettings, pool: str, own: Mapping[str, Any]) -> PoolSettings:
-    """A pool's settings: its own over the configured ones over the defaults. Bounds that contradict each other give way:
-    the maximum is never below the minimum.
+    """A pool's settings: its own over the configured ones over the defaults.
+
+    Where bounds contradict each other the minimum counts.
     """
     members = settings.defaults.model_dump()
     if (configured := settings.pools.get(pool)) is not None:
@@ -89,7 +95,7 @@ def policy_of(settings: PoolSettings, seen_slots: int, decide_s: float) -> PoolP
     policy = PoolPolicy(
         minimum=settings.minimum_workers,
         maximum=settings.maximum_workers,
-        slots_per_worker=settings.worker_slots or seen_slots or _USUAL_SLOTS,
+        slots_per_worker=settings.worker_slots or seen_slots or USUAL_SLOTS,
         buffer_slots=settings.buffer_slots,
         standby_slots=settings.standby_slots,
         target_wait_s=settings.target_wait_s,

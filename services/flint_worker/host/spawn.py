@@ -29,7 +29,14 @@ __all__ = ["adopt_orphans", "forks", "preload", "spawn_worker", "strays"]
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_PRELOADED: Final = ("flint_worker.app", "flint_worker.executors", "grpc.aio", "uvloop", "httpx", "orjson", "psutil")
+_EXECUTORS: Final = ("a2a", "asyncapi", "email", "grpc", "http", "mcp", "noop", "openapi", "outbound", "running", "sql")
+_PRELOADED: Final = (
+    "flint_worker.app",
+    *(f"flint_worker.executors.{name}" for name in _EXECUTORS),
+    "grpc.aio",
+    "uvloop",
+    "psutil",
+)
 _REQUIRED: Final = ("cluster.internal_token",)
 _DEFAULT_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE)
 

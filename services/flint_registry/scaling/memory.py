@@ -1,0 +1,109 @@
+"""What a leader remembers of workers and pools between two looks. Lost with the leader: another learns it anew within
+minutes, and is slow to end anybody until then.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Final
+
+from flint_contracts.gen.flint.registry.v1 import registry_pb2
+from flint_elastic import DurationSketch
+from flint_registry.view import LiveWorker
+
+__all__ = ["LegTimes", "PoolMemory", "WorkerMemory"]
+
+_HALF_LIFE_S: Final = 600.0
+_ENOUGH: Final = 1e-6
+_MOST_SPREAD: Final = 100.0
+
+
+class LegTimes:
+    """Mean and spread of the time that legs hold a slot; what was seen ten minutes ago counts half."""
+
+    def __init__(self) -> None:
+        self._at = 0.0
+        self._legs = 0.0
+        self._sum = 0.0
+        self._squares = 0.0
+
+    def add(self, legs: int, seconds: float, squares: float, at: float) -> None:
+        """With legs that ended, and the sums of their times and of the squares."""
+        fade = 0.5 ** (max(0.0, at - self._at) / _HALF_LIFE_S) if self._at else 1.0
+        self._at = at
+        self._legs = self._legs * fade + legs
+        self._sum = self._sum * fade + max(0.0, seconds)
+        self._squares = self._squares * fade + max(0.0, squares)
+
+    @property
+    def mean_s(self) -> float | None:
+        """None before the first."""
+        return self._sum / self._legs if self._legs > _ENOUGH else None
+
+    @property
+    def spread(self) -> float:
+        """Coefficient of variation; 1 before the first."""
+        mean = self.mean_s
+        if not mean:
+            return 1.0
+        return min(_MOST_SPREAD, math.sqrt(max(0.0, self._squares / self._legs - mean * mean)) / mean)
+
+
+@dataclass(slots=True)
+class WorkerMemory:
+    """One incarnation."""
+
+    idle_since: float | None = None
+    cordoned_at: float = 0.0
+    """When it was first seen to take no more legs by a decision; 0: it takes them."""
+    drained_at: float = 0.0
+    """When it was first seen on its way to its end; 0: it is not."""
+    ended_legs: int = 0
+    leg_s: float = 0.0
+    leg_s_squared: float = 0.0
+
+    def look(self, worker: LiveWorker, at: float, times: LegTimes) -> None:
+        """Takes over its last heartbeat."""
+        beat = worker.beat
+        if beat is None:
+            return
+        busy = beat.legs > 0 or beat.legs_ended > self.ended_legs
+        if beat.legs_ended > self.ended_legs:
+            legs = beat.legs_ended - self.ended_legs
+            times.add(legs, beat.leg_s - self.leg_s, beat.leg_s_squared - self.leg_s_squared, at)
+            self.ended_legs, self.leg_s, self.leg_s_squared = beat.legs_ended, beat.leg_s, beat.leg_s_squared
+        if busy:
+            self.idle_since = None
+        elif self.idle_since is None:
+            self.idle_since = at
+
+
+@dataclass(slots=True)
+class PoolMemory:
+    """One pool."""
+
+    times: LegTimes = field(default_factory=LegTimes)
+    startup: DurationSketch = field(default_factory=DurationSketch)
+    start_failures: int = 0
+    slots: int = 0
+    """Of a new worker: as ordered, else of the one that registered last; 0 while neither is known."""
+    quiet_since: float | None = None
+    """Since when nothing waited, ran or arrived."""
+
+    def listen(self, busy: bool, at: float) -> None:
+        """Whether anything waits, runs or arrives at this moment."""
+        if busy:
+            self.quiet_since = None
+        elif self.quiet_since is None:
+            self.quiet_since = at
+
+    def registered(self, card: registry_pb2.WorkerCard, ordered_ms: int, at: float) -> None:
+        """A worker that was ordered has come."""
+        self.start_failures = 0
+        self.startup.add(max(0, card.register_time.ToMilliseconds() - ordered_ms) / 1000, at)
+
+    @property
+    def startup_s(self) -> float | None:
+        """From ordering a worker to its registration, 95th percentile; None before the first."""
+        return self.startup.quantile(0.95)
