@@ -61,6 +61,8 @@ class House:
         self._channel = grpc.aio.insecure_channel(stack.gateway)
         self.raw = self.as_key(stack.admin_key)
         self._names = itertools.count(1)
+        self.kept: dict[str, Any] = {}
+        """What modules keep for when their fixtures are set up once more."""
 
     async def close(self) -> None:
         await self.flint.close()

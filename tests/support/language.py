@@ -32,7 +32,7 @@ __all__ = [
 
 AT_ONCE: Final = 48
 """Cases under way at the same time."""
-CASE_S: Final = 60.0
+CASE_S: Final = 120.0
 SECRETS: Final = {
     "token": "t0ken-of-the-tests",
     "person": '{"username": "ada", "password": "s3cret"}',
@@ -120,7 +120,13 @@ def text_of(case: Case | Refused, name: str, places: Mapping[str, str], body: st
 
 
 async def run_cases(house: House, world: Any, cases: Mapping[str, Case], prefix: str) -> dict[str, Outcome]:
-    """All cases through the engine, many at once."""
+    """All cases through the engine, many at once; once for a Flint.
+
+    Where a process runs the tests of a module in several portions, its fixtures are set up again for each. What the
+    cases publish has been published then, and events that are repeated reach nobody.
+    """
+    if prefix in house.kept:
+        return house.kept[prefix]
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(key: str, case: Case) -> Outcome:
@@ -132,7 +138,8 @@ async def run_cases(house: House, world: Any, cases: Mapping[str, Case], prefix:
                 return Outcome(None, {}, error)
 
     outcomes = await asyncio.gather(*(one(key, case) for key, case in cases.items()))
-    return dict(zip(cases, outcomes, strict=True))
+    found = house.kept[prefix] = dict(zip(cases, outcomes, strict=True))
+    return found
 
 
 async def _run(house: House, world: Any, case: Case, name: str) -> Outcome:

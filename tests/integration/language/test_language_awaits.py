@@ -14,7 +14,7 @@ from support.house import House
 from support.language import ANY, Case, Outcome, check, check_kit, run_cases
 from support.language_world import World
 
-TIMED = "timeout: {after: PT30S}\n"
+TIMED = "timeout: {after: PT1M}\n"
 CANCELLED = "https://flint.dev/errors/cancelled"
 
 
