@@ -22,6 +22,7 @@ __all__ = ["decide"]
 
 _PEAK_STRETCHES: Final = 30
 _MOST_REGRETS: Final = 3
+_REGRET_MARGIN: Final = 0.25
 _REGRET_S: Final = 1_800.0
 _REGRET_SHARE: Final = 0.75
 _FORGIVE_S: Final = 4 * 3_600.0
@@ -176,7 +177,12 @@ def _down(
     watched = policy.consolidate and state.since is not None and at - state.since >= settled_s
     spare_workers = min(len(live) - policy.minimum, policy.maximum_step_down)
     slots = sum(worker.slots for worker in live) - math.floor(needs.steady * _DEAD_BAND)
-    spare_slots, settled_slots = slots - _peak(policy, state, at, idle_s), slots - _peak(policy, state, at, settled_s)
+    peak = _peak(policy, state, at, idle_s)
+    # What was regretted is a worker or so; a burst that is long over is none of it.
+    settled = min(
+        _peak(policy, state, at, settled_s), peak + policy.slots_per_worker + math.ceil(_REGRET_MARGIN * peak)
+    )
+    spare_slots, settled_slots = slots - peak, slots - settled
     chosen: list[str] = []
     for worker in ready:
         rested = worker.legs == 0 and worker.idle_since is not None and at - worker.idle_since >= idle_s

@@ -19,6 +19,7 @@ _LEAST_S: Final = 1e-3
 _MOST_S: Final = 30 * 86_400.0
 _HALF_LIFE_S: Final = 6 * 3_600.0
 _RESCALE_AT: Final = 2.0**40
+_CUT: Final = 0.99
 _ENOUGH: Final = 5.0
 _FORGOTTEN: Final = 1e-6
 
@@ -50,7 +51,11 @@ class DurationSketch:
 
     def weight(self, at: float) -> float:
         """How many durations are remembered, old ones in part."""
-        return self._weight / self._scale(at) if self._origin is not None else 0.0
+        if self._origin is None:
+            return 0.0
+        # First: it may scale the weight down.
+        scale = self._scale(at)
+        return self._weight / scale
 
     @property
     def mean(self) -> float | None:
@@ -65,6 +70,29 @@ class DurationSketch:
             return 1.0
         return math.sqrt(max(0.0, self._squares / self._weight - mean * mean)) / mean
 
+    @property
+    def cut_mean(self) -> float | None:
+        """Mean of durations cut at the 99th percentile, within 5 %; None before the first.
+
+        With `Observation.overstaying` it makes the load exact: legs hold their slots for this long on average, and
+        those that are older are counted one by one. A few legs that never end do not make all others look long.
+        """
+        return self._cut()[0]
+
+    @property
+    def cut_spread(self) -> float:
+        """Coefficient of variation of durations cut at the 99th percentile; 1 before the first."""
+        return self._cut()[1]
+
+    def _cut(self) -> tuple[float | None, float]:
+        most = self.quantile(_CUT)
+        if most is None:
+            return None, 1.0
+        held = [(min(most, _middle(bucket)), count) for bucket, count in self._counts.items()]
+        mean = sum(seconds * count for seconds, count in held) / self._weight
+        squares = sum(seconds * seconds * count for seconds, count in held) / self._weight
+        return mean, math.sqrt(max(0.0, squares - mean * mean)) / mean
+
     def quantile(self, share: float) -> float | None:
         """The duration that `share` (0 to 1) of all do not exceed, within 5 %; None before the first."""
         if self._weight <= 0:
@@ -75,7 +103,7 @@ class DurationSketch:
             left -= self._counts[bucket]
             if left <= 1e-9 * self._weight:
                 break
-        return float(2 * _GAMMA**bucket / (_GAMMA + 1))
+        return _middle(bucket)
 
     def _scale(self, at: float) -> float:
         """Weight of one duration seen at a moment; moments before the first count as the first."""
@@ -114,6 +142,11 @@ class DurationSketch:
         return sketch
 
 
+def _middle(bucket: int) -> float:
+    """The duration that stands for a bucket."""
+    return float(2 * _GAMMA**bucket / (_GAMMA + 1))
+
+
 class DurationBook:
     """Sketches by kind of leg (a workflow, or a workflow and step), with the pool's own for kinds that are new.
 
@@ -142,12 +175,12 @@ class DurationBook:
         return self._all
 
     def mean(self, kind: str | None = None, at: float | None = None) -> float:
-        """Mean time of a kind, drawn towards the pool's while few were seen; of the pool without a kind; else the
-        default."""
-        whole = self._all.mean
+        """Mean time of a kind, cut at its 99th percentile, drawn towards the pool's while few were seen; of the pool
+        without a kind; else the default."""
+        whole = self._all.cut_mean
         pool_s = self._default_s if whole is None else whole
         sketch = None if kind is None else self._kinds.get(kind)
-        own_s = None if sketch is None else sketch.mean
+        own_s = None if sketch is None else sketch.cut_mean
         if sketch is None or own_s is None:
             return pool_s
         weight = sketch.weight(at) if at is not None else _ENOUGH

@@ -72,7 +72,8 @@ class Observation:
     arrivals_per_s: float = 0.0
     """Legs that became ready per second since the observation before, placed at once or not."""
     leg_s: float = 1.0
-    """Mean time that a leg holds its slot, learned over the pool's present mix (`DurationBook.mean`)."""
+    """Mean time that a leg holds its slot, learned over the pool's present mix (`DurationBook.mean`): cut at the 99th
+    percentile, because what is older counts as `overstaying`."""
     leg_spread: float = 1.0
     """Coefficient of variation of that time: 0 all alike, 1 exponential."""
     overstaying: int = 0

@@ -71,9 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     days.extend(DAYS[name](given.seed) for name in names)
     played = [play_all(day, policy, given.interval_s) for day in days]
     text = (
-        f"Workers of {policy.slots_per_worker} slots that start in {policy.startup_s:g} s; target: 95 of 100 legs begin within "
-        f"{policy.target_wait_s:g} s; idle time {policy.idle_before_end_s:g} s; a decision every {given.interval_s:g} s; "
-        f"seed {given.seed}.\n\n{table(played, policy)}"
+        f"Workers of {policy.slots_per_worker} slots that start in {policy.startup_s:g} s; target: 95 of 100 legs "
+        f"begin within {policy.target_wait_s:g} s; idle time {policy.idle_before_end_s:g} s; a decision every "
+        f"{given.interval_s:g} s; seed {given.seed}.\n\n{table(played, policy)}"
     )
     sys.stdout.write(text)
     if given.image:

@@ -64,11 +64,11 @@ class Flint:
         overstaying = 0
         if longest is not None:
             overstaying = sum(1 for _ in takewhile(lambda at: seen.at - at > longest, ended.running_since.values()))
-        mean = self._sketch.mean
+        mean = self._sketch.cut_mean
         seen = replace(
             seen,
             leg_s=1.0 if mean is None else mean,
-            leg_spread=min(5.0, self._sketch.spread),
+            leg_spread=min(5.0, self._sketch.cut_spread),
             overstaying=overstaying,
         )
         self.decision = decide(self.policy, self.state, seen, self.tracker.weighed(self.forecast))
@@ -102,6 +102,9 @@ class _Reactive:
         empty = tuple(worker.id for worker in draining if not worker.legs)
         if seen.at - self._polled_at < _POLL_S:
             return Moves(end=empty)
+        if not self._recent:
+            # What there is was wanted until now.
+            self._recent.append((seen.at, len(live)))
         self._polled_at = seen.at
         wanted = min(self.policy.maximum, max(self.policy.minimum, self._wanted(seen, live)))
         self._recent.append((seen.at, wanted))

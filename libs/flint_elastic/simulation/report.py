@@ -19,6 +19,7 @@ _HEADER: Final = (
     "| day | who decides | worker-hours | of the best | wait p50 | p95 | p99 | longest | late | starts | turns |\n"
     "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
 )
+_SHARES: Final = (0.5, 0.95, 0.99, 1.0)
 _COLOURS: Final = {
     "Flint": "#c2410c",
     "Flint, no forecast": "#f59e0b",
@@ -45,11 +46,11 @@ def table(played: Sequence[Played], policy: PoolPolicy) -> str:
         for name, outcome in entry.outcomes.items():
             hours = outcome.worker_s / 3_600
             text += (
-                f"| {entry.day.name} | {name} | {hours:.1f} | {hours / max(best_h, 1e-9):.2f} | {_s(outcome.wait(0.5))} "
-                f"| {_s(outcome.wait(0.95))} | {_s(outcome.wait(0.99))} | {_s(outcome.wait(1.0))} "
+                f"| {entry.day.name} | {name} | {hours:.1f} | {hours / max(best_h, 1e-9):.2f} "
+                f"| {' | '.join(_s(outcome.wait(share)) for share in _SHARES)} "
                 f"| {outcome.late(policy.target_wait_s):.2%} | {outcome.starts} | {outcome.turns} |\n"
             )
-        waits = [_s(entry.bound.wait(share)) for share in (0.5, 0.95, 0.99, 1.0)]
+        waits = [_s(entry.bound.wait(share)) for share in _SHARES]
         text += f"| {entry.day.name} | best possible | {best_h:.1f} | 1.00 | {' | '.join(waits)} | | | |\n"
         text += f"| {entry.day.name} | (the work alone) | {entry.bound.work_s / 3_600:.1f} | | | | | | | | |\n"
     return text
