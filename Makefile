@@ -11,7 +11,7 @@ SERIAL := tests/acceptance tests/robustness
 WORKERS ?= auto
 
 .DEFAULT_GOAL := up
-.PHONY: up test lint proto bench bench-quick fuzz clean
+.PHONY: up test lint proto bench bench-quick simulate fuzz clean
 
 up: $(STAMP)
 	$(VENV)/bin/flint up --demo
@@ -50,6 +50,10 @@ bench: $(DEV_STAMP)
 
 bench-quick: $(DEV_STAMP)
 	$(VENV)/bin/python benchmarks/bench.py --quick
+
+# Days of work against the code that sizes pools: cost against waiting, into docs/elastic.md. Some minutes.
+simulate: $(DEV_STAMP)
+	$(VENV)/bin/python -m flint_elastic.simulate --report docs/elastic.md --image docs/images/elastic.png
 
 # Coverage-guided fuzzing of the compiler for FUZZ_S seconds; finds go to .build/fuzz. Skips where there is no atheris.
 FUZZ_S ?= 60
