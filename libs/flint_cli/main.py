@@ -17,12 +17,13 @@ from flint_cli.commands import (
     events,
     functions,
     keys,
+    limits,
     lint,
     migrate,
     run,
     runs,
-    schema,
     schedules,
+    schema,
     test,
     up,
     version,
@@ -67,9 +68,10 @@ app.add_typer(runs.app)
 app.add_typer(events.app)
 app.add_typer(approvals.app)
 app.add_typer(workflows.app)
-app.add_typer(workers.app)
 app.add_typer(schedules.app)
+app.add_typer(workers.app)
 app.add_typer(functions.app)
+app.add_typer(limits.app)
 app.add_typer(keys.app)
 app.command("lint")(lint.lint)
 app.command("schema")(schema.schema)

@@ -26,7 +26,9 @@ class ProblemType:
     RUNTIME: Final = _BASE + "runtime"  # 500
     PAYLOAD_TOO_LARGE: Final = "https://flint.dev/errors/payload-too-large"  # 413
     LIMIT_EXCEEDED: Final = "https://flint.dev/errors/limit-exceeded"  # 429: step limit, depth
+    CONCURRENCY: Final = "https://flint.dev/errors/concurrency-limit"  # 429: the run's key was full, it does not wait
     CANCELLED: Final = "https://flint.dev/errors/cancelled"  # 499: somebody asked the run to end
+    TERMINATED: Final = "https://flint.dev/errors/terminated"  # 499: somebody ended the run at once
     POISON: Final = "https://flint.dev/errors/poison"  # 500: the run lost its worker too often at one position
     UNSTORABLE: Final = "https://flint.dev/errors/unstorable"  # 500: the record refused the entry
 

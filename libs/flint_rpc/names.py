@@ -25,10 +25,11 @@ __all__ = [
     "parse_backfill",
     "parse_calendar",
     "parse_key",
+    "parse_limit",
     "parse_parent",
     "parse_run",
-    "parse_worker",
     "parse_schedule",
+    "parse_worker",
     "parse_workflow",
     "parse_workflow_parent",
 ]
@@ -72,7 +73,6 @@ class ApprovalName(NamedTuple):
     key: str
 
 
-def is_label(text: str) -> bool:
 class BackfillName(NamedTuple):
     """A parsed name of a backfill of a schedule."""
 
@@ -81,8 +81,17 @@ class BackfillName(NamedTuple):
     backfill_id: bytes
 
 
+def is_label(text: str) -> bool:
     """Whether text is a DNS label of at most 63 characters."""
     return _LABEL.fullmatch(text) is not None
+
+
+def parse_limit(text: str, field: str = "name") -> tuple[str, str]:
+    """Namespace and id of `namespaces/{namespace}/limits/{limit}`. Raises `Refused`."""
+    parts = text.split("/")
+    if len(parts) == 4 and parts[::2] == ["namespaces", "limits"] and is_label(parts[1]) and is_label(parts[3]):
+        return parts[1], parts[3]
+    raise field_invalid((field, _expected(text, "namespaces/{namespace}/limits/{limit}")))
 
 
 def is_version(text: str) -> bool:
@@ -162,15 +171,6 @@ def parse_workflow_parent(text: str, field: str = "parent") -> WorkflowName:
     return parse_workflow(text, field, version=False)
 
 
-def parse_key(text: str, field: str = "name") -> tuple[str, str]:
-    """(namespace or `-`, key id) of `namespaces/{namespace}/keys/{key}`. Raises `Refused`."""
-    parts = text.split("/")
-    form = len(parts) == 4 and parts[0] == "namespaces" and parts[2] == "keys"
-    if form and _KEY_ID.fullmatch(parts[3]) and (parts[1] == ALL_NAMESPACES or is_label(parts[1])):
-        return parts[1], parts[3]
-    raise field_invalid((field, _expected(text, "namespaces/{namespace}/keys/{key}")))
-
-
 def parse_schedule(text: str, field: str = "name") -> tuple[str, str]:
     """(namespace, schedule) of `namespaces/{namespace}/schedules/{schedule}`; {schedule} is a label, or
     `workflow.` and a label. Raises `Refused`.
@@ -201,6 +201,15 @@ def parse_calendar(text: str, field: str = "name") -> tuple[str, str]:
     if form and is_label(parts[1]) and is_label(parts[3]):
         return parts[1], parts[3]
     raise field_invalid((field, _expected(text, "namespaces/{namespace}/calendars/{calendar}")))
+
+
+def parse_key(text: str, field: str = "name") -> tuple[str, str]:
+    """(namespace or `-`, key id) of `namespaces/{namespace}/keys/{key}`. Raises `Refused`."""
+    parts = text.split("/")
+    form = len(parts) == 4 and parts[0] == "namespaces" and parts[2] == "keys"
+    if form and _KEY_ID.fullmatch(parts[3]) and (parts[1] == ALL_NAMESPACES or is_label(parts[1])):
+        return parts[1], parts[3]
+    raise field_invalid((field, _expected(text, "namespaces/{namespace}/keys/{key}")))
 
 
 def parse_worker(text: str, field: str = "name") -> str:

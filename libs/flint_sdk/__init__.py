@@ -11,6 +11,7 @@ The exceptions are drawn as a tree in `flint_sdk._errors`.
 
 from flint_sdk._approvals import Approval, ApprovalState, Decision
 from flint_sdk._client import AsyncFlint, AsyncRunHandle
+from flint_sdk._control import Batch, BatchRefusal, BatchState, SentSignal, WorkflowHold
 from flint_sdk._errors import (
     ApprovalClosed,
     ApprovalDecided,
@@ -68,10 +69,12 @@ from flint_sdk._function_worker import FunctionWorker
 from flint_sdk._functions import Function, FunctionContext, FunctionError, function
 from flint_sdk._models import (
     Applied,
+    BranchRange,
     CreatedKey,
     Finding,
     HistoryEntry,
     Key,
+    NamedLimit,
     Pool,
     Problem,
     RegisteredFunction,
@@ -92,8 +95,6 @@ from flint_sdk._models import (
     WorkerState,
     Workflow,
 )
-from flint_sdk._sync import Flint, RunHandle
-
 from flint_sdk._schedule_models import (
     Backfill,
     BackfillState,
@@ -105,6 +106,8 @@ from flint_sdk._schedule_models import (
     ScheduleState,
 )
 from flint_sdk._schedules import AsyncSchedules, Schedules
+from flint_sdk._sync import Flint, RunHandle
+
 __all__ = [
     "Applied",
     "Approval",
@@ -114,15 +117,19 @@ __all__ = [
     "ApprovalState",
     "AsyncFlint",
     "AsyncRunHandle",
-    "BatchNotFound",
-    "ConfigurationError",
     "AsyncSchedules",
     "Backfill",
     "BackfillState",
-    "Conflict",
+    "Batch",
+    "BatchNotFound",
+    "BatchRefusal",
+    "BatchState",
+    "BranchRange",
     "Calendar",
     "CalendarInUse",
     "CalendarNotFound",
+    "ConfigurationError",
+    "Conflict",
     "CreatedKey",
     "CredentialsInvalid",
     "CredentialsMissing",
@@ -144,6 +151,7 @@ __all__ = [
     "Key",
     "KeyNotFound",
     "LastAdminKey",
+    "NamedLimit",
     "NamespaceNotFound",
     "NotFound",
     "PageTokenInvalid",
@@ -175,10 +183,6 @@ __all__ = [
     "RunSnapshot",
     "RunState",
     "RunUndone",
-    "Severity",
-    "StartRequest",
-    "Step",
-    "StepBegan",
     "Schedule",
     "ScheduleConflict",
     "ScheduleNotFound",
@@ -187,6 +191,11 @@ __all__ = [
     "ScheduledRun",
     "ScheduledTime",
     "Schedules",
+    "SentSignal",
+    "Severity",
+    "StartRequest",
+    "Step",
+    "StepBegan",
     "StepState",
     "TimedOut",
     "TooManySignals",
@@ -201,6 +210,7 @@ __all__ = [
     "WorkerNotFound",
     "WorkerState",
     "Workflow",
+    "WorkflowHold",
     "WorkflowInUse",
     "WorkflowNotFound",
     "function",

@@ -15,9 +15,11 @@ from flint_contracts.gen.flint.events.v1 import events_pb2
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.functions.v1 import functions_pb2
 from flint_contracts.gen.flint.identity.v1 import identity_pb2
+from flint_contracts.gen.flint.limits.v1 import limits_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
 from flint_sdk._approvals import Approval, ApprovalState, approval_from, approval_name, decide_request
+from flint_sdk._control import AsyncControl, duration
 from flint_sdk._endpoint import find_endpoint
 from flint_sdk._errors import FlintError, RunCancelled, RunFailed
 from flint_sdk._events import PublishedEvent, ReceivedEvent, publish, subscribe
@@ -28,6 +30,7 @@ from flint_sdk._messages import (
     finding_from,
     function_from,
     key_from,
+    limit_from,
     role_number,
     run_from,
     timestamp,
@@ -39,6 +42,7 @@ from flint_sdk._models import (
     CreatedKey,
     HistoryEntry,
     Key,
+    NamedLimit,
     Pool,
     Problem,
     RegisteredFunction,
@@ -52,10 +56,10 @@ from flint_sdk._models import (
 )
 from flint_sdk._names import key_name, run_name, worker_name, workflow_name
 from flint_sdk._payloads import INLINE_BYTES, resolve, upload
+from flint_sdk._schedules import AsyncSchedules
 from flint_sdk._starting import start_batch, start_request
 from flint_sdk._transport import Transport
 from flint_sdk._waiting import Waiting
-from flint_sdk._schedules import AsyncSchedules
 from flint_sdk._watching import watch_run
 
 DEFAULT_TIMEOUT_S: Final = 30.0
@@ -92,16 +96,16 @@ class AsyncRunHandle:
         """The run's events until it has ended. See `AsyncFlint.watch`."""
         return self._client.watch(self.name, cursor=cursor, recorded_only=recorded_only)
 
-    async def cancel(self, reason: str = "") -> Run:
+    async def cancel(self, reason: str = "", *, grace_s: float | None = None) -> Run:
         """Asks the run to end early. See `AsyncFlint.cancel`."""
-        return await self._client.cancel(self.name, reason)
+        return await self._client.cancel(self.name, reason, grace_s=grace_s)
 
     async def get(self) -> Run:
         """The run as it is now."""
         return await self._client.get_run(self.name)
 
 
-class AsyncFlint:
+class AsyncFlint(AsyncControl):
     """A client of Flint for asyncio.
 
     `address`: one gateway `host:port`, or several that are tried in turn; else FLINT_ADDRESS (comma-separated), else
@@ -126,10 +130,10 @@ class AsyncFlint:
         self._transport = Transport(find_endpoint(address, key), timeout_s)
         self._reconnect_s = reconnect_s
         self._waiting = Waiting(self._transport, reconnect_s)
+        self.schedules = AsyncSchedules(self._transport, namespace)
 
     async def __aenter__(self) -> Self:
         return self
-        self.schedules = AsyncSchedules(self._transport, namespace)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -278,15 +282,20 @@ class AsyncFlint:
         states: Iterable[RunState | str] = (),
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        branches_of: str | None = None,
         page_size: int = 0,
     ) -> AsyncIterator[Run]:
-        """Runs, newest first, without input and output. Fetches page by page (`page_size` 0: the server's choice)."""
+        """Runs, newest first, without input and output. Fetches page by page (`page_size` 0: the server's choice).
+
+        `branches_of`: only the branch runs of this run, which other lists leave out.
+        """
         request = runs_pb2.ListRunsRequest(
             parent=self._parent,
             workflow_id=workflow or "",
             states=[runs_pb2.Run.State.Value(f"STATE_{RunState(state).value}") for state in states],
             created_after=timestamp(created_after),
             created_before=timestamp(created_before),
+            branches_of="" if branches_of is None else run_name(self.namespace, branches_of),
             page_size=page_size,
         )
         while True:
@@ -297,9 +306,12 @@ class AsyncFlint:
                 return
             request.page_token = answer.next_page_token
 
-    async def cancel(self, run: str, reason: str = "") -> Run:
-        """Asks a run to end early; returns when the request is stored. Raises RunEnded when it has ended already."""
-        request = runs_pb2.CancelRunRequest(name=run_name(self.namespace, run), reason=reason)
+    async def cancel(self, run: str, reason: str = "", *, grace_s: float | None = None) -> Run:
+        """Asks a run to end early; returns when the request is stored. Raises RunEnded when it has ended already.
+
+        Steps that are under way may end within the grace (unset: the cluster's `scheduler.cancel_grace_s`).
+        """
+        request = runs_pb2.CancelRunRequest(name=run_name(self.namespace, run), reason=reason, grace=duration(grace_s))
         answer = await self._transport.call(lambda gateway: gateway.runs.CancelRun, request)
         return run_from(answer.run)
 
@@ -431,6 +443,43 @@ class AsyncFlint:
             if not answer.next_page_token:
                 return
             request.page_token = answer.next_page_token
+
+    # Limits
+
+    async def set_limit(
+        self, name: str, *, concurrency: int | None = None, rate: tuple[int, float] | None = None, burst: int = 1
+    ) -> NamedLimit:
+        """Sets what a named limit allows: `concurrency` runs at a time, `rate` (runs, in so many seconds), or both.
+
+        It replaces what the limit said before, and counts from the next run that asks. `burst` runs may begin at once
+        after a pause.
+        """
+        limit = limits_pb2.Limit()
+        if concurrency is not None:
+            limit.concurrency = concurrency
+        if rate is not None:
+            limit.rate.count = rate[0]
+            limit.rate.period.FromMilliseconds(round(rate[1] * 1000))
+            limit.rate.burst = burst
+        request = limits_pb2.SetLimitRequest(name=f"{self._parent}/limits/{name}", limit=limit)
+        answer = await self._transport.call(lambda gateway: gateway.limits.SetLimit, request)
+        return limit_from(answer.limit)
+
+    async def list_limits(self) -> AsyncIterator[NamedLimit]:
+        """The namespace's named limits, by name. Fetches page by page."""
+        request = limits_pb2.ListLimitsRequest(parent=self._parent)
+        while True:
+            answer = await self._transport.call(lambda gateway: gateway.limits.ListLimits, request)
+            for found in answer.limits:
+                yield limit_from(found)
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token
+
+    async def delete_limit(self, name: str) -> None:
+        """Forgets a named limit. Runs of definitions that name it wait until it is set again."""
+        request = limits_pb2.DeleteLimitRequest(name=f"{self._parent}/limits/{name}")
+        await self._transport.call(lambda gateway: gateway.limits.DeleteLimit, request)
 
     # Keys
 

@@ -11,12 +11,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.functions.v1 import functions_pb2
 from flint_contracts.gen.flint.identity.v1 import identity_pb2
+from flint_contracts.gen.flint.limits.v1 import limits_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
 from flint_sdk._models import (
+    BranchRange,
     Finding,
     HistoryEntry,
     Key,
+    NamedLimit,
     Problem,
     RegisteredFunction,
     Role,
@@ -68,6 +71,10 @@ def problem_from(message: runs_pb2.Problem) -> Problem:
     return Problem(message.type, message.status, message.title, message.detail, message.instance)
 
 
+def _branches(message: runs_pb2.BranchRange) -> BranchRange:
+    return BranchRange(message.run, message.first, message.count, message.fork)
+
+
 def run_from(message: runs_pb2.Run) -> Run:
     """From the contract's message."""
     return Run(
@@ -90,6 +97,8 @@ def run_from(message: runs_pb2.Run) -> Run:
         worker=message.worker,
         cancel_requested=message.cancel_requested,
         schedule_time=moment(message, "schedule_time"),
+        reset=message.reset,
+        branches=_branches(message.branches) if message.HasField("branches") else None,
     )
 
 
@@ -121,6 +130,7 @@ def entry_from(message: runs_pb2.HistoryEntry) -> HistoryEntry:
         record_time=moment(message, "record_time"),
         steps=tuple(step_from(step) for step in message.steps),
         leg_end=message.leg_end,
+        superseded_by=message.superseded_by,
     )
 
 
@@ -192,6 +202,21 @@ def key_from(message: identity_pb2.Key) -> Key:
 def role_number(role: Role | str) -> identity_pb2.Role.ValueType:
     """The contract's number of a role. Raises ValueError for an unknown one."""
     return identity_pb2.Role.Value(f"ROLE_{Role(role).value.upper()}")
+
+
+def limit_from(message: limits_pb2.Limit) -> NamedLimit:
+    """From the contract's message."""
+    rate = message.rate if message.HasField("rate") else None
+    return NamedLimit(
+        name=message.name.rpartition("/")[2],
+        concurrency=message.concurrency if message.HasField("concurrency") else None,
+        rate_count=rate.count if rate is not None else None,
+        rate_period_s=rate.period.ToMilliseconds() / 1000 if rate is not None else None,
+        rate_burst=rate.burst if rate is not None else None,
+        holders=message.holders,
+        waiting=message.waiting,
+        update_time=moment(message, "update_time"),
+    )
 
 
 def function_from(message: functions_pb2.Function) -> RegisteredFunction:

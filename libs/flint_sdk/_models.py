@@ -79,6 +79,16 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class BranchRange:
+    """Which branches of the fork of a run a branch run executes: `count` of them from `first`, counted from 0."""
+
+    run: str
+    first: int
+    count: int
+    fork: str
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One execution of a workflow's version. `input` and `output` are None where a list or a change leaves them out."""
 
@@ -101,6 +111,8 @@ class Run:
     worker: str
     cancel_requested: bool
     schedule_time: datetime | None = None
+    reset: int = 0
+    branches: BranchRange | None = None
 
     @property
     def id(self) -> str:
@@ -147,7 +159,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """One recorded entry of a run's journal. `leg_end` is empty when the leg went on."""
+    """One recorded entry of a run's journal. `leg_end` is empty when the leg went on.
+
+    `superseded_by`: the reset that cut it off, from 1; 0 when it counts.
+    """
 
     index: int
     leg: int
@@ -155,6 +170,7 @@ class HistoryEntry:
     record_time: datetime | None
     steps: tuple[Step, ...]
     leg_end: str
+    superseded_by: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +328,24 @@ class WatchResumed:
 
 
 WatchEvent = RunSnapshot | RunChanged | StepBegan | WatchInterrupted | WatchResumed
+
+
+@dataclass(frozen=True, slots=True)
+class NamedLimit:
+    """A limit that definitions refer to by name. `concurrency`: runs at a time, None: any number. `rate_count` runs may
+    begin in `rate_period_s` seconds, `rate_burst` of them at once; None: as fast as they can.
+
+    `holders`: runs that hold a permit of it; `waiting`: runs that were refused lately, not all that stand behind them.
+    """
+
+    name: str
+    concurrency: int | None
+    rate_count: int | None
+    rate_period_s: float | None
+    rate_burst: int | None
+    holders: int
+    waiting: int
+    update_time: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from flint_sdk._models import (
     CreatedKey,
     HistoryEntry,
     Key,
+    NamedLimit,
     Pool,
     RegisteredFunction,
     Role,
@@ -31,8 +32,9 @@ from flint_sdk._models import (
     Worker,
     Workflow,
 )
-
 from flint_sdk._schedules import Schedules
+from flint_sdk._sync_control import SyncControl
+
 T = TypeVar("T")
 
 _CLOSE_S = 10.0
@@ -131,16 +133,16 @@ class RunHandle:
         """The run's events until it has ended. See `Flint.watch`."""
         return self._client.watch(self.name, cursor=cursor, recorded_only=recorded_only)
 
-    def cancel(self, reason: str = "") -> Run:
+    def cancel(self, reason: str = "", *, grace_s: float | None = None) -> Run:
         """Asks the run to end early. See `Flint.cancel`."""
-        return self._client.cancel(self.name, reason)
+        return self._client.cancel(self.name, reason, grace_s=grace_s)
 
     def get(self) -> Run:
         """The run as it is now."""
         return self._client.get_run(self.name)
 
 
-class Flint:
+class Flint(SyncControl):
     """A blocking client of Flint, with the surface of `AsyncFlint` (see there for every method's promises).
 
     Thread-safe: any number of threads may share it. Close it with `with` or `close()`.
@@ -157,8 +159,8 @@ class Flint:
     ) -> None:
         self._client = AsyncFlint(address, key, namespace, timeout_s=timeout_s, reconnect_s=reconnect_s)
         self._thread = _LoopThread()
-        self._closed = False
         self.schedules = Schedules(self._thread, self._client.schedules)
+        self._closed = False
         _clients.add(self)
 
     def __enter__(self) -> Self:
@@ -261,22 +263,24 @@ class Flint:
         states: Iterable[RunState | str] = (),
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        branches_of: str | None = None,
         page_size: int = 0,
     ) -> Iterator[Run]:
-        """Runs, newest first, without input and output."""
+        """Runs, newest first, without input and output; with `branches_of` the branch runs of this run."""
         return self._thread.iterate(
             self._client.list_runs(
                 workflow=workflow,
                 states=states,
                 created_after=created_after,
                 created_before=created_before,
+                branches_of=branches_of,
                 page_size=page_size,
             )
         )
 
-    def cancel(self, run: str, reason: str = "") -> Run:
+    def cancel(self, run: str, reason: str = "", *, grace_s: float | None = None) -> Run:
         """Asks a run to end early; returns when the request is stored. Raises RunEnded when it has ended already."""
-        return self._thread.run(self._client.cancel(run, reason))
+        return self._thread.run(self._client.cancel(run, reason, grace_s=grace_s))
 
     def history(self, run: str) -> Iterator[HistoryEntry]:
         """The recorded entries of a run's journal, in order."""
@@ -351,6 +355,26 @@ class Flint:
     def list_functions(self) -> Iterator[RegisteredFunction]:
         """Versions of custom functions that ever connected, by name, the highest first. Fetches page by page."""
         return self._thread.iterate(self._client.list_functions())
+
+    # Limits
+
+    def set_limit(
+        self, name: str, *, concurrency: int | None = None, rate: tuple[int, float] | None = None, burst: int = 1
+    ) -> NamedLimit:
+        """Sets what a named limit allows: `concurrency` runs at a time, `rate` (runs, in so many seconds), or both.
+
+        It replaces what the limit said before, and counts from the next run that asks. `burst` runs may begin at once
+        after a pause.
+        """
+        return self._thread.run(self._client.set_limit(name, concurrency=concurrency, rate=rate, burst=burst))
+
+    def list_limits(self) -> Iterator[NamedLimit]:
+        """The namespace's named limits, by name. Fetches page by page."""
+        return self._thread.iterate(self._client.list_limits())
+
+    def delete_limit(self, name: str) -> None:
+        """Forgets a named limit. Runs of definitions that name it wait until it is set again."""
+        self._thread.run(self._client.delete_limit(name))
 
     # Keys
 

@@ -19,10 +19,11 @@ from flint_contracts.gen.flint.events.v1 import events_pb2_grpc
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2_grpc
 from flint_contracts.gen.flint.functions.v1 import functions_pb2_grpc
 from flint_contracts.gen.flint.identity.v1 import identity_pb2_grpc
+from flint_contracts.gen.flint.limits.v1 import limits_pb2_grpc
 from flint_contracts.gen.flint.payloads.v1 import payloads_pb2_grpc
-from flint_contracts.gen.flint.runs.v1 import runs_pb2_grpc
-from flint_contracts.gen.flint.workflows.v1 import workflows_pb2_grpc
+from flint_contracts.gen.flint.runs.v1 import control_pb2_grpc, runs_pb2_grpc
 from flint_contracts.gen.flint.schedules.v1 import schedules_pb2_grpc
+from flint_contracts.gen.flint.workflows.v1 import workflows_pb2_grpc
 from flint_sdk._endpoint import Endpoint
 from flint_sdk._errors import FlintError, ResourceExhausted, TimedOut, Unavailable, error_from_rpc
 
@@ -32,11 +33,13 @@ if TYPE_CHECKING:
     from flint_contracts.gen.flint.fleet.v1.fleet_pb2_grpc import FleetServiceAsyncStub
     from flint_contracts.gen.flint.functions.v1.functions_pb2_grpc import FunctionServiceAsyncStub
     from flint_contracts.gen.flint.identity.v1.identity_pb2_grpc import IdentityServiceAsyncStub
+    from flint_contracts.gen.flint.limits.v1.limits_pb2_grpc import LimitServiceAsyncStub
     from flint_contracts.gen.flint.payloads.v1.payloads_pb2_grpc import PayloadServiceAsyncStub
+    from flint_contracts.gen.flint.runs.v1.control_pb2_grpc import RunControlServiceAsyncStub
     from flint_contracts.gen.flint.runs.v1.runs_pb2_grpc import RunServiceAsyncStub
+    from flint_contracts.gen.flint.schedules.v1.schedules_pb2_grpc import ScheduleServiceAsyncStub
     from flint_contracts.gen.flint.workflows.v1.workflows_pb2_grpc import WorkflowServiceAsyncStub
 
-    from flint_contracts.gen.flint.schedules.v1.schedules_pb2_grpc import ScheduleServiceAsyncStub
 Q = TypeVar("Q")
 R = TypeVar("R")
 
@@ -102,17 +105,19 @@ class Gateway:
         self.address = address
         self.channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self.runs: RunServiceAsyncStub = runs_pb2_grpc.RunServiceStub(self.channel)
+        self.control: RunControlServiceAsyncStub = control_pb2_grpc.RunControlServiceStub(self.channel)
         self.workflows: WorkflowServiceAsyncStub = workflows_pb2_grpc.WorkflowServiceStub(self.channel)
         self.fleet: FleetServiceAsyncStub = fleet_pb2_grpc.FleetServiceStub(self.channel)
+        self.limits: LimitServiceAsyncStub = limits_pb2_grpc.LimitServiceStub(self.channel)
         self.functions: FunctionServiceAsyncStub = functions_pb2_grpc.FunctionServiceStub(self.channel)
         self.identity: IdentityServiceAsyncStub = identity_pb2_grpc.IdentityServiceStub(self.channel)
         self.payloads: PayloadServiceAsyncStub = payloads_pb2_grpc.PayloadServiceStub(self.channel)
         self.events: EventServiceAsyncStub = events_pb2_grpc.EventServiceStub(self.channel)
         self.approvals: ApprovalServiceAsyncStub = approvals_pb2_grpc.ApprovalServiceStub(self.channel)
+        self.schedules: ScheduleServiceAsyncStub = schedules_pb2_grpc.ScheduleServiceStub(self.channel)
 
 
 class Transport:
-        self.schedules: ScheduleServiceAsyncStub = schedules_pb2_grpc.ScheduleServiceStub(self.channel)
     """The gateways of one client. The current one is kept until it fails."""
 
     def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:

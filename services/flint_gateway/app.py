@@ -18,15 +18,20 @@ from flint_contracts.gen.flint.events.v1 import events_pb2, events_pb2_grpc
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2, fleet_pb2_grpc
 from flint_contracts.gen.flint.functions.v1 import functions_pb2, functions_pb2_grpc
 from flint_contracts.gen.flint.identity.v1 import identity_pb2, identity_pb2_grpc
+from flint_contracts.gen.flint.limits.v1 import limits_pb2, limits_pb2_grpc
+from flint_contracts.gen.flint.namespaces.v1 import namespaces_pb2, namespaces_pb2_grpc
 from flint_contracts.gen.flint.payloads.v1 import payloads_pb2, payloads_pb2_grpc
 from flint_contracts.gen.flint.registry.v1.registry_pb2_grpc import RegistryServiceStub
-from flint_contracts.gen.flint.runs.v1 import runs_pb2, runs_pb2_grpc
+from flint_contracts.gen.flint.runs.v1 import control_pb2, control_pb2_grpc, runs_pb2, runs_pb2_grpc
 from flint_contracts.gen.flint.schedules.v1 import schedules_pb2, schedules_pb2_grpc
+from flint_contracts.gen.flint.scheduling.v1.control_pb2_grpc import ControlServiceStub
 from flint_contracts.gen.flint.scheduling.v1.events_pb2_grpc import (
     ApprovalStoreServiceStub,
     EventStoreServiceStub,
 )
 from flint_contracts.gen.flint.scheduling.v1.functions_pb2_grpc import FunctionRegistryServiceStub
+from flint_contracts.gen.flint.scheduling.v1.limits_pb2_grpc import LimitStoreServiceStub
+from flint_contracts.gen.flint.scheduling.v1.namespaces_pb2_grpc import NamespaceSettingsServiceStub
 from flint_contracts.gen.flint.scheduling.v1.schedules_pb2_grpc import ScheduleStoreServiceStub
 from flint_contracts.gen.flint.scheduling.v1.scheduling_pb2_grpc import PrincipalServiceStub, SchedulingServiceStub
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2, workflows_pb2_grpc
@@ -42,10 +47,13 @@ from flint_gateway.functions_advice import FunctionAdvice
 from flint_gateway.functions_catalog import FunctionCatalog
 from flint_gateway.functions_hub import FunctionHub
 from flint_gateway.identity import IdentityServicer
+from flint_gateway.limits import LimitServicer
+from flint_gateway.namespaces import Backlogs, NamespaceServicer
 from flint_gateway.payloads import LargeInputs, PayloadServicer
 from flint_gateway.principals import KeyCache
 from flint_gateway.reading import RunReader
 from flint_gateway.results import ResultCache
+from flint_gateway.run_control import RunControlServicer
 from flint_gateway.runs import RunServicer
 from flint_gateway.schedules import ScheduleServicer
 from flint_gateway.starts import StartBatcher
@@ -102,6 +110,7 @@ class Gateway:
         events = self._schedulers.client(EventStoreServiceStub)
         self._feeds = EventFeeds(bus, events)
         runs = RunServicer(scheduling, self._batcher, self._hub, self._reader, bus, settings.limits, inputs)
+        self._backlogs = runs.backlogs = Backlogs()
         self._functions = FunctionHub(bus)
         registry = self._schedulers.client(FunctionRegistryServiceStub)
         self._catalog = FunctionCatalog(bus, registry, self._functions.served)
@@ -109,6 +118,13 @@ class Gateway:
         services = [
             Service(
                 runs_pb2.DESCRIPTOR.services_by_name["RunService"], runs_pb2_grpc.add_RunServiceServicer_to_server, runs
+            ),
+            Service(
+                control_pb2.DESCRIPTOR.services_by_name["RunControlService"],
+                control_pb2_grpc.add_RunControlServiceServicer_to_server,
+                RunControlServicer(
+                    self._schedulers.client(ControlServiceStub), self._hub, self._reader, settings.limits
+                ),
             ),
             Service(
                 workflows_pb2.DESCRIPTOR.services_by_name["WorkflowService"],
@@ -157,6 +173,16 @@ class Gateway:
                 ApprovalServicer(self._schedulers.client(ApprovalStoreServiceStub)),
             ),
             Service(
+                namespaces_pb2.DESCRIPTOR.services_by_name["NamespaceService"],
+                namespaces_pb2_grpc.add_NamespaceServiceServicer_to_server,
+                NamespaceServicer(self._schedulers.client(NamespaceSettingsServiceStub), self._backlogs),
+            ),
+            Service(
+                limits_pb2.DESCRIPTOR.services_by_name["LimitService"],
+                limits_pb2_grpc.add_LimitServiceServicer_to_server,
+                LimitServicer(self._schedulers.client(LimitStoreServiceStub)),
+            ),
+            Service(
                 schedules_pb2.DESCRIPTOR.services_by_name["ScheduleService"],
                 schedules_pb2_grpc.add_ScheduleServiceServicer_to_server,
                 ScheduleServicer(self._schedulers.client(ScheduleStoreServiceStub), self._checker, settings.limits),
@@ -183,6 +209,7 @@ class Gateway:
         readiness.require("nats", lambda: None if connected.is_set() else "not connected")
         readiness.require("scheduler", self._schedulers.problem)
         self._tasks = [await self._hub.start(), *self._batcher.start()]
+        await self._backlogs.open(self._bus)
         await self._functions.open()
         await self._catalog.open()
         self._tasks.append(asyncio.create_task(self._catalog.keep(), name="function-catalog"))

@@ -69,6 +69,20 @@ POLICIES: dict[str, Policy] = {
     "/flint.runs.v1.RunService/CancelRun": Policy(_OPERATOR, Scope.NAME),
     "/flint.runs.v1.RunService/WatchRun": Policy(_VIEWER, Scope.NAME),
     "/flint.runs.v1.RunService/GetRunHistory": Policy(_VIEWER, Scope.NAME),
+    "/flint.runs.v1.RunControlService/TerminateRun": Policy(_OPERATOR, Scope.NAME),
+    "/flint.runs.v1.RunControlService/PauseRun": Policy(_OPERATOR, Scope.NAME),
+    "/flint.runs.v1.RunControlService/ResumeRun": Policy(_OPERATOR, Scope.NAME),
+    "/flint.runs.v1.RunControlService/ResetRun": Policy(_OPERATOR, Scope.NAME),
+    "/flint.runs.v1.RunControlService/SetRunLevel": Policy(_OPERATOR, Scope.NAME),
+    "/flint.runs.v1.RunControlService/SignalRun": Policy(_OPERATOR, Scope.NAME),
+    "/flint.runs.v1.RunControlService/UpdateRun": Policy(_OPERATOR, Scope.NAME),
+    "/flint.runs.v1.RunControlService/StartBatch": Policy(_OPERATOR, Scope.PARENT),
+    "/flint.runs.v1.RunControlService/GetBatch": Policy(_VIEWER, Scope.NAME),
+    "/flint.runs.v1.RunControlService/ListBatches": Policy(_VIEWER, Scope.PARENT),
+    "/flint.runs.v1.RunControlService/CancelBatch": Policy(_OPERATOR, Scope.NAME),
+    "/flint.runs.v1.RunControlService/HoldWorkflow": Policy(_EDITOR, Scope.NAME),
+    "/flint.runs.v1.RunControlService/ReleaseWorkflow": Policy(_EDITOR, Scope.NAME),
+    "/flint.runs.v1.RunControlService/ListHolds": Policy(_VIEWER, Scope.PARENT),
     "/flint.workflows.v1.WorkflowService/ApplyWorkflow": Policy(_EDITOR, Scope.PARENT),
     "/flint.workflows.v1.WorkflowService/GetWorkflow": Policy(_VIEWER, Scope.NAME),
     "/flint.workflows.v1.WorkflowService/ListWorkflows": Policy(_VIEWER, Scope.PARENT),
@@ -88,20 +102,6 @@ POLICIES: dict[str, Policy] = {
     "/flint.approvals.v1.ApprovalService/ListApprovals": Policy(_VIEWER, Scope.PARENT),
     "/flint.approvals.v1.ApprovalService/GetApproval": Policy(_VIEWER, Scope.NAME),
     "/flint.approvals.v1.ApprovalService/DecideApproval": Policy(_OPERATOR, Scope.NAME),
-    "/flint.identity.v1.IdentityService/CreateKey": Policy(_ADMIN, Scope.PARENT),
-    "/flint.identity.v1.IdentityService/ListKeys": Policy(_ADMIN, Scope.PARENT),
-    "/flint.identity.v1.IdentityService/RevokeKey": Policy(_ADMIN, Scope.NAME),
-    "/flint.identity.v1.IdentityService/WhoAmI": Policy(_VIEWER, Scope.ANY),
-}
-
-_principal: ContextVar[Principal] = ContextVar("principal")
-
-
-def current_principal() -> Principal:
-    """The caller of the RPC that is being answered."""
-    return _principal.get()
-
-
     "/flint.schedules.v1.ScheduleService/CreateSchedule": Policy(_OPERATOR, Scope.PARENT),
     "/flint.schedules.v1.ScheduleService/UpdateSchedule": Policy(_OPERATOR, Scope.SCHEDULE),
     "/flint.schedules.v1.ScheduleService/DeleteSchedule": Policy(_OPERATOR, Scope.NAME),
@@ -117,9 +117,28 @@ def current_principal() -> Principal:
     "/flint.schedules.v1.ScheduleService/GetCalendar": Policy(_VIEWER, Scope.NAME),
     "/flint.schedules.v1.ScheduleService/ListCalendars": Policy(_VIEWER, Scope.PARENT),
     "/flint.schedules.v1.ScheduleService/DeleteCalendar": Policy(_OPERATOR, Scope.NAME),
+    "/flint.namespaces.v1.NamespaceService/GetNamespaceSettings": Policy(_VIEWER, Scope.NAME),
+    "/flint.namespaces.v1.NamespaceService/UpdateNamespaceSettings": Policy(_ADMIN, Scope.CLUSTER),
+    "/flint.namespaces.v1.NamespaceService/SetLevel": Policy(_ADMIN, Scope.NAME),
+    "/flint.namespaces.v1.NamespaceService/DeleteLevel": Policy(_ADMIN, Scope.NAME),
+    "/flint.namespaces.v1.NamespaceService/DescribeQueue": Policy(_VIEWER, Scope.ANY),
     "/flint.limits.v1.LimitService/SetLimit": Policy(_OPERATOR, Scope.NAME),
     "/flint.limits.v1.LimitService/ListLimits": Policy(_VIEWER, Scope.PARENT),
     "/flint.limits.v1.LimitService/DeleteLimit": Policy(_OPERATOR, Scope.NAME),
+    "/flint.identity.v1.IdentityService/CreateKey": Policy(_ADMIN, Scope.PARENT),
+    "/flint.identity.v1.IdentityService/ListKeys": Policy(_ADMIN, Scope.PARENT),
+    "/flint.identity.v1.IdentityService/RevokeKey": Policy(_ADMIN, Scope.NAME),
+    "/flint.identity.v1.IdentityService/WhoAmI": Policy(_VIEWER, Scope.ANY),
+}
+
+_principal: ContextVar[Principal] = ContextVar("principal")
+
+
+def current_principal() -> Principal:
+    """The caller of the RPC that is being answered."""
+    return _principal.get()
+
+
 def check_policies(services: Iterable[Service]) -> None:
     """Raises RuntimeError when a served method has no entry in the table, or an entry has no method."""
     served = {method for service in services for method in service.methods}
@@ -237,6 +256,10 @@ def _permit(policy: Policy, principal: Principal, request: Any) -> None:
         namespace = _namespace_of(request.parent, "parent")
     elif scope is Scope.NAME:
         namespace = _namespace_of(request.name, "name")
+    elif scope is Scope.SCHEDULE:
+        namespace = _namespace_of(request.schedule.name, "schedule.name")
+    elif scope is Scope.CALENDAR:
+        namespace = _namespace_of(request.calendar.name, "calendar.name")
     elif scope is Scope.CLUSTER:
         namespace = ALL_NAMESPACES
     else:
@@ -250,7 +273,3 @@ def _namespace_of(name: str, field: str) -> str:
     if len(parts) < 2 or parts[0] != "namespaces" or not 0 < len(parts[1]) <= 63:
         raise field_invalid((field, "must begin with namespaces/{namespace}" if name else "is required"))
     return parts[1]
-    elif scope is Scope.SCHEDULE:
-        namespace = _namespace_of(request.schedule.name, "schedule.name")
-    elif scope is Scope.CALENDAR:
-        namespace = _namespace_of(request.calendar.name, "calendar.name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any
@@ -18,6 +19,10 @@ from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.scheduling.v1 import (
     functions_pb2,
     functions_pb2_grpc,
+    namespaces_pb2,
+    namespaces_pb2_grpc,
+    limits_pb2,
+    limits_pb2_grpc,
     scheduling_pb2,
     scheduling_pb2_grpc,
 )
@@ -33,9 +38,13 @@ from flint_scheduler.announce import Announcer
 from flint_scheduler.attention import Attention
 from flint_scheduler.awaits import Agent
 from flint_scheduler.backlog import publish_backlog
+from flint_scheduler.branches import BranchRuns
 from flint_scheduler.cards import RunBook, RunCard
 from flint_scheduler.children import ChildRuns
 from flint_scheduler.clock import RecordClock
+from flint_scheduler.control.commander import Commander
+from flint_scheduler.control.holds import Holds
+from flint_scheduler.control.room import CONTROL_LANES, RunControl
 from flint_scheduler.definitions import DefinitionDesk
 from flint_scheduler.delivery import Delivery
 from flint_scheduler.dispatch import Dispatcher
@@ -45,8 +54,13 @@ from flint_scheduler.fleet import FleetView
 from flint_scheduler.fold import Folder
 from flint_scheduler.functions import FunctionRegistryServicer
 from flint_scheduler.holdings import Holdings
-from flint_scheduler.nudges import nudge_inboxes
+from flint_scheduler.lane import LaneClosed
+from flint_scheduler.limits import LimitStoreServicer
+from flint_scheduler.metrics import RUNS_PARKED
+from flint_scheduler.namespaces import NamespaceDesk, NamespaceSettingsServicer
+from flint_scheduler.nudges import nudge_forks, nudge_inboxes
 from flint_scheduler.payloads import PayloadDesk
+from flint_scheduler.permits import Permits
 from flint_scheduler.principals import PrincipalServicer
 from flint_scheduler.readers import Readers
 from flint_scheduler.ready import ReadyQueue
@@ -58,6 +72,7 @@ from flint_scheduler.shares import Shares
 from flint_scheduler.steward import Steward
 from flint_scheduler.timers import Timers
 from flint_scheduler.timetable import TIMETABLE_LANES, Timetable
+from flint_store.awaits import Target
 from flint_store.definitions import DefinitionCache
 from flint_store.engine import GRACE_S, create_engine
 from flint_store.migrate import check_schema
@@ -102,7 +117,9 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         spare_share=mine.off_peak_spare,
     )
     announcer = Announcer(bus)
-    dispatcher = Dispatcher(record, holdings, book, queue, fleet, bus, clock, announcer, shares)
+    holds = Holds(record, book)
+    permits = Permits(record, holdings, book, queue, fleet, bus)
+    dispatcher = Dispatcher(record, holdings, book, queue, fleet, bus, clock, announcer, shares, permits)
     acceptor = Acceptor(record, holdings, book, queue, fleet, dispatcher, bus, clock, shares)
     folder = Folder(record, holdings, book, queue, fleet, clock, announcer, settings.limits.leg_losses, shares)
     timers = Timers(book, queue, dispatcher, clock, 2 * mine.sweep_interval_s)
@@ -128,12 +145,19 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         mine.sweep_interval_s,
         settings.journal.keep_folded_s,
     )
-    timetable = Timetable(settings, engine, record, holdings, acceptor, queue, clock, bus)
     definitions = DefinitionCache(engine)
     children = ChildRuns(record, bus, definitions, acceptor, queue, settings.limits, mine.queue_limit)
     agent.serve(journal_pb2.AwaitOpened.KIND_RUN, children)
+    branches = BranchRuns(record, bus, acceptor, queue, mine.queue_limit)
+    agent.serve(journal_pb2.AwaitOpened.KIND_BRANCHES, branches)
     eventing = Eventing(settings, record, engine, bus, agent, announcer)
-    servicer = SchedulingServicer(settings, engine, record, definitions, acceptor, holdings, book, queue, bus)
+    commander = Commander(record, bus, holdings, book, queue, folder, announcer, clock)
+    control = RunControl(settings, engine, record, bus, holdings, commander, holds, eventing, clock)
+    namespaces = NamespaceDesk(engine, bus, queue, shares, book)
+    timetable = Timetable(settings, engine, record, holdings, acceptor, queue, clock, bus, namespaces.level_named)
+    acceptor.quotas = lambda: namespaces.quotas
+    folder.level_named = namespaces.level_named
+    servicer = SchedulingServicer(settings, engine, record, definitions, acceptor, holdings, book, queue, bus, namespaces)
     server = create_server(
         mine.listen,
         [
@@ -152,7 +176,18 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
                 functions_pb2_grpc.add_FunctionRegistryServiceServicer_to_server,
                 FunctionRegistryServicer(engine),
             ),
+            Service(
+                limits_pb2.DESCRIPTOR.services_by_name["LimitStoreService"],
+                limits_pb2_grpc.add_LimitStoreServiceServicer_to_server,
+                LimitStoreServicer(engine),
+            ),
+            Service(
+                namespaces_pb2.DESCRIPTOR.services_by_name["NamespaceSettingsService"],
+                namespaces_pb2_grpc.add_NamespaceSettingsServiceServicer_to_server,
+                NamespaceSettingsServicer(engine, namespaces),
+            ),
             *eventing.services,
+            *control.services,
             *timetable.services,
         ],
         interceptors=[TokenInterceptor(settings.cluster.internal_token.get_secret_value())],
@@ -184,10 +219,16 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     queue.on_ready = dispatcher.wake
     folder.on_ready = dispatcher.wake
     folder.on_waiting = timers.add
+    folder.on_permits = permits.ended
+    permits.on_ready = dispatcher.wake
+    permits.on_replaced = lambda run_id, group: nudge_inboxes(bus, [Target(run_id, group)])
+    attention.on_after = permits.look_after
     folder.on_mail = attention.look_at
     folder.on_awaits = agent.tell
     folder.on_answered = partial(nudge_inboxes, bus)
+    folder.on_branches = partial(nudge_forks, bus)
     folder.on_cancel = recovery.cancel_leg
+    control.attach(attention, folder, recovery, dispatcher, acceptor, queue, timers)
     timetable.attach(attention, folder)
     folder.reload = steward.reload
     folder.on_cancel_nonce = recovery.cancel_nonce
@@ -218,6 +259,18 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
 
     dispatcher.on_undeliverable = undeliverable
 
+    def refused(card: RunCard, key: str) -> None:
+        problem = runs_pb2.Problem(
+            type=ProblemType.CONCURRENCY,
+            status=429,
+            title="Another run has the run's place",
+            detail=f"as many runs as its concurrency key {key!r} allows were under way, and its overflow is 'refuse'",
+        )
+        with contextlib.suppress(LaneClosed):
+            folder.command(Command(card, CommandKind.CANCEL, problem))
+
+    permits.on_refused = refused
+
     def workflows_changed(message: Message) -> None:
         changed = dispatch_pb2.WorkflowsChanged()
         try:
@@ -226,13 +279,16 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
             log.warning("workflows_changed_undecodable")
             return
         definitions.invalidate(changed.namespace, changed.workflow_id)
+        control.look_soon()
 
     await bus.subscribe(FLEET_BEATS, on_beats(fleet))
     await bus.subscribe(WORKFLOWS, workflows_changed)
+    await namespaces.open()
     await DefinitionDesk(bus, engine).open()
     payload_desk = PayloadDesk(bus, engine, settings.payloads)
     await payload_desk.open()
     await eventing.open()
+    await control.open()
     tasks: list[asyncio.Task[Any]] = []
 
     def spawn(name: str, work: Coroutine[Any, Any, Any]) -> None:
@@ -247,15 +303,19 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     spawn("dispatch", dispatcher.run())
     spawn("fold", folder.run())
     spawn("timers", timers.run())
+    spawn("namespaces", namespaces.run())
     spawn("backlog", publish_backlog(queue, fleet, bus, mine.id, clock))
     spawn("recovery", recovery.run())
     spawn("attention", attention.run())
+    spawn("permits", permits.run())
+    RUNS_PARKED.set_function(lambda: permits.waiting)
     spawn("awaits", agent.run())
     spawn("generation", readers.keep())
     spawn("roster", follow_workers(coord, fleet, claimants))
     spawn("steward", steward.run())
     spawn("payloads", payload_desk.sweep())
     eventing.spawn(spawn)
+    control.spawn(spawn)
     timetable.spawn(spawn)
 
     lifecycle.readiness.require("nats", lambda: None if bus.connected.is_set() else "not connected to NATS")
@@ -294,7 +354,7 @@ async def _connect(settings: Settings) -> tuple[Bus, Coord, AsyncEngine, Record]
         await bus.close()
         raise
     record = Record(
-        create_engine(settings.postgres, "lane", pool_size=_LANES + EVENTING_LANES + TIMETABLE_LANES),
+        create_engine(settings.postgres, "lane", pool_size=_LANES + EVENTING_LANES + CONTROL_LANES + TIMETABLE_LANES),
         create_engine(settings.postgres, "reading", pool_size=_OWN_READS),
         settings.postgres.statement_timeout_ms / 1000 + GRACE_S,
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 from google.protobuf.message import DecodeError
@@ -26,6 +26,7 @@ from flint_scheduler.announce import Announcer
 from flint_scheduler.awaits import Agent
 from flint_scheduler.cards import Phase, RunBook, RunCard, card_of_row
 from flint_scheduler.clock import RecordClock
+from flint_scheduler.control.wishes import COMMANDS, cancel_wish
 from flint_scheduler.delivery import Delivery
 from flint_scheduler.dispatch import Dispatcher
 from flint_scheduler.drafts import Command, CommandKind
@@ -38,12 +39,18 @@ from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.shares import Shares
 from flint_scheduler.timers import Timers
+from flint_store.commands import Verb
 from flint_store.fence import Fenced
 from flint_store.legs import load_runs
 from flint_store.ownership import save_watermarks
 from flint_store.sweep import delete_inbox, read_inbox, sweep
 
 __all__ = ["Attention"]
+
+
+async def _ignored(run_ids: list[bytes]) -> None:
+    """Before the composition root has wired it."""
+
 
 log = get_logger(__name__)
 
@@ -101,8 +108,11 @@ class Attention:
         self._swept_at = 0.0
         self._saved_at = 0.0
         self._purged_at = 0.0
+        self.on_control: Callable[[], None] = lambda: None
+        self.on_commands: Callable[[list[bytes]], Awaitable[None]] = _ignored
         self.on_schedules: Callable[[list[tuple[bytes, int]]], None] = lambda moments: None
         self.on_backfills: Callable[[list[bytes]], None] = lambda schedule_ids: None
+        self.on_after: Callable[[], None] = lambda: None
         self._samples: list[tuple[float, int, dict[int, int]]] = []  # when, generation, folded by group
 
     # -- nudges --------------------------------------------------------------------------------------------------------
@@ -135,6 +145,10 @@ class Attention:
             self.on_schedules([(schedule_id, 0) for schedule_id in nudge.schedules])
         if nudge.workflows:
             self.sweep_soon()
+        if nudge.control:
+            self.on_control()
+        if nudge.branches:
+            self._agent.tell(nudge.branches)
         if nudge.accepted or nudge.inbox:
             if len(self._accepted) + len(self._inbox) < 100_000:  # else the sweep finds them
                 self._accepted.update(nudge.accepted)
@@ -197,6 +211,8 @@ class Attention:
         await self._take_in([run_id for run_id, _ in found.due])
         await self._serve_inbox(found.inbox)
         self._agent.tell(found.awaits)
+        if found.after:
+            self.on_after()
         self.on_schedules(found.schedules)
         self.on_backfills(found.backfills)
         return len(fresh) == _SWEEP_LIMIT
@@ -242,7 +258,8 @@ class Attention:
             self.on_schedules([(r, 0) for r in set(missing) - {row.run_id for row in found_rows}])
             for row in found_rows:
                 if row.state in ENDED:
-                    ended.append(row.run_id)
+                    if not any(kind == Verb.RESET for kind, _ in rows[row.run_id]):
+                        ended.append(row.run_id)
                 elif self._holdings.owns(row.group) and self._book.get(row.run_id) is None:
                     card = card_of_row(row, now)
                     self._book.add(card)  # also a wait that is far off: it ends now
@@ -257,12 +274,20 @@ class Attention:
                 continue
             reasons = [payload.decode(errors="replace") for kind, payload in items if kind == "cancel"]
             if reasons:
+                reason, grace_ms = cancel_wish(reasons[0])
                 with contextlib.suppress(LaneClosed):
-                    self._folder.command(Command(found, CommandKind.CANCEL, reason=reasons[0]))
+                    self._folder.command(Command(found, CommandKind.CANCEL, reason=reason, grace_ms=grace_ms))
             if any(kind == "message" for kind, _ in items) and self._has_mail(found):
                 opened.append(found)
         if opened:
             await self._delivery.deliver(opened)
+        commanded = [r for r, items in rows.items() if any(kind in COMMANDS for kind, _ in items)]
+        if commanded:
+            await self.on_commands(commanded)
+        for run_id, items in rows.items():
+            found = self._book.get(run_id)
+            if found is not None and found.phase is Phase.PAUSED and {kind for kind, _ in items} == {"message"}:
+                self._book.drop(found)  # what came for it is kept in the record until it goes on
         if ended:
             await self._record.read(lambda c: delete_inbox(c, ended))
 

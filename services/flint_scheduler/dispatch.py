@@ -17,20 +17,24 @@ from sqlalchemy.exc import DBAPIError
 from flint_bus import Bus, BusError, MessageTooLarge, StreamMissing
 from flint_bus.subjects import JOBS_STREAM, job_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_core.queueing import needs_permits
 from flint_ops.logging import get_logger
 from flint_scheduler.announce import Announcer
 from flint_scheduler.cards import NO_MAIL, Phase, RunBook, RunCard
 from flint_scheduler.clock import RecordClock
+from flint_scheduler.control.holds import Holds
 from flint_scheduler.delivery import inbox_messages
 from flint_scheduler.fleet import FleetView, WorkerView
 from flint_scheduler.holdings import Holdings
 from flint_scheduler.metrics import COMMIT_ROWS, LEGS_OPENED, QUEUE_WAIT
+from flint_scheduler.permits import Permits
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.seal import append_seal
 from flint_scheduler.shares import Shares
 from flint_store.fence import Fenced, OwnerSession
 from flint_store.legs import LegOpening, LegStart, load_leg_starts, open_legs
+from flint_store.permits import MOST_REQUESTS
 
 __all__ = ["Dispatcher"]
 
@@ -58,6 +62,7 @@ class Dispatcher:
         clock: RecordClock,
         announcer: Announcer,
         shares: Shares,
+        permits: Permits,
     ) -> None:
         self._record = record
         self._holdings = holdings
@@ -68,9 +73,11 @@ class Dispatcher:
         self._clock = clock
         self._announcer = announcer
         self._shares = shares
+        self._permits = permits
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
         self._publishing: set[asyncio.Task[None]] = set()
+        self.holds: Holds | None = None
         self.on_stream_missing: Callable[[], None] = lambda: None
         self.on_undeliverable: Callable[[RunCard, str], None] = lambda card, why: None
 
@@ -146,6 +153,8 @@ class Dispatcher:
             while least >= lane.top and (card := self._queue.take(lane, least)) is not None:
                 if self._book.get(card.run_id) is not card or not self._holdings.owns(card.group):
                     continue
+                if self.holds is not None and self.holds.any and self.holds.park(card):
+                    continue
                 hints = card.hints
                 if hints is not None and not self._permits.may_ask(card):
                     continue
@@ -215,17 +224,43 @@ class Dispatcher:
         at = await self._record.lane("open", lambda c: open_legs(c, session, openings))
         self._clock.heard(at)
         COMMIT_ROWS.labels("open").observe(len(cards))
+        self._opened(cards, openings, starts, int(at.timestamp() * 1000))
+
+    async def _commit_limited(
+        self,
+        cards: list[RunCard],
+        openings: list[LegOpening],
+        starts: dict[bytes, LegStart],
+        session: OwnerSession,
+    ) -> None:
+        """Open the legs of those runs that get their permits; the others give their slots back and wait elsewhere."""
+        for at in range(0, len(cards), MOST_REQUESTS):
+            part, of_part = cards[at : at + MOST_REQUESTS], openings[at : at + MOST_REQUESTS]
+            answers = await self._permits.ask(session, part, of_part)
+            granted = [place for place, answer in enumerate(answers) if answer.granted]
+            for place, card in enumerate(part):
+                if not answers[place].granted and self._book.get(card.run_id) is card:
+                    self._vacate(card)
+            self._permits.decided(part, answers)
+            if granted:
+                COMMIT_ROWS.labels("open").observe(len(granted))
+                at_ms = max(answers[place].at_ms for place in granted)
+                self._opened([part[p] for p in granted], [of_part[p] for p in granted], starts, at_ms)
+
+    def _opened(
+        self, cards: list[RunCard], openings: list[LegOpening], starts: dict[bytes, LegStart], at_ms: int
+    ) -> None:
+        """Legs were opened by a commit."""
         now = asyncio.get_running_loop().time()
-        at_ms = int(at.timestamp() * 1000)
         opened: list[RunCard] = []
-        for card, nonce in zip(cards, nonces, strict=True):
+        for card, opening in zip(cards, openings, strict=True):
             if self._book.get(card.run_id) is not card:
                 continue  # stepped down meanwhile; whoever owns the run asks the worker
             opened.append(card)
             card.change += 1
             card.leg += 1
-            card.nonce = nonce
-            card.generation = generation
+            card.nonce = opening.nonce
+            card.generation = opening.generation
             card.phase = Phase.OPEN
             card.progress_at = now
             card.wake_at_ms = 0
@@ -311,11 +346,15 @@ class Dispatcher:
             seed=int.from_bytes(card.run_id[8:], "big"),
             cancel_requested=card.cancel_requested,
             compensates=card.compensates,
+            branch=card.is_branch,
             awaits=start.awaits,
             inbox=inbox_messages(start.mail),
         )
         if card.hints is not None or card.placement is not None:
             _place(job, card)
+        if start.reset:
+            job.rebuild.reset = start.reset
+            job.rebuild.time_ms = start.reset_ms
         card.expected_sequence = None
         if self._holdings.session is not None:
             job.owner_session = self._holdings.session.session_id.bytes
@@ -331,13 +370,17 @@ class Dispatcher:
     def _put_back(self, cards: Sequence[RunCard]) -> None:
         now = asyncio.get_running_loop().time()
         for card in cards:
-            if card.held:
-                self._fleet.release(card.claimant)
-                card.held = False
-                self._shares.vacate(card.namespace)
-            card.claimant = None
+            self._vacate(card)
             if self._book.get(card.run_id) is card:
                 self._queue.push(card, now)
+
+    def _vacate(self, card: RunCard) -> None:
+        """Its leg was not opened: the slot is free again."""
+        if card.held:
+            self._fleet.release(card.claimant)
+            card.held = False
+            self._shares.vacate(card.namespace)
+        card.claimant = None
 
     def _retry_later(self) -> None:
         asyncio.get_running_loop().call_later(_RETRY_S, self._wake.set)
@@ -356,6 +399,12 @@ def _place(job: dispatch_pb2.Job, card: RunCard) -> None:
     placed = card.placement
     if placed is not None:
         job.pool, job.region, job.leg_level = placed.pool, placed.region, placed.named
+
+
+def _openings(cards: Sequence[RunCard], generation: int) -> list[LegOpening]:
+    return [
+        LegOpening(c.run_id, c.change + 1, c.leg + 1, os.urandom(16), c.claimant or "", generation) for c in cards
+    ]
 
 
 class _Address:

@@ -6,17 +6,21 @@ only after the commit (fold.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_core.ids import group_of_run
 from flint_core.problems import ProblemType
+from flint_core.queueing import Placement, QueueHints, needs_permits
 from flint_scheduler.announce import Ending
 from flint_scheduler.answers import child_ended
 from flint_scheduler.cards import Phase, RunCard
 from flint_store.await_changes import AwaitChanges, AwaitOpening, ParentMessage
+from flint_store.awaits import Target
 from flint_store.fold import EntryRow, RunFold
+from flint_store.permit_changes import PermitChange
 
 __all__ = [
     "Command",
@@ -27,6 +31,7 @@ __all__ = [
     "draft_of",
     "fold_of",
     "obey",
+    "pause_closed",
     "seal",
     "unstorable",
 ]
@@ -41,6 +46,9 @@ class CommandKind:
     """What the owner itself wants of a run."""
 
     CANCEL = "cancel"  # note the cancel; end the run when it has no leg
+    TERMINATE = "terminate"  # end the run at once
+    PAUSE = "pause"  # the run has no leg, or is about to have none: it holds still
+    RESUME = "resume"  # it goes on
     FAIL = "fail"  # its leg cannot be delivered: close it and fail the run
 
 
@@ -52,6 +60,7 @@ class Command:
     kind: str
     problem: runs_pb2.Problem | None = None
     reason: str = ""
+    grace_ms: int = -1  # of a cancel; -1: the usual time
 
 
 @dataclass(slots=True)
@@ -67,16 +76,33 @@ class Draft:
     snapshot: bytes | None = None
     snapshot_position: int = 0
     closed: bool = False
+    over: bool = False  # its leg told so itself, or a SEAL stands for it: nobody executes it any more
     expected_sequence: int | None = None
     blocked: bool = False  # the run waits: for `wake_at_ms`, unless that is 0, and for its awaits
     wake_at_ms: int = 0
+    placement: journal_pb2.Placement | None = None  # where it goes on, as its step names it
     undoing: bool = False  # and is in the middle of undoing what it did
+    paused: bool = False  # and holds still until it is resumed
+    terminated: bool = False  # its worker is told to drop the leg
     ready: bool = False  # it has no leg, and gets one that undoes what it did
     ending: Ending | None = None
     cancel: bool = False
     compensates: bool = False
     error: runs_pb2.Problem | None = None  # noted before the end: that a cancel was asked for, and why
     awaits: AwaitChanges | None = None
+    level_named: Callable[[str, str], int | None] = lambda namespace, name: None
+
+    @property
+    def placed(self) -> Placement | None:
+        """Where the next leg goes; None: where the run belongs."""
+        named = self.placement
+        if named is None:
+            return self.card.placement
+        if not (named.pool or named.region or named.level):
+            return None
+        own = self.card.hints or QueueHints()
+        level = int(named.level) if named.level.isdecimal() else self.level_named(self.card.namespace, named.level)
+        return Placement(named.pool or own.pool, named.region or own.region, level, named.level)
 
     def changes(self) -> AwaitChanges:
         """What is to change of awaits and inboxes, to add to."""
@@ -99,9 +125,9 @@ def accept(draft: Draft, entry: journal_pb2.JournalEntry) -> str:
     if entry.snapshot:
         draft.snapshot = entry.snapshot
         draft.snapshot_position = entry.index
-    if entry.awaits_opened or entry.awaits_closed or entry.consumed:
+    if entry.awaits_opened or entry.awaits_closed or entry.consumed or entry.taken:
         _note_awaits(draft.changes(), entry)
-        for name in ("awaits_opened", "awaits_closed", "consumed"):
+        for name in ("awaits_opened", "awaits_closed", "consumed", "taken"):
             entry.ClearField(name)
     end = entry.end.WhichOneof("end")
     events = entry.events
@@ -117,7 +143,10 @@ def accept(draft: Draft, entry: journal_pb2.JournalEntry) -> str:
         draft.blocked = True
         draft.wake_at_ms = entry.end.blocked.wake_at_ms
         draft.undoing = entry.end.blocked.undoing
-    draft.closed = end is not None
+        if entry.end.blocked.HasField("placement"):
+            draft.blocked = False  # it goes on at once, elsewhere
+            draft.placement = entry.end.blocked.placement
+    draft.closed = draft.over = end is not None
     entry.ClearField("events")
     entry.ClearField("snapshot")
     entry.ClearField("run_id")
@@ -155,12 +184,13 @@ def _note_awaits(changes: AwaitChanges, entry: journal_pb2.JournalEntry) -> None
             )
         )
     changes.consumed += entry.consumed
+    changes.taken += entry.taken
 
 
 def seal(draft: Draft, sequence: int, most_losses: int) -> None:
     """The leg is over: everything its worker had appended is folded before this."""
     card = draft.card
-    draft.closed = True
+    draft.closed = draft.over = True
     # Behind the first of two SEALs stands the second: dispatch appends a fresh one then.
     draft.expected_sequence = None if card.seal_doubt else sequence
     if card.releases >= _RELEASES:
@@ -194,16 +224,24 @@ def obey(draft: Draft, command: Command) -> None:
             draft.closed = True
             draft.ending = Ending(_RUN.STATE_FAILED, 0, error=command.problem)
         return
+    if command.kind == CommandKind.TERMINATE:
+        _terminate(draft, command)
+        return
+    if command.kind in (CommandKind.PAUSE, CommandKind.RESUME):
+        _hold(draft, command)
+        return
     draft.changes().cancel_served = True
     if draft.ending is not None:
         return
+    card.cancel_grace_ms = command.grace_ms
+    card.pausing = draft.paused = False
     draft.cancel = True
-    draft.error = card.cancel_error or runs_pb2.Problem(
+    draft.error = card.cancel_error or command.problem or runs_pb2.Problem(
         type=ProblemType.CANCELLED, status=499, title="The run was cancelled", detail=command.reason
     )
     if draft.closed:
         close_cancelled(draft)
-    elif card.phase in (Phase.READY, Phase.WAITING, Phase.CLOSING):
+    elif card.phase in (Phase.READY, Phase.WAITING, Phase.CLOSING, Phase.PAUSED):
         if draft.compensates and card.cancel_requested:
             return  # it is queued for the leg that undoes, or that leg waits for something
         card.phase = Phase.CLOSING  # the queue and the timers skip it
@@ -211,6 +249,50 @@ def obey(draft: Draft, command: Command) -> None:
             draft.ready = True
         else:
             draft.ending = Ending(_RUN.STATE_CANCELLED, 0, error=draft.error)
+
+
+def _terminate(draft: Draft, command: Command) -> None:
+    """The run ends with whatever is recorded; nothing is undone, and nothing of an open leg is recorded any more."""
+    if draft.ending is not None:
+        return
+    card = draft.card
+    if card.nonce is None:
+        card.phase = Phase.CLOSING
+    draft.closed = draft.terminated = card.nonce is not None
+    draft.paused = draft.ready = False
+    problem = runs_pb2.Problem(
+        type=ProblemType.TERMINATED, status=499, title="The run was terminated", detail=command.reason
+    )
+    draft.ending = Ending(_RUN.STATE_CANCELLED, 0, error=problem)
+
+
+def _hold(draft: Draft, command: Command) -> None:
+    """Pause a run without a leg, or let a paused one go on. One whose leg is open is paused when that ends."""
+    card = draft.card
+    pause = command.kind == CommandKind.PAUSE
+    if draft.ending is not None:
+        return
+    if pause and (card.phase in (Phase.OPEN, Phase.SEALING) and not draft.closed):
+        card.pausing = True  # the row stays until it is done
+        return
+    draft.changes().consumed.append(command.kind)
+    if pause:
+        if not (card.cancel_requested or draft.cancel or card.phase is Phase.PAUSED):
+            pause_closed(draft)
+        return
+    card.pausing = draft.paused = False
+    if card.phase is Phase.PAUSED:
+        card.phase = Phase.CLOSING  # as after a cancel: nobody else's until the commit
+        draft.ready = True
+
+
+def pause_closed(draft: Draft) -> None:
+    """The run has no leg, or its leg is over: it is paused now."""
+    if not draft.closed:
+        draft.card.phase = Phase.CLOSING  # the queue and the timers skip it
+    draft.paused, draft.ready, draft.blocked = True, False, False
+    if CommandKind.PAUSE not in draft.changes().consumed:
+        draft.changes().consumed.append(CommandKind.PAUSE)
 
 
 def close_cancelled(draft: Draft) -> None:
@@ -245,6 +327,8 @@ def fold_of(draft: Draft, groups: int) -> RunFold:
     if ending is not None:
         state = ending.state
         _close_all(draft, ending, groups)
+    elif draft.paused:
+        state = _RUN.STATE_PAUSED
     elif draft.closed:
         if draft.blocked and not _has_mail(draft):
             state = _RUN.STATE_WAITING
@@ -256,6 +340,8 @@ def fold_of(draft: Draft, groups: int) -> RunFold:
     elif card.phase is Phase.WAITING:
         state = _RUN.STATE_WAITING
         wake_at_ms = card.wake_at_ms
+    elif card.phase is Phase.PAUSED:
+        state = _RUN.STATE_PAUSED
     else:
         state = _RECORD_STATES[card.phase]
     error = (ending.error if ending is not None else None) or draft.error
@@ -275,7 +361,25 @@ def fold_of(draft: Draft, groups: int) -> RunFold:
         wake_at_ms=wake_at_ms or None,
         ended=ending is not None,
         awaits=draft.awaits,
+        placement=_placement(draft),
+        permits=_permits(draft) if ending is not None and needs_permits(card.hints) else None,
     )
+
+
+def _permits(draft: Draft) -> PermitChange:
+    """The run's end frees its permits; one that its leg may not know of leaves them until that leg is over."""
+    card = draft.card
+    if draft.over or card.nonce is None:
+        return PermitChange(card.run_id)
+    return PermitChange(card.run_id, card.claimant, card.nonce)
+
+
+def _placement(draft: Draft) -> bytes | None:
+    """Where the next leg goes as it is stored; empty: where the run belongs; None: as before."""
+    if draft.placement is None or draft.ending is not None:
+        return None
+    placed = draft.placed
+    return placed.to_json() if placed is not None else b""
 
 
 def _has_mail(draft: Draft) -> bool:
@@ -292,7 +396,9 @@ def _close_all(draft: Draft, ending: Ending, groups: int) -> None:
         changes = draft.changes()
         changes.ended = True
         changes.opened, changes.closed, changes.consumed = [], [], []
-    if card.parent_key is not None and card.parent_run_id is not None:
+    if card.parent_key is not None and card.parent_run_id is not None and card.is_branch:
+        draft.changes().branch_of = Target(card.parent_run_id, group_of_run(card.parent_run_id, groups))
+    elif card.parent_key is not None and card.parent_run_id is not None:
         draft.changes().parent = ParentMessage(
             run_id=card.parent_run_id,
             await_key=card.parent_key,

@@ -54,6 +54,7 @@ class Job(_message.Message):
     INBOX_FIELD_NUMBER: _builtins.int
     AWAITS_FIELD_NUMBER: _builtins.int
     COMPENSATES_FIELD_NUMBER: _builtins.int
+    BRANCH_FIELD_NUMBER: _builtins.int
     REBUILD_FIELD_NUMBER: _builtins.int
     CANCEL_GRACE_MS_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
@@ -109,6 +110,10 @@ class Job(_message.Message):
     """Seed of deterministic jitter."""
     compensates: _builtins.bool
     """Whether the record knows that the run has something to undo."""
+    branch: _builtins.bool
+    """It is a branch run: it executes a range of the branches of another run's fork, and its input says which
+    (flint_core.branches.branch_input).
+    """
     cancel_grace_ms: _builtins.int
     """How long steps that are under way when a cancel comes may go on, milliseconds."""
     pool: _builtins.str
@@ -167,6 +172,7 @@ class Job(_message.Message):
         inbox: _abc.Iterable[Global___InboxMessage] | None = ...,
         awaits: _abc.Iterable[_builtins.str] | None = ...,
         compensates: _builtins.bool = ...,
+        branch: _builtins.bool = ...,
         rebuild: Global___Rebuild | None = ...,
         cancel_grace_ms: _builtins.int = ...,
         pool: _builtins.str = ...,
@@ -177,11 +183,63 @@ class Job(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["rebuild", b"rebuild"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits", b"awaits", "cancel_grace_ms", b"cancel_grace_ms", "cancel_requested", b"cancel_requested", "claimant", b"claimant", "compensates", b"compensates", "create_time_ms", b"create_time_ms", "definition_hash", b"definition_hash", "events", b"events", "expected_sequence", b"expected_sequence", "generation", b"generation", "group", b"group", "inbox", b"inbox", "input", b"input", "leg", b"leg", "leg_level", b"leg_level", "leg_nonce", b"leg_nonce", "level", b"level", "namespace", b"namespace", "open_time_ms", b"open_time_ms", "own_pool", b"own_pool", "own_region", b"own_region", "owner_session", b"owner_session", "pool", b"pool", "position", b"position", "rebuild", b"rebuild", "region", b"region", "run_id", b"run_id", "seed", b"seed", "sequence", b"sequence", "snapshot", b"snapshot", "trace_id", b"trace_id", "version", b"version", "watermark", b"watermark", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["awaits", b"awaits", "branch", b"branch", "cancel_grace_ms", b"cancel_grace_ms", "cancel_requested", b"cancel_requested", "claimant", b"claimant", "compensates", b"compensates", "create_time_ms", b"create_time_ms", "definition_hash", b"definition_hash", "events", b"events", "expected_sequence", b"expected_sequence", "generation", b"generation", "group", b"group", "inbox", b"inbox", "input", b"input", "leg", b"leg", "leg_level", b"leg_level", "leg_nonce", b"leg_nonce", "level", b"level", "namespace", b"namespace", "open_time_ms", b"open_time_ms", "own_pool", b"own_pool", "own_region", b"own_region", "owner_session", b"owner_session", "pool", b"pool", "position", b"position", "rebuild", b"rebuild", "region", b"region", "run_id", b"run_id", "seed", b"seed", "sequence", b"sequence", "snapshot", b"snapshot", "trace_id", b"trace_id", "version", b"version", "watermark", b"watermark", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class PermitsFreed(_message.Message):
+    """Permits that became free: published by the scheduler that freed them on flint.permits.<bucket>, a hint that may be lost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Key(_message.Message):
+        """One key."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAMESPACE_FIELD_NUMBER: _builtins.int
+        KIND_FIELD_NUMBER: _builtins.int
+        KEY_FIELD_NUMBER: _builtins.int
+        namespace: _builtins.str
+        """Namespace of the key."""
+        kind: _builtins.int
+        """1: a place under a concurrency key."""
+        key: _builtins.str
+        """The key, at most 1,000 bytes."""
+        def __init__(
+            self,
+            *,
+            namespace: _builtins.str = ...,
+            kind: _builtins.int = ...,
+            key: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "kind", b"kind", "namespace", b"namespace"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___PermitsFreed.Key]:
+        """Each once."""
+
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[Global___PermitsFreed.Key] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PermitsFreed: _TypeAlias = PermitsFreed  # noqa: Y015
 
 @_typing.final
 class Rebuild(_message.Message):
@@ -619,8 +677,12 @@ class OwnerNudge(_message.Message):
     INTERESTS_FIELD_NUMBER: _builtins.int
     SCHEDULES_FIELD_NUMBER: _builtins.int
     WORKFLOWS_FIELD_NUMBER: _builtins.int
+    BRANCHES_FIELD_NUMBER: _builtins.int
+    CONTROL_FIELD_NUMBER: _builtins.int
     workflows: _builtins.bool
     """Versions of a workflow of this group changed: its schedule may have."""
+    control: _builtins.bool
+    """There is something to do for run control: a job, a hold, a failure."""
     @_builtins.property
     def accepted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Runs that another replica accepted, 16 bytes each."""
@@ -637,6 +699,10 @@ class OwnerNudge(_message.Message):
     def schedules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Schedules whose last run has ended, 16 bytes each."""
 
+    @_builtins.property
+    def branches(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Runs of this group of which branch runs have ended, 16 bytes each."""
+
     def __init__(
         self,
         *,
@@ -645,10 +711,12 @@ class OwnerNudge(_message.Message):
         interests: _abc.Iterable[Global___Interest] | None = ...,
         schedules: _abc.Iterable[_builtins.bytes] | None = ...,
         workflows: _builtins.bool = ...,
+        branches: _abc.Iterable[_builtins.bytes] | None = ...,
+        control: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "inbox", b"inbox", "interests", b"interests", "schedules", b"schedules", "workflows", b"workflows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "branches", b"branches", "control", b"control", "inbox", b"inbox", "interests", b"interests", "schedules", b"schedules", "workflows", b"workflows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1145,7 +1213,7 @@ class PoolBacklog(_message.Message):
     arrivals_per_s: _builtins.float
     """Runs that became ready, per second, over the last 10 s about."""
     running: _builtins.int
-    """Legs that this scheduler has open there."""
+    """Legs that this scheduler has open in the pool, whatever their region; told where region is empty."""
     next_ready_ms: _builtins.int
     """When the earliest of the held ones may begin, milliseconds since the Unix epoch; 0: not known."""
     waiting_for: _builtins.str
