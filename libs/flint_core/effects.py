@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Await", "AwaitKind", "Call", "CancelEffect", "Deferred", "Effect", "Evaluate", "Timer", "TimerKind"]
+__all__ = ["Await", "AwaitKind", "Call", "CancelEffect", "Deferred", "Effect", "Evaluate", "Move", "Timer", "TimerKind"]
 
 NO_ARGUMENTS: Final[dict[str, Any]] = {}
 
@@ -38,7 +38,11 @@ class Evaluate:
     Pure: repeated on replay, and a success is not recorded in the journal. Input and variables may hold references to
     large values (`payloads`), which the driver puts in; a result that is too large to be kept is answered with
     references in it (`payloads.spill`). With `schema` there is no expression: the answer is null when the input matches
-    this JSON Schema, else what is wrong.
+    this JSON Schema, else what is wrong. With `operation` there is no expression either:
+
+    - `divide`: the input is a reference. Answer `flint_core.branches.divide` of the array that is stored there, with the
+      spread in `variables`; `{"count": -1}` when it is no array.
+    - `concat`: the input is a list of arrays and references to such. Answer one array of all their members.
     """
 
     effect_id: int
@@ -47,6 +51,7 @@ class Evaluate:
     variables: dict[str, Any]
     now_ms: int
     schema: Any = None
+    operation: str = ""
 
 
 class Call(NamedTuple):
@@ -93,6 +98,9 @@ class Timer:
     kind: TimerKind
 
 
+SIGNAL_PREFIX: Final = "signal/"
+"""Begins the `Received.key` of a signal: what `Machine.take_signals` tells of."""
+
 REFUSED_PREFIX: Final = "refused/"
 """Begins the `Received.key` of a message that says, for an await of any kind, that nothing will come."""
 
@@ -103,6 +111,7 @@ class AwaitKind(StrEnum):
     EVENTS = "events"
     APPROVAL = "approval"
     RUN = "run"
+    BRANCHES = "branches"
 
 
 class Await(NamedTuple):
@@ -125,6 +134,9 @@ class Await(NamedTuple):
       or, when detached, `{"state": "started", "run"}`. Taking the await back before anything came cancels a run that is
       not detached.
 
+    - BRANCHES: `flint_core.branches.BranchesRequest.to_json()`: execute the branches of this fork in runs of their own.
+      `Received.content` is what `flint_core.branches.join` gives. Taking the await back cancels those that run.
+
     Any of them may be answered under a key with `REFUSED_PREFIX`: `{"state": "refused", "error": problem}`; the step
     fails with that problem.
     """
@@ -138,6 +150,20 @@ class Await(NamedTuple):
     request: dict[str, Any]
 
 
+class Move(NamedTuple):
+    """Go to where the next step is to be executed. Answer with `Moved` when the leg is there.
+
+    Members that are empty are the run's own, which steps that name nothing go back to. A driver that has one place only
+    answers at once. Several may be open at a time, to different places.
+    """
+
+    effect_id: int
+    step: str
+    pool: str = ""
+    region: str = ""
+    level: str = ""  # a number, or a name that the namespace gave to a level
+
+
 @dataclass(frozen=True, slots=True)
 class CancelEffect:
     """Stop an effect that is no longer wanted (a sibling failed, a deadline passed, the run was cancelled).
@@ -148,4 +174,4 @@ class CancelEffect:
     effect_id: int
 
 
-Effect = Call | Evaluate | Timer | Await | CancelEffect
+Effect = Call | Evaluate | Timer | Await | CancelEffect | Move

@@ -22,7 +22,9 @@ __all__ = [
     "EvaluateFailed",
     "Evaluated",
     "Event",
+    "Moved",
     "Received",
+    "ResetBegun",
     "TimerFired",
     "decode_event",
     "decode_events",
@@ -87,6 +89,14 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """The leg is where a `Move` asked for."""
+
+    effect_id: int
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class CancelRequested:
     """Somebody asked the run to end early. `at_once`: without undoing anything, also when it is about that already."""
 
@@ -94,7 +104,17 @@ class CancelRequested:
     at_once: bool = False
 
 
-Event = CallSucceeded | CallFailed | Evaluated | EvaluateFailed | TimerFired | Received | CancelRequested
+@dataclass(frozen=True, slots=True)
+class ResetBegun:
+    """The run was taken back to where it stands now, and goes on as reset generation `generation` (from 1)."""
+
+    generation: int
+    at_ms: int
+
+
+Event = (
+    CallSucceeded | CallFailed | Evaluated | EvaluateFailed | TimerFired | Received | CancelRequested | ResetBegun | Moved
+)
 
 
 def encode_event(event: Event) -> list[Any]:
@@ -109,10 +129,14 @@ def encode_event(event: Event) -> list[Any]:
             return ["t", event.effect_id, event.at_ms]
         case Received():
             return ["r", event.effect_id, event.at_ms, event.key, event.content]
+        case Moved():
+            return ["m", event.effect_id, event.at_ms]
         case EvaluateFailed():
             return ["x", event.effect_id, event.at_ms, event.problem.to_json()]
         case CancelRequested():
             return ["c", event.at_ms, 1] if event.at_once else ["c", event.at_ms]
+        case ResetBegun():
+            return ["z", event.generation, event.at_ms]
         case Evaluated():
             return ["e", event.effect_id, event.value]
 
@@ -128,10 +152,14 @@ def decode_event(fields: list[Any]) -> Event:
             return TimerFired(effect_id, at_ms)
         case ["r", int(effect_id), int(at_ms), str(key), content]:
             return Received(effect_id, key, content, at_ms)
+        case ["m", int(effect_id), int(at_ms)]:
+            return Moved(effect_id, at_ms)
         case ["x", int(effect_id), int(at_ms), dict(problem)]:
             return EvaluateFailed(effect_id, Problem.from_json(cast("dict[str, Any]", problem)), at_ms)
         case ["c", int(at_ms), *at_once]:
             return CancelRequested(at_ms, bool(at_once))
+        case ["z", int(generation), int(at_ms)]:
+            return ResetBegun(generation, at_ms)
         case ["e", int(effect_id), value]:
             return Evaluated(effect_id, value)
     raise ValueError(f"not an event: {str(fields)[:80]}")

@@ -22,14 +22,16 @@ from typing import Any, Final
 
 import orjson
 
-from flint_core.effects import Await, Call, Effect, Timer, TimerKind
+from flint_core.effects import Await, Call, Effect, Move, Timer, TimerKind
 from flint_core.engine.bodies import loop_variables
+from flint_core.engine.branching import SPREAD, begin_branch_run
 from flint_core.engine.catching import PAUSED, attempt_expired, catch_variables, retry_due
 from flint_core.engine.dataflow import MachineLimits, RunFacts, located
-from flint_core.engine.frames import Frame, Phase, Strand, decode_strand, encode_strand
+from flint_core.engine.frames import NO_VARIABLES, Frame, Phase, Strand, decode_strand, encode_strand
 from flint_core.engine.kernel import RUN_TIMER, TRYING, Cancelled, End, Failed, Kernel, Succeeded
 from flint_core.engine.listening import is_iterating, listen_variables
 from flint_core.engine.parallel import iteration_variables
+from flint_core.engine.resetting import begin_generation
 from flint_core.engine.room import FLOWING_PAYLOADS
 from flint_core.events import (
     CallFailed,
@@ -38,7 +40,9 @@ from flint_core.events import (
     Evaluated,
     EvaluateFailed,
     Event,
+    Moved,
     Received,
+    ResetBegun,
     TimerFired,
     decode_event,
     encode_event,
@@ -106,6 +110,30 @@ class Machine:
         return cls(kernel)
 
     @classmethod
+    def start_branch(
+        cls,
+        program: Program,
+        facts: RunFacts,
+        document: dict[str, Any],
+        at_ms: int,
+        limits: MachineLimits | None = None,
+    ) -> Machine:
+        """A branch run at its beginning: a range of the branches of one fork, and nothing after it.
+
+        `document` is `branches.branch_input`, with the contents of what its `entry` and `items` refer to. Of `facts`
+        those that steps can see are the ones of the run that came to the fork. It ends with an output by the members of
+        `flint_core.branches`. Raises SnapshotError when the document does not fit the program.
+        """
+        kernel = Kernel(program.plan, facts, limits or MachineLimits())
+        kernel.now = at_ms
+        kernel.large = holds_reference(document)
+        try:
+            begin_branch_run(kernel, document)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise SnapshotError(f"not what branches of this program begin with: {error}") from None
+        return cls(kernel)
+
+    @classmethod
     def restore(
         cls, program: Program, facts: RunFacts, snapshot: bytes, limits: MachineLimits | None = None
     ) -> Machine:
@@ -154,7 +182,7 @@ class Machine:
                 self._kernel.large = True
             return
         self._queue.append(event)
-        if not isinstance(event, CancelRequested):
+        if not isinstance(event, CancelRequested | ResetBegun):
             self._queued[event.effect_id] = self._queued.get(event.effect_id, 0) + 1
 
     def advance(self, budget: int) -> bool:
@@ -225,6 +253,13 @@ class Machine:
             self._kernel.records = []
         return records
 
+    def take_signals(self) -> list[str]:
+        """Keys of the signals (`SIGNAL_PREFIX`) that a `listen` took since the last time. A replay tells them again."""
+        taken = self._kernel.taken
+        if taken:
+            self._kernel.taken = []
+        return taken
+
     def take_payloads(self) -> list[Payload]:
         """Large values made since the last time: store them before anything after is recorded.
 
@@ -248,8 +283,14 @@ class Machine:
             "strands": [encode_strand(strand, kernel.around(strand)) for strand in kernel.strands.values()],
             "ready": [strand.id for strand in kernel.ready if not strand.dead],
         }
+        if kernel.reset:
+            document["reset"] = kernel.reset
         if kernel.large:
             document["large"] = True
+        if kernel.branch is not None:
+            document["branch"] = kernel.branch
+        if kernel.place is not None:
+            document["place"] = list(kernel.place)
         if kernel.exported:
             document["context"] = kernel.context
         if kernel.outputs:
@@ -283,6 +324,9 @@ class Machine:
                 self._queue.clear()
                 self._queued.clear()
             return
+        if isinstance(event, ResetBegun):
+            begin_generation(kernel, event.generation, event.at_ms, self._effect)
+            return
         effect_id = event.effect_id
         left = self._queued.pop(effect_id) - 1
         if left:
@@ -311,6 +355,9 @@ class Machine:
             self._fire(strand, frame, effect_id)
             return
         frame.effect = 0
+        if isinstance(event, Moved):
+            kernel.arrive(strand, frame)
+            return
         frame.args = None
         frame.started = event.started_ms
         if isinstance(event, CallSucceeded):
@@ -323,14 +370,14 @@ class Machine:
             kernel.fault(strand, located(event.problem, frame), event.retry_after_ms)
 
     @staticmethod
-    def _answers(event: CallSucceeded | CallFailed | TimerFired | Received, frame: Frame) -> bool:
+    def _answers(event: CallSucceeded | CallFailed | TimerFired | Received | Moved, frame: Frame) -> bool:
         """Whether the event is of the kind that the effect asks for."""
         plan = frame.plan
         of_body = frame.effect == event.effect_id
-        if of_body and plan.awaits:
+        if of_body and (plan.awaits or _is_spread(frame)):
             return isinstance(event, Received)
         if of_body and plan.function:
-            return isinstance(event, CallSucceeded | CallFailed)
+            return isinstance(event, Moved) if frame.moving else isinstance(event, CallSucceeded | CallFailed)
         return isinstance(event, TimerFired)
 
     def _fire(self, strand: Strand, frame: Frame, effect_id: int) -> None:
@@ -352,15 +399,15 @@ class Machine:
             frame.phase = frame.plan.after_body
         kernel.wake(strand)
 
-    def _effect(self, effect_id: int, strand: Strand, frame: Frame) -> Call | Timer | Await:
+    def _effect(self, effect_id: int, strand: Strand, frame: Frame) -> Call | Timer | Await | Move:
         if effect_id == frame.deadline:
             return Timer(effect_id, frame.deadline_until, TimerKind.DEADLINE)
         if effect_id == frame.timer:
             return Timer(effect_id, frame.timer_until, TimerKind.DEADLINE)
-        if frame.plan.awaits:
+        if frame.plan.awaits or _is_spread(frame):
             return self._kernel.await_of(frame)
         if frame.plan.function:
-            return self._kernel.call_of(strand, frame)
+            return self._kernel.move_of(frame) if frame.moving else self._kernel.call_of(strand, frame)
         if frame.plan.kind == "wait":
             return Timer(effect_id, frame.effect_until, TimerKind.WAIT)
         kind = TimerKind.RETRY if frame.station == PAUSED else TimerKind.DEADLINE
@@ -373,6 +420,9 @@ class Machine:
         kernel.steps_begun = document["steps"]
         kernel.next_effect = document["effect"]
         kernel.next_strand = document["strand"]
+        if "place" in document:
+            kernel.place = tuple(document["place"])
+        kernel.reset = document.get("reset", kernel.facts.reset)
         kernel.large = document.get("large", False)
         kernel.exported = "context" in document
         kernel.context = document.get("context")
@@ -381,11 +431,19 @@ class Machine:
         kernel.notes = {(task, at): (task, at, *rest) for task, at, *rest in document.get("notes", ())}
         if "ending" in document:
             kernel.ending = _decode_end(document["ending"])
+        if "branch" in document:
+            kernel.branch = document["branch"]
+            run_id, created_ms, level, reset, seed = kernel.branch["facts"]
+            kernel.facts = kernel.facts._replace(
+                run_id=run_id, created_ms=created_ms, level=level, reset=reset, seed=seed
+            )
         for entry in document["strands"]:
             parent = entry["parent"]
             around = kernel.strands[parent].stack[-1].input if parent >= 0 else None
             strand = decode_strand(entry, kernel.plan, around)
             kernel.strands[strand.id] = strand
+            if kernel.branch is not None and strand.parent < 0 and len(strand.stack) > 1:
+                kernel.entry = strand.stack[1]
             _derive_variables(kernel, strand)
             for frame in strand.stack:
                 for effect_id in (frame.deadline, frame.timer, frame.effect):
@@ -406,6 +464,10 @@ class Machine:
             kernel.turn(kernel.ready[0])  # asks the same question again
 
 
+def _is_spread(frame: Frame) -> bool:
+    return frame.station == SPREAD and frame.plan.kind in ("for", "fork")
+
+
 def _derive_variables(kernel: Kernel, strand: Strand) -> None:
     """Set the variables of each frame from the frames around it. A branch's strand follows its parent's."""
     variables: dict[str, Any] = {}
@@ -415,6 +477,8 @@ def _derive_variables(kernel: Kernel, strand: Strand) -> None:
         if around.plan.parallel:
             variables = iteration_variables(around, strand.branch)
     for frame in strand.stack:
+        if frame is kernel.entry and kernel.branch is not None:
+            variables = kernel.branch.get("variables", NO_VARIABLES)
         frame.variables = frame.child_variables = variables
         if is_iterating(frame) and frame.phase == Phase.BODY:
             frame.child_variables = listen_variables(frame)

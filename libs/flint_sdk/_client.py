@@ -16,6 +16,7 @@ from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.functions.v1 import functions_pb2
 from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from flint_contracts.gen.flint.limits.v1 import limits_pb2
+from flint_contracts.gen.flint.namespaces.v1 import namespaces_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
 from flint_sdk._approvals import Approval, ApprovalState, approval_from, approval_name, decide_request
@@ -55,6 +56,7 @@ from flint_sdk._models import (
     Workflow,
 )
 from flint_sdk._names import key_name, run_name, worker_name, workflow_name
+from flint_sdk._namespaces import NamespaceSettings, QueuedPool, pool_from, settings_from
 from flint_sdk._payloads import INLINE_BYTES, resolve, upload
 from flint_sdk._schedules import AsyncSchedules
 from flint_sdk._starting import start_batch, start_request
@@ -201,15 +203,25 @@ class AsyncFlint(AsyncControl):
         *,
         request_id: str | None = None,
         version: str | None = None,
-        level: int | None = None,
+        level: int | str | None = None,
+        pool: str | None = None,
+        region: str | None = None,
+        deadline: datetime | None = None,
+        fairness_key: str | None = None,
+        not_before: datetime | None = None,
     ) -> AsyncRunHandle:
         """Starts a run; when this returns, the run is stored durably.
 
         `input`: any JSON value, None means an empty object. `request_id`: the same id again answers the same run;
         one is made up when none is given, so that a start is safe to repeat while a gateway is away. `level`: 0 (most
-        urgent) to 9, 5 unless told otherwise.
+        urgent) to 9, or the name that the namespace gave to one; 5 unless told otherwise. `pool`, `region`: where it is
+        executed. `deadline`: when it should have ended; `not_before`: it is not begun earlier. `fairness_key`: runs
+        with different keys take turns. What is None is the definition's.
         """
-        request = start_request(StartRequest(workflow, input, request_id, version, level), self._parent)
+        start = StartRequest(
+            workflow, input, request_id, version, level, pool, region, deadline, fairness_key, not_before
+        )
+        request = start_request(start, self._parent)
         await self._make_small([request], None)
         answer = await self._transport.call(lambda gateway: gateway.runs.StartRun, request)
         return AsyncRunHandle(self, answer)
@@ -445,6 +457,44 @@ class AsyncFlint(AsyncControl):
             request.page_token = answer.next_page_token
 
     # Limits
+
+    async def namespace_settings(self, namespace: str | None = None) -> NamespaceSettings:
+        """What a namespace may use, and its names of levels; this client's namespace unless told."""
+        request = namespaces_pb2.GetNamespaceSettingsRequest(name=f"namespaces/{namespace or self.namespace}/settings")
+        answer = await self._transport.call(lambda gateway: gateway.namespaces.GetNamespaceSettings, request)
+        return settings_from(answer.settings)
+
+    async def set_namespace(self, namespace: str | None = None, **changes: float) -> NamespaceSettings:
+        """Changes some of weight, max_running, max_queued, starts_per_second, starts_burst; 0 takes a quota away.
+
+        Needs a key of the cluster's administrator.
+        """
+        request = namespaces_pb2.UpdateNamespaceSettingsRequest()
+        request.settings.name = f"namespaces/{namespace or self.namespace}/settings"
+        for name, value in changes.items():
+            setattr(request.settings, name, value)
+            request.update_mask.paths.append(name)
+        answer = await self._transport.call(lambda gateway: gateway.namespaces.UpdateNamespaceSettings, request)
+        return settings_from(answer.settings)
+
+    async def set_level(self, name: str, level: int) -> NamespaceSettings:
+        """Names a level of the namespace, 0 (most urgent) to 9."""
+        request = namespaces_pb2.SetLevelRequest(name=f"{self._parent}/settings")
+        request.level.name, request.level.level = name, level
+        answer = await self._transport.call(lambda gateway: gateway.namespaces.SetLevel, request)
+        return settings_from(answer.settings)
+
+    async def delete_level(self, name: str) -> NamespaceSettings:
+        """Forgets the name of a level; starts and definitions that use it are refused from then on."""
+        request = namespaces_pb2.DeleteLevelRequest(name=f"{self._parent}/settings", level_name=name)
+        answer = await self._transport.call(lambda gateway: gateway.namespaces.DeleteLevel, request)
+        return settings_from(answer.settings)
+
+    async def describe_queue(self) -> list[QueuedPool]:
+        """What waits for slots in the whole cluster, by pool and region; at most some seconds old."""
+        request = namespaces_pb2.DescribeQueueRequest()
+        answer = await self._transport.call(lambda gateway: gateway.namespaces.DescribeQueue, request)
+        return [pool_from(pool) for pool in answer.pools]
 
     async def set_limit(
         self, name: str, *, concurrency: int | None = None, rate: tuple[int, float] | None = None, burst: int = 1

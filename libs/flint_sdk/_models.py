@@ -277,13 +277,23 @@ class CreatedKey:
 
 @dataclass(frozen=True, slots=True)
 class StartRequest:
-    """One start of a batch. `input` is any JSON value; None means an empty object."""
+    """One start of a batch. `input` is any JSON value; None means an empty object.
+
+    `level`: 0 (most urgent) to 9, or the name that the namespace gave to one. `deadline`: when the run should have
+    ended. `not_before`: it is not begun earlier. `fairness_key`: runs with different keys take turns. What is None is
+    the definition's.
+    """
 
     workflow: str
     input: Any = None
     request_id: str | None = None
     version: str | None = None
-    level: int | None = None
+    level: int | str | None = None
+    pool: str | None = None
+    region: str | None = None
+    deadline: datetime | None = None
+    fairness_key: str | None = None
+    not_before: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from flint_sdk._models import (
     Worker,
     Workflow,
 )
+from flint_sdk._namespaces import NamespaceSettings, QueuedPool
 from flint_sdk._schedules import Schedules
 from flint_sdk._sync_control import SyncControl
 
@@ -219,11 +220,27 @@ class Flint(SyncControl):
         *,
         request_id: str | None = None,
         version: str | None = None,
-        level: int | None = None,
+        level: int | str | None = None,
+        pool: str | None = None,
+        region: str | None = None,
+        deadline: datetime | None = None,
+        fairness_key: str | None = None,
+        not_before: datetime | None = None,
     ) -> RunHandle:
         """Starts a run; when this returns, the run is stored durably."""
         started = self._thread.run(
-            self._client.start(workflow, input, request_id=request_id, version=version, level=level)
+            self._client.start(
+                workflow,
+                input,
+                request_id=request_id,
+                version=version,
+                level=level,
+                pool=pool,
+                region=region,
+                deadline=deadline,
+                fairness_key=fairness_key,
+                not_before=not_before,
+            )
         )
         return RunHandle(self, started)
 
@@ -357,6 +374,29 @@ class Flint(SyncControl):
         return self._thread.iterate(self._client.list_functions())
 
     # Limits
+
+    def namespace_settings(self, namespace: str | None = None) -> NamespaceSettings:
+        """What a namespace may use, and its names of levels; this client's namespace unless told."""
+        return self._thread.run(self._client.namespace_settings(namespace))
+
+    def set_namespace(self, namespace: str | None = None, **changes: float) -> NamespaceSettings:
+        """Changes some of weight, max_running, max_queued, starts_per_second, starts_burst; 0 takes a quota away.
+
+        Needs a key of the cluster's administrator.
+        """
+        return self._thread.run(self._client.set_namespace(namespace, **changes))
+
+    def set_level(self, name: str, level: int) -> NamespaceSettings:
+        """Names a level of the namespace, 0 (most urgent) to 9."""
+        return self._thread.run(self._client.set_level(name, level))
+
+    def delete_level(self, name: str) -> NamespaceSettings:
+        """Forgets the name of a level; starts and definitions that use it are refused from then on."""
+        return self._thread.run(self._client.delete_level(name))
+
+    def describe_queue(self) -> list[QueuedPool]:
+        """What waits for slots in the whole cluster, by pool and region; at most some seconds old."""
+        return self._thread.run(self._client.describe_queue())
 
     def set_limit(
         self, name: str, *, concurrency: int | None = None, rate: tuple[int, float] | None = None, burst: int = 1

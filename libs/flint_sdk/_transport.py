@@ -20,6 +20,7 @@ from flint_contracts.gen.flint.fleet.v1 import fleet_pb2_grpc
 from flint_contracts.gen.flint.functions.v1 import functions_pb2_grpc
 from flint_contracts.gen.flint.identity.v1 import identity_pb2_grpc
 from flint_contracts.gen.flint.limits.v1 import limits_pb2_grpc
+from flint_contracts.gen.flint.namespaces.v1 import namespaces_pb2_grpc
 from flint_contracts.gen.flint.payloads.v1 import payloads_pb2_grpc
 from flint_contracts.gen.flint.runs.v1 import control_pb2_grpc, runs_pb2_grpc
 from flint_contracts.gen.flint.schedules.v1 import schedules_pb2_grpc
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from flint_contracts.gen.flint.functions.v1.functions_pb2_grpc import FunctionServiceAsyncStub
     from flint_contracts.gen.flint.identity.v1.identity_pb2_grpc import IdentityServiceAsyncStub
     from flint_contracts.gen.flint.limits.v1.limits_pb2_grpc import LimitServiceAsyncStub
+    from flint_contracts.gen.flint.namespaces.v1.namespaces_pb2_grpc import NamespaceServiceAsyncStub
     from flint_contracts.gen.flint.payloads.v1.payloads_pb2_grpc import PayloadServiceAsyncStub
     from flint_contracts.gen.flint.runs.v1.control_pb2_grpc import RunControlServiceAsyncStub
     from flint_contracts.gen.flint.runs.v1.runs_pb2_grpc import RunServiceAsyncStub
@@ -108,6 +110,7 @@ class Gateway:
         self.control: RunControlServiceAsyncStub = control_pb2_grpc.RunControlServiceStub(self.channel)
         self.workflows: WorkflowServiceAsyncStub = workflows_pb2_grpc.WorkflowServiceStub(self.channel)
         self.fleet: FleetServiceAsyncStub = fleet_pb2_grpc.FleetServiceStub(self.channel)
+        self.namespaces: NamespaceServiceAsyncStub = namespaces_pb2_grpc.NamespaceServiceStub(self.channel)
         self.limits: LimitServiceAsyncStub = limits_pb2_grpc.LimitServiceStub(self.channel)
         self.functions: FunctionServiceAsyncStub = functions_pb2_grpc.FunctionServiceStub(self.channel)
         self.identity: IdentityServiceAsyncStub = identity_pb2_grpc.IdentityServiceStub(self.channel)

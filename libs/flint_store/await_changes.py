@@ -7,8 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from flint_store.arrays import byteas, integers, texts, uuids
+from flint_store.awaits import Target
+
+if TYPE_CHECKING:
+    from flint_store.control_changes import FailedRun
 
 __all__ = ["AWAIT_PARTS", "AwaitChanges", "AwaitOpening", "ParentMessage", "await_parameters"]
 
@@ -45,9 +50,12 @@ class AwaitChanges:
     opened: list[AwaitOpening] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     consumed: list[str] = field(default_factory=list)  # keys of inbox rows
+    taken: list[str] = field(default_factory=list)  # keys of messages with signals that the run took
+    failed: FailedRun | None = None  # it failed, and its workflow's policy counts that
     cancel_served: bool = False  # the cancel's inbox row is done with
     ended: bool = False  # closes all awaits, empties the inbox
     parent: ParentMessage | None = None
+    branch_of: Target | None = None  # of a branch run that ended: whoever joins its fork is told
 
 
 # Nested loops over primary keys. What a part deletes or updates was there before the statement: a fold that opens and
@@ -74,7 +82,7 @@ ended AS (
     WHERE a.run_id = e.run_id AND NOT a.closed RETURNING 1),
 emptied AS (
     DELETE FROM inbox i USING fence, unnest(CAST(:ended_run_ids AS uuid[])) AS e(run_id)
-    WHERE i.run_id = e.run_id RETURNING 1),
+    WHERE i.run_id = e.run_id AND i.kind <> 'reset' RETURNING 1),
 consumed AS (
     DELETE FROM inbox i
     USING fence, unnest(CAST(:consumed_run_ids AS uuid[]), CAST(:consumed_keys AS text[])) AS c(run_id, key)

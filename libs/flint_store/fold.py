@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flint_store.arrays import bools, byteas, integers, texts, uuids
 from flint_store.await_changes import AWAIT_PARTS, AwaitChanges, await_parameters
+from flint_store.control_changes import CONTROL_PARTS, control_parameters, has_control
 from flint_store.fence import FENCE, Fenced, OwnerSession
 from flint_store.payloads import use_in_messages
 from flint_store.permit_changes import PERMIT_PARTS, PermitChange, permit_parameters
@@ -56,6 +58,7 @@ class RunFold:
     wake_at_ms: int | None = None
     ended: bool = False
     compensates: bool = False  # has something to undo; false keeps what was known
+    placement: bytes | None = None  # where the next leg goes; empty: where the run belongs; None: as before
     awaits: AwaitChanges | None = None  # what changes beside the row, for the few runs that have any of it
     permits: PermitChange | None = None  # of a run with permits that has ended
 
@@ -107,11 +110,27 @@ def _with_parts(parts: str) -> TextClause:
 # The same, also changing awaits and inboxes, or permits, or all of it.
 FOLD_AND_AWAITS = _with_parts(AWAIT_PARTS)
 _FOLDS = {
-    (False, False): FOLD,
-    (True, False): FOLD_AND_AWAITS,
-    (False, True): _with_parts(PERMIT_PARTS),
-    (True, True): _with_parts(AWAIT_PARTS + PERMIT_PARTS),
+    (awaits, permits, control): _with_parts(
+        (AWAIT_PARTS if awaits else "") + (PERMIT_PARTS if permits else "") + (CONTROL_PARTS if control else "")
+    )
+    for awaits in (False, True)
+    for permits in (False, True)
+    for control in (False, True)
 }
+
+
+@cache
+def _placed(statement: str) -> TextClause:
+    """The same, also noting where runs that move go on."""
+    return text(
+        statement.replace(
+            "SET change = u.change,",
+            "SET placement = CASE WHEN u.placement IS NULL THEN r.placement WHEN u.placement = '' THEN NULL"
+            " ELSE u.placement END, change = u.change,",
+        )
+        .replace("CAST(:compensating AS boolean[])", "CAST(:compensating AS boolean[]), CAST(:placements AS bytea[])")
+        .replace("error, wake_at, ended, compensates)", "error, wake_at, ended, compensates, placement)")
+    )
 
 
 async def fold_runs(
@@ -154,7 +173,13 @@ async def fold_runs(
     permits = [f.permits for f in folds if f.permits is not None]
     if permits:
         parameters |= permit_parameters(permits)
-    statement = _FOLDS[bool(changes), bool(permits)]
+    control = bool(changes) and has_control(changes)
+    if control:
+        parameters |= control_parameters(changes)
+    statement = _FOLDS[bool(changes), bool(permits), control]
+    if any(f.placement is not None for f in folds):
+        parameters["placements"] = byteas([f.placement for f in folds])
+        statement = _placed(statement.text)
     row = (await connection.execute(statement, parameters | session.parameters())).one()
     if row.held == 0:
         raise Fenced(session)

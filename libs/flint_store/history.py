@@ -33,7 +33,8 @@ READ_NAMESPACE = text("SELECT namespace_id FROM run WHERE run_id = :run_id")
 
 # Range of the primary key of run_entry, in order; sizes are known without fetching the values.
 READ_ENTRIES = text("""
-SELECT index, leg, claimant, recorded_at, end_kind, CASE WHEN fits THEN steps END, CASE WHEN fits THEN events END, fits
+SELECT index, leg, claimant, recorded_at, end_kind, CASE WHEN fits THEN steps END, CASE WHEN fits THEN events END, fits,
+       superseded
 FROM (
     SELECT *, sum(octet_length(steps) + octet_length(events)) OVER (ORDER BY index) <= :budget
               OR row_number() OVER (ORDER BY index) = 1 AS fits
@@ -43,7 +44,8 @@ ORDER BY index
 
 # Backward range of the primary key of run_entry.
 READ_STEPS = text("""
-SELECT index, steps FROM run_entry WHERE run_id = :run_id AND index < :below ORDER BY index DESC LIMIT :limit
+SELECT index, steps FROM run_entry WHERE run_id = :run_id AND index < :below AND superseded IS NULL
+ORDER BY index DESC LIMIT :limit
 """)
 
 
@@ -71,10 +73,12 @@ async def read_history(
         engine, READ_ENTRIES, {"run_id": identity, "after": after_index, "limit": limit, "budget": budget_bytes}
     )
     entries = []
-    for index, leg, claimant, recorded_at, end_kind, steps, events, fits in rows:
+    for index, leg, claimant, recorded_at, end_kind, steps, events, fits, superseded in rows:
         if not fits:
             break
-        entry = runs_pb2.HistoryEntry(index=index, leg=leg, worker=claimant, leg_end=LEG_ENDS[end_kind])
+        entry = runs_pb2.HistoryEntry(
+            index=index, leg=leg, worker=claimant, leg_end=LEG_ENDS[end_kind], superseded_by=superseded
+        )
         set_timestamp(entry.record_time, recorded_at)
         entry.steps.extend(journal_pb2.JournalEntry.FromString(steps).steps)
         attach_results(entry.steps, events)

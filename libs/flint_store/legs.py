@@ -42,6 +42,8 @@ class LegStart:
     events: list[bytes] = field(default_factory=list)
     awaits: list[str] = field(default_factory=list)  # keys of those recorded as open
     mail: Mail = field(default_factory=Mail)
+    reset: int = 0  # set when its state is to be rebuilt first, after this reset
+    reset_ms: int = 0  # when that was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ SELECT (SELECT count(*) FROM fence) AS held, clock_timestamp() AS at,
 """)
 
 LOAD_STARTS = text("""
-SELECT r.run_id, r.input, r.snapshot, r.snapshot_position,
+SELECT r.run_id, r.input, r.snapshot, r.snapshot_position, r.reset, r.reset_at,
        EXISTS (SELECT 1 FROM run_await a WHERE a.run_id = r.run_id AND NOT a.closed) AS awaits,
        EXISTS (SELECT 1 FROM inbox i WHERE i.run_id = r.run_id AND i.await_key IS NOT NULL) AS mail
 FROM run r WHERE r.run_id = ANY(CAST(:run_ids AS uuid[]))
@@ -163,6 +165,10 @@ async def load_leg_starts(connection: AsyncConnection, run_ids: Sequence[bytes])
     starts = {
         r.run_id.bytes: LegStart(b"" if r.snapshot else bytes(r.input or b""), bytes(r.snapshot or b"")) for r in rows
     }
+    for r in rows:
+        if r.reset and not r.snapshot:  # it was taken back, and no leg has recorded a state since
+            start = starts[r.run_id.bytes]
+            start.input, start.reset, start.reset_ms = b"", r.reset, int(r.reset_at.timestamp() * 1000)
     events = await connection.execute(
         LOAD_EVENTS, {"run_ids": [r.run_id for r in rows], "positions": [r.snapshot_position for r in rows]}
     )

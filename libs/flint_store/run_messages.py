@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_core.queueing import DEFAULT_POOL, Placement, QueueHints
+from flint_store.branches import branch_range
 from flint_store.schedule_names import SCHEDULE_REQUEST_PREFIX, scheduled_at
 from flint_store.timestamps import set_timestamp
 
@@ -23,7 +25,8 @@ GATEWAY_REQUEST_PREFIX = "~"
 
 RUN_COLUMNS = """
 r.run_id, r.namespace_id, d.workflow_id, d.version, r.state, r.level, {payloads}, r.created_at, r.started_at,
-r.ended_at, r.wake_at, r.leg, r.position, r.change, r.request_id, r.trace_id, r.claimant, r.cancel_requested
+r.ended_at, r.wake_at, r.leg, r.position, r.change, r.request_id, r.trace_id, r.claimant, r.cancel_requested,
+r.reset, r.hints, r.placement
 """
 """`{payloads}`: three columns, input, output and error, each possibly NULL."""
 
@@ -51,6 +54,9 @@ def run_message(row: Sequence[Any]) -> runs_pb2.Run:
         trace_id,
         claimant,
         cancel_requested,
+        reset,
+        hints,
+        placement,
     ) = row
     message = runs_pb2.Run(
         name=f"namespaces/{namespace_id}/runs/{run_id}",
@@ -61,7 +67,17 @@ def run_message(row: Sequence[Any]) -> runs_pb2.Run:
         position=position,
         change=change,
         cancel_requested=cancel_requested,
+        reset=reset or 0,
+        pool=DEFAULT_POOL,
     )
+    if hints is not None:
+        asked = QueueHints.from_json(bytes(hints))
+        message.pool, message.region = asked.pool, asked.region
+        if asked.deadline_ms:
+            message.deadline.FromMilliseconds(asked.deadline_ms)
+    if placement is not None:
+        placed = Placement.from_json(bytes(placement))
+        message.pool, message.region = placed.pool, placed.region
     if input_:
         message.input = input_
     if output:
@@ -72,6 +88,8 @@ def run_message(row: Sequence[Any]) -> runs_pb2.Run:
         message.request_id = request_id
     elif request_id and request_id.startswith(SCHEDULE_REQUEST_PREFIX):
         set_timestamp(message.schedule_time, scheduled_at(request_id) or created_at)
+    elif request_id and (branches := branch_range(namespace_id, request_id)) is not None:
+        message.branches.CopyFrom(branches)
     if trace_id:
         message.trace_id = trace_id.hex()
     if claimant:

@@ -23,7 +23,7 @@ from flint_store.run_messages import LIST_ERROR_BYTES, RUN_COLUMNS, run_message
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["ReadRuns", "RunFilter", "list_runs", "read_runs"]
+__all__ = ["ReadRuns", "RunFilter", "id_range", "list_runs", "read_runs"]
 
 ROW_BYTES = 512
 """What a run takes in a message besides its payloads, at most about."""
@@ -46,6 +46,7 @@ SELECT {
 FROM (SELECT *, total <= :budget OR place = 1 AS fits FROM sized) r JOIN workflow_version d USING (definition_id)
 """)
 
+_IS_BRANCH = "COALESCE(starts_with(request_id, '~branch/'), false)"
 _LIST_COLUMNS = RUN_COLUMNS.format(
     payloads=f"NULL, NULL, CASE WHEN octet_length(r.error) <= {LIST_ERROR_BYTES} THEN r.error END"
 )
@@ -55,8 +56,8 @@ _LIST_COLUMNS = RUN_COLUMNS.format(
 _OF_NAMESPACE = """
     (SELECT * FROM run
      WHERE (namespace_id, run_id) < (:namespace, :below) AND (namespace_id, run_id) >= (:namespace, :lowest)
-           {condition}
-     ORDER BY namespace_id DESC, run_id DESC LIMIT :limit)"""
+           AND NOT {branches} {condition}
+     ORDER BY namespace_id DESC, run_id DESC LIMIT :limit)""".replace("{branches}", _IS_BRANCH)
 _AMONG_VERSIONS = """AND definition_id = ANY(ARRAY(
                SELECT definition_id FROM workflow_version
                WHERE namespace_id = :namespace AND workflow_id = :workflow_id))"""
@@ -78,10 +79,21 @@ FROM workflow_version d
 CROSS JOIN LATERAL (
     SELECT * FROM run
     WHERE (definition_id, run_id) < (d.definition_id, :below) AND (definition_id, run_id) >= (d.definition_id, :lowest)
-          {{condition}}
+          AND NOT {_IS_BRANCH} {{condition}}
     ORDER BY definition_id DESC, run_id DESC LIMIT :limit) r
 WHERE d.namespace_id = :namespace AND d.workflow_id = :workflow_id
 ORDER BY r.run_id DESC LIMIT :limit
+"""
+
+# All branch runs of the run, by run_answers, sorted.
+_LIST_BRANCHES = f"""
+SELECT {_LIST_COLUMNS}, r.error IS NOT NULL
+FROM (SELECT * FROM run
+      WHERE parent_run_id = :parent AND parent_key IS NOT NULL AND {_IS_BRANCH} AND namespace_id = :namespace
+            AND run_id < :below AND run_id >= :lowest {{condition}}
+      ORDER BY run_id DESC LIMIT :limit) r
+JOIN workflow_version d USING (definition_id)
+ORDER BY r.run_id DESC
 """
 
 _UNFINISHED = frozenset(
@@ -114,6 +126,7 @@ class RunFilter:
     states: frozenset[int] = frozenset()
     created_after: datetime | None = None
     created_before: datetime | None = None
+    branches_of: bytes = b""  # only the branch runs of this run; else none of any
 
 
 async def read_runs(
@@ -147,7 +160,10 @@ async def list_runs(
     parameters = {"namespace": namespace, "below": below, "lowest": lowest, "limit": limit}
     if filters.workflow_id:
         parameters["workflow_id"] = filters.workflow_id
-    rows = await fetch(engine, list_statement(bool(filters.workflow_id), filters.states), parameters)
+    if filters.branches_of:
+        parameters["parent"] = UUID(bytes=filters.branches_of)
+    of_workflow, of_run = bool(filters.workflow_id), bool(filters.branches_of)
+    rows = await fetch(engine, list_statement(of_workflow, filters.states, of_run), parameters)
     runs = []
     for row in rows:
         run = run_message(row[:-1])
@@ -158,8 +174,11 @@ async def list_runs(
 
 
 @lru_cache(maxsize=128)
-def list_statement(of_workflow: bool, states: frozenset[int]) -> TextClause:
+def list_statement(of_workflow: bool, states: frozenset[int], of_run: bool = False) -> TextClause:
     """The list's statement. States stand in it as literals: only then can the planner use partial indexes on them."""
+    if of_run:
+        versions = _AMONG_VERSIONS if of_workflow else ""
+        return text(_LIST_BRANCHES.format(condition=f"{_in(states)} {versions}"))
     if states and states <= _UNFINISHED | _UNSUCCESSFUL:
         parts = [part for part in (states & _UNFINISHED, states & _UNSUCCESSFUL) if part]
         versions = _AMONG_VERSIONS if of_workflow else ""
@@ -172,6 +191,12 @@ def list_statement(of_workflow: bool, states: frozenset[int]) -> TextClause:
 
 def _in(states: frozenset[int]) -> str:
     return f"AND state IN ({', '.join(str(int(state)) for state in sorted(states))})" if states else ""
+
+
+def id_range(filters: RunFilter) -> tuple[int, int]:
+    """Inclusive lower and exclusive upper bound of the ids of runs that were created within the filter's moments."""
+    below, lowest = _bounds(b"", filters)
+    return lowest.int, below.int
 
 
 def _bounds(before_id: bytes, filters: RunFilter) -> tuple[UUID, UUID]:

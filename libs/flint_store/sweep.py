@@ -73,7 +73,7 @@ WITH target AS (
     WHERE r.run_id = ANY(CAST(:run_ids AS uuid[])) AND r.namespace_id = :namespace),
 put AS (
     INSERT INTO inbox (run_id, key, group_id, kind, payload, created_at)
-    SELECT t.run_id, :key, t.group_id, :kind, :payload, clock_timestamp() FROM target t WHERE t.state < 4
+    SELECT t.run_id, :key, t.group_id, :kind, :payload, clock_timestamp() FROM target t WHERE t.state NOT IN (4, 5, 6)
     ON CONFLICT (run_id, key) DO NOTHING RETURNING run_id)
 SELECT t.run_id, t.group_id, t.state FROM target t
 """)

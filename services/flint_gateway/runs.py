@@ -17,10 +17,13 @@ from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.runs.v1.runs_pb2_grpc import RunServiceServicer
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
+from flint_core.queueing import DEFAULT_POOL
 from flint_gateway.awaiting import AwaitStream
+from flint_gateway.namespaces import Backlogs
 from flint_gateway.payloads import LargeInputs
 from flint_gateway.reading import RunReader
 from flint_gateway.results import TERMINAL
+from flint_gateway.run_control import grace_ms
 from flint_gateway.starts import StartBatcher
 from flint_gateway.validation import OWN_REQUEST_ID, make_start, namespace_of_parent, page_token_invalid
 from flint_gateway.watches import Watch
@@ -65,6 +68,7 @@ class RunServicer(RunServiceServicer):
         self._bus = bus
         self._limits = limits
         self._inputs = inputs
+        self.backlogs: Backlogs | None = None
         # What a client with the usual settings can receive, less some room for the envelope.
         self._snapshot_bytes = limits.message_bytes - 65_536
 
@@ -147,6 +151,8 @@ class RunServicer(RunServiceServicer):
     async def GetRun(self, request: runs_pb2.GetRunRequest, context: Context) -> runs_pb2.GetRunResponse:
         """The run as recorded now, with input."""
         run, _ = await self._read(parse_run(request.name))
+        if run.state == runs_pb2.Run.STATE_QUEUED and self.backlogs is not None:
+            run.waiting_for = self.backlogs.waiting_for(run.pool or DEFAULT_POOL, run.region)
         return runs_pb2.GetRunResponse(run=run)
 
     async def ListRuns(self, request: runs_pb2.ListRunsRequest, context: Context) -> runs_pb2.ListRunsResponse:
@@ -154,6 +160,9 @@ class RunServicer(RunServiceServicer):
         namespace = namespace_of_parent(request.parent)
         size = page_size(request.page_size, default=50, most=500)
         violations = []
+        fork_of = parse_run(request.branches_of) if request.branches_of else None
+        if fork_of is not None and fork_of.namespace != namespace:
+            violations.append(FieldViolation("branches_of", "must be a run of the same namespace"))
         if request.workflow_id and not is_label(request.workflow_id):
             violations.append(FieldViolation("workflow_id", "must be a DNS label of at most 63 characters, or empty"))
         known = runs_pb2.Run.State.values()
@@ -171,6 +180,7 @@ class RunServicer(RunServiceServicer):
             ",".join(map(str, sorted(request.states))),
             request.created_after.SerializeToString() if request.HasField("created_after") else b"-",
             request.created_before.SerializeToString() if request.HasField("created_before") else b"-",
+            *([request.branches_of] if request.branches_of else []),
         )
         cursor = binding.decode(request.page_token)
         inner = scheduling_pb2.ListRunsRequest(
@@ -179,6 +189,7 @@ class RunServicer(RunServiceServicer):
             before_id=_run_cursor(cursor),
             workflow_id=request.workflow_id,
             states=request.states,
+            branches_of=b"" if fork_of is None else fork_of.run_id,
         )
         if request.HasField("created_after"):
             inner.created_after.CopyFrom(request.created_after)
@@ -212,6 +223,8 @@ class RunServicer(RunServiceServicer):
         if len(request.reason) > _REASON_CHARACTERS:
             raise field_invalid(("reason", f"has more than {_REASON_CHARACTERS} characters"))
         inner = scheduling_pb2.CancelRunsRequest(namespace=name.namespace, run_ids=[name.run_id], reason=request.reason)
+        if request.HasField("grace"):
+            inner.grace_ms = grace_ms(request.grace, "grace")
         response = await self._client.call(lambda stub: stub.CancelRuns, inner, _TIMEOUT_S)
         result = response.results[0]
         if not result.HasField("run") or result.run.name != name.name:

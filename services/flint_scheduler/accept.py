@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flint_bus import Bus
@@ -22,6 +23,7 @@ from flint_core.ids import SHARDS, group_of_run, make_run_id
 from flint_core.queueing import DEFAULT_POOL, QueueHints
 from flint_scheduler.cards import Phase, RunBook, RunCard
 from flint_scheduler.clock import RecordClock
+from flint_scheduler.control.holds import Holds
 from flint_scheduler.dispatch import Dispatcher
 from flint_scheduler.fleet import FleetView
 from flint_scheduler.holdings import Holdings
@@ -30,7 +32,7 @@ from flint_scheduler.metrics import ACCEPTED, COMMIT_ROWS
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.shares import Shares
-from flint_store.accept import Accepted, NewRun, Parent, accept_runs
+from flint_store.accept import Accepted, NewRun, Parent, Quota, accept_runs
 from flint_store.legs import LegStart
 
 __all__ = ["Acceptor", "NewStart"]
@@ -56,6 +58,7 @@ class NewStart:
     input: bytes
     parent: Parent | None = None
     hints: QueueHints | None = None
+    counted: bool = False  # whether a quota of its namespace may refuse it
 
 
 @dataclass(slots=True)
@@ -92,6 +95,8 @@ class Acceptor(Lane[_Unit]):
         self._clock = clock
         self._shares = shares
         self._turn_of = 0
+        self.quotas: Callable[[], Mapping[str, Quota]] = dict
+        self.holds: Holds | None = None
 
     async def accept(self, starts: list[NewStart], watcher: str) -> list[Accepted]:
         """Store the starts; returns after the commit, one answer per start in order.
@@ -121,14 +126,15 @@ class Acceptor(Lane[_Unit]):
         claims = self._assign(batch) if owned else {}
         runs = [run for unit in batch for run in unit.runs]
         session = self._holdings.session if owned else None
+        quotas = self.quotas()
         try:
             try:
-                answers = await self._record.lane("accept", lambda c: accept_runs(c, runs, session))
+                answers = await self._record.lane("accept", lambda c: accept_runs(c, runs, session, quotas))
                 if answers is None:  # fenced: another replica took over; store them for whoever owns their shards
                     self._holdings.fenced(session)
                     self._unassign(claims, runs)
                     claims, session = {}, None
-                    answers = await self._record.lane("accept", lambda c: accept_runs(c, runs, None))
+                    answers = await self._record.lane("accept", lambda c: accept_runs(c, runs, None, quotas))
             except asyncio.CancelledError:
                 for unit in batch:
                     self._refuse(unit, RecordUnavailable("this scheduler stopped while the start was being stored"))
@@ -181,6 +187,7 @@ class Acceptor(Lane[_Unit]):
                         input=start.input,
                         parent=start.parent,
                         hints=start.hints,
+                        counted=start.counted,
                     )
                 )
                 at += 9
@@ -190,6 +197,8 @@ class Acceptor(Lane[_Unit]):
         claims: dict[bytes, str] = {}
         if self._queue.waits_for(DEFAULT_POOL) or not self._dispatcher.can_open():
             return claims
+        if self.holds is not None and self.holds.any:
+            return claims  # the queue knows which workflows are on hold
         generation = self._holdings.generation
         for unit in batch:
             for run in unit.runs:

@@ -19,10 +19,10 @@ from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.scheduling.v1 import (
     functions_pb2,
     functions_pb2_grpc,
-    namespaces_pb2,
-    namespaces_pb2_grpc,
     limits_pb2,
     limits_pb2_grpc,
+    namespaces_pb2,
+    namespaces_pb2_grpc,
     scheduling_pb2,
     scheduling_pb2_grpc,
 )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_core.queueing import DEFAULT_POOL, URGENT, Placement, QueueHints
+from flint_store.branches import BRANCH_REQUEST_PREFIX
 
 if TYPE_CHECKING:
     from flint_store.legs import LegStart, RunRow
@@ -101,6 +102,11 @@ class RunCard:
     def has_mail(self) -> bool:
         """Whether something waits in its inbox, as far as is known here. If it is wrong one leg opens for nothing."""
         return bool(self.mail) or self.more_mail
+
+    @property
+    def is_branch(self) -> bool:
+        """Whether it executes branches of another run's fork."""
+        return self.request_id.startswith(BRANCH_REQUEST_PREFIX)
 
     @property
     def place(self) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from flint_core.ids import run_id_text
 from flint_core.problems import Problem, ProblemType
 from flint_ops.config import LimitSettings
 from flint_ops.logging import get_logger
+from flint_rpc.errors import Refused
 from flint_scheduler.accept import Acceptor, NewStart
 from flint_scheduler.answers import child_refused, child_started
 from flint_scheduler.lane import LaneClosed
@@ -45,7 +46,7 @@ log = get_logger(__name__)
 
 _PREFIX: Final = "~await/"  # clients cannot use it and do not see it
 _REASON: Final = b"the run that started it does not wait for it any more"
-_ENDED: Final = runs_pb2.Run.STATE_SUCCEEDED
+_ENDED: Final = (runs_pb2.Run.STATE_SUCCEEDED, runs_pb2.Run.STATE_FAILED, runs_pb2.Run.STATE_CANCELLED)
 
 
 class _Refusal(Exception):
@@ -166,6 +167,8 @@ class ChildRuns:
             )
         except (NamespaceNotFound, WorkflowNotFound, VersionInvalid) as error:
             raise _refused(row, ProblemType.CONFIGURATION, 404, "Workflow not found", str(error)) from error
+        except Refused as error:
+            raise _refused(row, ProblemType.CONFIGURATION, 400, "Run refused", error.message) from error
         detached = bool(request.get("detached"))
         parent = Parent(row.run_id, row.key, not detached, facts.depth + 1, facts.root, self._limits.tree_runs)
         return _Start(row, detached, replace(start, parent=parent))
@@ -191,14 +194,14 @@ class ChildRuns:
         found = await self._record.read(lambda c: find_children(c, names)) if names else {}
         running: dict[str, list[bytes]] = {}
         for (namespace, _), child in found.items():
-            if child.state < _ENDED:
+            if child.state not in _ENDED:
                 running.setdefault(namespace, []).append(child.run_id)
         for namespace, run_ids in running.items():
             cancel = partial(
                 put_inbox, namespace=namespace, run_ids=run_ids, kind="cancel", key="cancel", payload=_REASON
             )
             told = await self._record.read(cancel)
-            nudge_inboxes(self._bus, [Target(r, group) for r, (group, state) in told.items() if state < _ENDED])
+            nudge_inboxes(self._bus, [Target(r, group) for r, (group, state) in told.items() if state not in _ENDED])
         return ()
 
 

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -39,7 +39,7 @@ from flint_store.awaits import AwaitRow, NewMessage, Target, put_messages, settl
 from flint_store.engine import transaction
 from flint_store.events import EventRow, Shape, Subscription
 
-__all__ = ["Arrival", "EventDelivery", "event_number"]
+__all__ = ["Arrival", "EventDelivery", "SignalListener", "event_number"]
 
 log = get_logger(__name__)
 
@@ -72,6 +72,16 @@ class _Waiting(NamedTuple):
     since: datetime
 
 
+class SignalListener(Protocol):
+    """Who offers signals to runs that listen. Raises RecordUnavailable."""
+
+    async def opened(self, rows: Sequence[AwaitRow]) -> None:
+        """These awaits of kind EVENTS are open."""
+
+    async def closed(self, rows: Sequence[AwaitRow]) -> None:
+        """These are over."""
+
+
 class EventDelivery:
     """Serves awaits of kind EVENTS (`flint_scheduler.awaits.Handler`), and matches what the event desk stored."""
 
@@ -83,6 +93,7 @@ class EventDelivery:
         self._book = ShapeBook()
         self._queue: deque[Arrival] = deque()
         self._wake = asyncio.Event()
+        self.signals: SignalListener | None = None
 
     def arrived(self, arrivals: Iterable[Arrival]) -> None:
         """Events were stored: hand them to those who listen."""
@@ -203,6 +214,8 @@ class EventDelivery:
 
     async def opened(self, rows: Sequence[AwaitRow]) -> Iterable[AwaitRow]:
         """Subscribe, then look at the events received since the awaits were opened."""
+        if self.signals is not None:
+            await self.signals.opened(rows)
         filters: dict[tuple[bytes, str], list[Filter]] = {}
         for row in rows:
             filters[row.run_id, row.key] = split_filters(row.namespace, orjson.loads(row.request))
@@ -309,6 +322,8 @@ class EventDelivery:
     async def closed(self, rows: Sequence[AwaitRow]) -> Iterable[AwaitRow]:
         """Unsubscribe."""
         await self._record.lane(_LANE, lambda c: store.remove_subscriptions(c, rows))
+        if self.signals is not None:
+            await self.signals.closed(rows)
         return ()
 
 

@@ -15,7 +15,7 @@ from flint_rpc.server import Service
 from flint_scheduler.announce import Announcer
 from flint_scheduler.approvals import ApprovalDesk
 from flint_scheduler.awaits import Agent
-from flint_scheduler.event_delivery import EventDelivery
+from flint_scheduler.event_delivery import EventDelivery, SignalListener
 from flint_scheduler.event_servicer import EventStoreServicer
 from flint_scheduler.events import EventDesk
 from flint_scheduler.lifecycle_events import LifecycleFeed
@@ -54,6 +54,14 @@ class Eventing:
                 self._approvals,
             ),
         ]
+
+    async def store(self, request: events_pb2.StoreEventsRequest) -> events_pb2.StoreEventsResponse:
+        """Store events and hand them to those who listen. Raises `Refused`."""
+        return await self._desk.store(request)
+
+    def hear_signals(self, signals: SignalListener) -> None:
+        """Signals are offered to runs that listen, too."""
+        self._delivery.signals = signals
 
     async def open(self) -> None:
         """Begin to hear workers and gateways."""

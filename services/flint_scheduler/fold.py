@@ -50,6 +50,7 @@ from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.shares import Shares
 from flint_store.await_changes import AwaitChanges
 from flint_store.awaits import Target
+from flint_store.control_changes import FailedRun
 from flint_store.fence import Fenced, OwnerSession
 from flint_store.fold import ROW_DIFFERS, fold_runs
 from flint_store.permit_changes import PermitChange
@@ -116,6 +117,7 @@ class Folder(Lane[Reading | Command]):
         self._announcer = announcer
         self._leg_losses = leg_losses
         self._shares = shares
+        self.level_named: Callable[[str, str], int | None] = lambda namespace, name: None
         self._room = asyncio.Event()
         self._room.set()
         self._urgent = asyncio.Event()
@@ -128,10 +130,12 @@ class Folder(Lane[Reading | Command]):
         self.on_mail: Callable[[list[bytes]], None] = lambda run_ids: None
         self.on_awaits: Callable[[list[bytes]], None] = lambda run_ids: None
         self.on_answered: Callable[[list[Target]], None] = lambda targets: None
+        self.on_branches: Callable[[list[Target]], None] = lambda targets: None
         self.on_cancel: Callable[[RunCard], None] = lambda card: None
         self.on_drop: Callable[[bytes, str, bytes], None] = lambda run_id, claimant, nonce: None
         self.on_paused: Callable[[RunCard], None] = lambda card: None
-        self.on_failed: Callable[[RunCard], None] = lambda card: None
+        self.counts_failures: Callable[[str, str], bool] = lambda namespace, workflow_id: False
+        self.on_failures: Callable[[], None] = lambda: None
         self.on_permits: Callable[[list[tuple[RunCard, PermitChange]]], None] = lambda changes: None
         self.on_ended: Callable[[str], None] = lambda request_id: None
         self.reload: Callable[[set[int]], Awaitable[None]] | None = None
@@ -269,6 +273,7 @@ class Folder(Lane[Reading | Command]):
             return
         if draft is None:
             draft = drafts[card.run_id] = draft_of(card, self._holdings.generation)
+            draft.level_named = self.level_named
         if verdict is Verdict.SEAL:
             seal(draft, sequence, self._leg_losses)
         elif accept(draft, entry) == "yielded" and card.claimant is not None:
@@ -300,6 +305,8 @@ class Folder(Lane[Reading | Command]):
 
     async def _store(self, drafts: list[Draft], session: OwnerSession) -> None:
         """Commit; on a value that PostgreSQL refuses, halve until the one run is found and fail that one only."""
+        for draft in drafts:
+            self._note_failure(draft)
         folds = [fold_of(d, self._holdings.group_count) for d in drafts]
         entries = [e for d in drafts for e in d.entries]
         try:
@@ -321,9 +328,18 @@ class Folder(Lane[Reading | Command]):
         changes = [f.awaits for f in folds if f.awaits is not None]
         if changes:
             self._awaits_changed(changes)
+            if any(c.failed is not None for c in changes):
+                self.on_failures()
         permits = [(d.card, f.permits) for d, f in zip(drafts, folds, strict=True) if f.permits is not None]
         if permits:
             self.on_permits(permits)
+
+    def _note_failure(self, draft: Draft) -> None:
+        """Failures that a policy of the workflow counts are noted by the same commit."""
+        card = draft.card
+        failed = draft.ending is not None and draft.ending.state == _RUN.STATE_FAILED
+        if failed and self.counts_failures(card.namespace, card.workflow_id):
+            draft.changes().failed = FailedRun(card.workflow_id, card.change + 1)
 
     async def _store_refused(self, draft: Draft, refusal: DBAPIError, session: OwnerSession) -> None:
         card, why = draft.card, str(refusal.orig)
@@ -386,6 +402,8 @@ class Folder(Lane[Reading | Command]):
             self.on_paused(card)
             return
         if draft.closed:
+            if draft.placement is not None:
+                card.placement = draft.placed
             if draft.generation == self._holdings.generation:
                 card.expected_sequence = draft.expected_sequence
             card.start = None
@@ -423,6 +441,9 @@ class Folder(Lane[Reading | Command]):
         parents = [Target(c.parent.run_id, c.parent.group) for c in changes if c.parent is not None]
         if parents:
             self.on_answered(parents)
+        branches = [c.branch_of for c in changes if c.branch_of is not None]
+        if branches:
+            self.on_branches(branches)
 
     def _advance(self) -> None:
         now = asyncio.get_running_loop().time()

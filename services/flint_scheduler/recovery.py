@@ -49,6 +49,7 @@ class Recovery:
         self._fleet = fleet
         self._readers = readers
         self._begin_deadline_s = begin_deadline_s
+        self.cancel_grace_ms = 0  # of cancels that name none
         self._ended: dict[str, bool] = {}  # incarnation → whether it left in order
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -198,12 +199,15 @@ class Recovery:
         """Tell the worker that its leg's run is cancelled. When the message is lost, the leg's own end notices."""
         if card.claimant is not None and card.nonce is not None:
             card.cancel_sent_at = asyncio.get_running_loop().time()
-            self.cancel_nonce(card.run_id, card.claimant, card.nonce)
+            grace_ms = card.cancel_grace_ms if card.cancel_grace_ms >= 0 else self.cancel_grace_ms
+            self.cancel_nonce(card.run_id, card.claimant, card.nonce, grace_ms)
 
-    def cancel_nonce(self, run_id: bytes, claimant: str, nonce: bytes) -> None:
+    def cancel_nonce(self, run_id: bytes, claimant: str, nonce: bytes, grace_ms: int = 0) -> None:
         """The same for a leg that is closed here already."""
         request = dispatch_pb2.ControlRequest(
-            cancel=dispatch_pb2.CancelLegs(legs=[dispatch_pb2.LegRef(run_id=run_id, leg_nonce=nonce)])
+            cancel=dispatch_pb2.CancelLegs(
+                legs=[dispatch_pb2.LegRef(run_id=run_id, leg_nonce=nonce)], grace_ms=grace_ms
+            )
         )
         self._spawn(self._send_cancel(claimant, request))
 

@@ -18,10 +18,12 @@ from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2 as pb
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2_grpc
 from flint_ops.config import Settings
 from flint_rpc.errors import ErrorReason, Refused, component_unavailable, field_invalid, status_proto
-from flint_scheduler.accept import Acceptor, NewStart
+from flint_scheduler.accept import ENDED, Acceptor, NewStart
 from flint_scheduler.cards import Phase, RunBook
+from flint_scheduler.control.wishes import cancel_payload
 from flint_scheduler.holdings import Holdings
 from flint_scheduler.lane import LaneClosed
+from flint_scheduler.namespaces import NamespaceDesk
 from flint_scheduler.reading import Reading
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
@@ -52,6 +54,7 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
         book: RunBook,
         queue: ReadyQueue,
         bus: Bus,
+        namespaces: NamespaceDesk,
     ) -> None:
         super().__init__(
             engine,
@@ -67,6 +70,7 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
         self._book = book
         self._queue = queue
         self._bus = bus
+        self._namespaces = namespaces
         self._limit = settings.scheduler.queue_limit
 
     async def AcceptRuns(self, request: pb.AcceptRunsRequest, context: Context) -> pb.AcceptRunsResponse:
@@ -97,26 +101,51 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
             except LaneClosed as error:
                 raise component_unavailable("this scheduler", "it is stopping") from error
             for place, accepted, answer in zip(places, starts, answers, strict=True):
-                _fill(results[place], accepted, answer)
+                if answer.refused:
+                    results[place].error.CopyFrom(status_proto(self._over_quota(accepted.namespace, answer.refused)))
+                else:
+                    _fill(results[place], accepted, answer)
         return pb.AcceptRunsResponse(results=results)
+
+    def _over_quota(self, namespace: str, which: str) -> Refused:
+        quota = self._namespaces.quotas.get(namespace)
+        retry_s = 1.0
+        if quota is None:
+            message = f"a quota of namespace {namespace} is used up"
+        elif which == "rate" and quota.rate:
+            message = f"namespace {namespace} may make {quota.rate:g} starts per second (starts_per_second)"
+            retry_s = min(60.0, max(0.05, 1 / quota.rate))
+        else:
+            message = f"{quota.queued} runs of namespace {namespace} wait for a slot already (max_queued)"
+        return Refused(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            ErrorReason.ERROR_REASON_QUOTA_EXCEEDED,
+            f"{message}; try again later",
+            retry_after_s=retry_s,
+            metadata={"quota": "starts_per_second" if which == "rate" else "max_queued"},
+            quota=f"namespaces/{namespace}",
+        )
 
     async def _resolve(self, start: pb.Start) -> NewStart:
         with store_refusals():
-            return await resolve_start(self._cache, start)
+            resolved = await resolve_start(self._cache, start, self._namespaces.level_named)
+        resolved.counted = start.namespace in self._namespaces.quotas
+        return resolved
 
     async def CancelRuns(self, request: pb.CancelRunsRequest, context: Context) -> pb.CancelRunsResponse:
         """Store a cancel in each run's inbox, then nudge the owners."""
         if not 1 <= len(request.run_ids) <= self._settings.limits.batch_size:
             raise field_invalid(("run_ids", f"must hold 1 to {self._settings.limits.batch_size} ids"))
+        wish = cancel_payload(request.reason, request.grace_ms if request.HasField("grace_ms") else -1)
         try:
             known = await self._record.read(
-                lambda c: put_inbox(c, request.namespace, request.run_ids, "cancel", "cancel", request.reason.encode())
+                lambda c: put_inbox(c, request.namespace, request.run_ids, "cancel", "cancel", wish)
             )
         except RecordUnavailable as error:
             raise component_unavailable("PostgreSQL", str(error)) from error
         nudges: dict[int, list[bytes]] = {}
         for run_id, (group, state) in known.items():
-            if state < runs_pb2.Run.STATE_SUCCEEDED:
+            if state not in ENDED:
                 nudges.setdefault(group, []).append(run_id)
         for group, run_ids in nudges.items():
             # Fire and forget: the owner's sweep finds the rows too.
@@ -139,7 +168,7 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
         run = runs.get(str(UUID(bytes=run_id)))
         if run is None or run_id not in known:
             return pb.CancelResult()
-        return pb.CancelResult(run=run, stored=known[run_id][1] < runs_pb2.Run.STATE_SUCCEEDED)
+        return pb.CancelResult(run=run, stored=known[run_id][1] not in ENDED)
 
     async def DescribeOwner(self, request: pb.DescribeOwnerRequest, context: Context) -> pb.DescribeOwnerResponse:
         """What this replica owns now."""

@@ -13,7 +13,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from flint_core.effects import REFUSED_PREFIX, Await, AwaitKind, Call, CancelEffect, Timer, TimerKind
+from flint_core.effects import (
+    REFUSED_PREFIX,
+    SIGNAL_PREFIX,
+    Await,
+    AwaitKind,
+    Call,
+    CancelEffect,
+    Move,
+    Timer,
+    TimerKind,
+)
+from flint_core.engine.branching import JOINED, ended_by_branch
 from flint_core.engine.compensating import COMPENSATING, note_of, with_failure
 from flint_core.engine.dataflow import Fault, MachineLimits, RunFacts, Suspended
 from flint_core.engine.frames import Frame, Phase, Strand
@@ -64,6 +75,11 @@ class Kernel(Room):
         self.end: End | None = None
         self.ending: End | None = None  # how the run is going to end, once its compensations have run
         self.watched = False  # whether the timer of the whole run is set
+        self.reset = facts.reset  # the reset generation
+        self.place: tuple[str, ...] | None = None  # pool, region and level of the steps now; None: the run's own
+        self.taken: list[str] = []  # keys of signals that a `listen` took, for the driver
+        self.branch: dict[str, Any] | None = None  # of a branch run: what it was begun with
+        self.entry: Frame | None = None  # of a branch run: the fork whose branches it executes
 
     # --- strands and frames
 
@@ -143,7 +159,21 @@ class Kernel(Room):
         """Ask for the call that the frame describes."""
         frame.effect = self.effect_id()
         self.owners[frame.effect] = (strand, frame)
-        self.outbox[frame.effect] = self.call_of(strand, frame)
+        if frame.plan.place is not self.place and frame.plan.place != self.place:
+            frame.moving = True
+            self.outbox[frame.effect] = self.move_of(frame)
+        else:
+            self.outbox[frame.effect] = self.call_of(strand, frame)
+
+    def move_of(self, frame: Frame) -> Move:
+        """Where the frame's call is to be executed; the same after a restore."""
+        return Move(frame.effect, frame.plan.pointer, *(frame.plan.place or ()))
+
+    def arrive(self, strand: Strand, frame: Frame) -> None:
+        """The leg is where the frame's call is to be executed: ask for the call."""
+        frame.moving = False
+        self.place = frame.plan.place
+        self.emit_call(strand, frame)
 
     def call_of(self, strand: Strand, frame: Frame) -> Call:
         """The call that the frame waits for; the same after a restore."""
@@ -157,7 +187,7 @@ class Kernel(Room):
             plan.function,
             frame.args,
             self.step_key(frame),
-            self._deadline_of(strand),
+            self.deadline_of(strand),
             plan.arguments is None or plan.arguments.deferred,
             *((frame.keys[1], frame.keys[2]) if frame.keys else ()),
         )
@@ -170,7 +200,16 @@ class Kernel(Room):
         if frame.keys and frame.keys[0]:
             key: str = frame.keys[0]
             return key
-        return f"{self.facts.run_id}/{self.facts.reset}{frame.plan.pointer}/{frame.iteration}"
+        return f"{self.key_prefix()}{frame.plan.pointer}/{frame.iteration}"
+
+    def key_prefix(self) -> str:
+        """What the idempotency keys of all steps begin with."""
+        return f"{self.facts.run_id}/{self.reset}"
+
+    def take_signal(self, key: str) -> None:
+        """A `listen` took what came under this key: if it is a signal, nobody else gets it."""
+        if key.startswith(SIGNAL_PREFIX):
+            self.taken.append(key)
 
     def emit_await(self, strand: Strand, frame: Frame, request: dict[str, Any]) -> None:
         """Wait for what the frame's task waits for; what comes is put into `frame.mail` and wakes the strand."""
@@ -183,7 +222,7 @@ class Kernel(Room):
     def await_of(self, frame: Frame) -> Await:
         """The await that the frame has open; the same after a restore."""
         plan = frame.plan
-        kind = AwaitKind(plan.awaits)
+        kind = AwaitKind(plan.awaits or AwaitKind.BRANCHES)
         return Await(frame.effect, kind, plan.pointer, plan.name, frame.iteration, frame.attempt, frame.args)
 
     def end_await(self, frame: Frame) -> None:
@@ -214,12 +253,12 @@ class Kernel(Room):
                     self.close(strand, StepState.CANCELLED, None)
                 self.fault(strand, problem)
 
-    def _deadline_of(self, strand: Strand) -> int | None:
+    def deadline_of(self, strand: Strand) -> int | None:
         """When the first timeout around the strand's top task passes: its own, or one of a task or attempt around it.
 
         A branch is enclosed by the tasks around its fork. All of these are fixed before the task begins.
         """
-        earliest: int | None = None
+        earliest: int | None = None if self.branch is None else self.branch["deadline"]
         while True:
             for frame in strand.stack:
                 if frame.deadline and (earliest is None or frame.deadline_until < earliest):
@@ -271,7 +310,7 @@ class Kernel(Room):
             strand.stack[-1].flow, flow = flow, CONTINUE  # what comes after an extended task waits for its extension
         kind = flow.kind
         if kind is FlowKind.END or kind == FlowKind.END:
-            self._end_run(strand, frame.value)
+            self.end_run(strand, frame.value)
         elif strand.stack:
             parent = strand.stack[-1]
             parent.value, parent.size = frame.value, frame.size
@@ -308,7 +347,7 @@ class Kernel(Room):
         if strand.stack and strand.stack[-1].used < frame.used:
             strand.stack[-1].used = frame.used
         plan = frame.plan
-        if plan.index == 0 or plan.kind == "iteration":
+        if plan.index == 0 or plan.kind == "iteration" or frame is self.entry:
             return
         if state is StepState.SUCCEEDED and plan.keep:
             self.keep_output(plan.index, frame.value, frame.size)
@@ -389,7 +428,10 @@ class Kernel(Room):
             fork.value, fork.size = results, -1
         fork.items = None
         self.hold(fork, 0)
-        fork.phase = fork.plan.after_body
+        if fork is self.entry:
+            fork.station = JOINED
+        else:
+            fork.phase = fork.plan.after_body
         self.wake(parent)
 
     # --- faults
@@ -446,7 +488,7 @@ class Kernel(Room):
 
         It has an id of its own and is no part of the state: a run that began under another limit goes on all the same.
         """
-        if self.limits.run_ms and self.end is None and self.ending is None:
+        if self.limits.run_ms and self.end is None and self.ending is None and self.branch is None:
             self.watched = True
             self.outbox[RUN_TIMER] = self.run_timer()
 
@@ -462,7 +504,7 @@ class Kernel(Room):
             detail = "The run did not end within the time that the operator allows a run (limits.run_s)."
             self.finish(Failed(Problem(ProblemType.TIMEOUT, 408, "Timed out", detail, "/")))
 
-    def _end_run(self, strand: Strand, value: Any) -> None:
+    def end_run(self, strand: Strand, value: Any) -> None:
         """`then: end`: everything else stops; the value becomes the workflow's output."""
         root = self.strands[0]
         if self.ending is not None:  # in a compensation it ends that alone
@@ -472,6 +514,9 @@ class Kernel(Room):
             return
         while len(strand.stack) > (1 if strand is root else 0):
             self.close(strand, StepState.SUCCEEDED, None)
+        if self.branch is not None:
+            self.finish(Succeeded(ended_by_branch(value)))
+            return
         while len(root.stack) > 1:
             root.stack[-1].value, root.stack[-1].size = value, -1
             state = StepState.SUCCEEDED

@@ -139,6 +139,8 @@ def _matched(kernel: Kernel, frame: Frame, plan: ListenPlan, place: int, correla
             notes["open"].remove(place)
         frame.station = _CONSUME
         return
+    assert frame.mail is not None  # noqa: S101 - it is being looked at
+    kernel.take_signal(frame.mail[0][0])
     if "ends" in notes:
         notes["ends"].remove(place)
         if notes["ends"]:
@@ -148,6 +150,8 @@ def _matched(kernel: Kernel, frame: Frame, plan: ListenPlan, place: int, correla
 
 
 def _consume(kernel: Kernel, strand: Strand, frame: Frame, plan: ListenPlan) -> None:
+    assert frame.mail is not None  # noqa: S101 - it is being looked at
+    kernel.take_signal(frame.mail[0][0])
     frame.value, frame.size = read_event(_event(frame), plan.read), -1
     if not plan.iterates:
         frame.station = _GATHER

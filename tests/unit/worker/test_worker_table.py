@@ -44,7 +44,7 @@ class FakeLeg:
     def give_up(self) -> None:
         self.gave_up = True
 
-    def request_cancel(self) -> None:
+    def request_cancel(self, grace_ms: int = 0) -> None:
         self.cancelled = True
 
     def deliver(self, messages: Sequence[dispatch_pb2.InboxMessage]) -> None:

@@ -140,6 +140,8 @@ class AwaitOpened(_message.Message):
         """A person's decision."""
         KIND_RUN: AwaitOpened._Kind.ValueType  # 3
         """The end of another run, which is to be started."""
+        KIND_BRANCHES: AwaitOpened._Kind.ValueType  # 4
+        """The branches of a wide fork, which are to be executed in runs of their own."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
         """What is waited for."""
@@ -152,6 +154,8 @@ class AwaitOpened(_message.Message):
     """A person's decision."""
     KIND_RUN: AwaitOpened.Kind.ValueType  # 3
     """The end of another run, which is to be started."""
+    KIND_BRANCHES: AwaitOpened.Kind.ValueType  # 4
+    """The branches of a wide fork, which are to be executed in runs of their own."""
 
     KEY_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int

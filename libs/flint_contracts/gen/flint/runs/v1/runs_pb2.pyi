@@ -95,6 +95,7 @@ class Run(_message.Message):
     REGION_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
+    BRANCHES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name: namespaces/{namespace}/runs/{run}; {run} is a UUID."""
     workflow: _builtins.str
@@ -159,6 +160,10 @@ class Run(_message.Message):
     def deadline(self) -> _timestamp_pb2.Timestamp:
         """When it should have ended; unset means that nobody said."""
 
+    @_builtins.property
+    def branches(self) -> Global___BranchRange:
+        """Set for a branch run: a run within another one, which executes a range of the branches of a wide fork."""
+
     def __init__(
         self,
         *,
@@ -186,14 +191,49 @@ class Run(_message.Message):
         region: _builtins.str = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
         waiting_for: _builtins.str = ...,
+        branches: Global___BranchRange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "schedule_time", b"schedule_time", "start_time", b"start_time", "wake_time", b"wake_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "schedule_time", b"schedule_time", "start_time", b"start_time", "wake_time", b"wake_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "change", b"change", "create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "input", b"input", "leg", b"leg", "level", b"level", "name", b"name", "output", b"output", "pool", b"pool", "position", b"position", "region", b"region", "request_id", b"request_id", "reset", b"reset", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "waiting_for", b"waiting_for", "wake_time", b"wake_time", "worker", b"worker", "workflow", b"workflow"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches", b"branches", "cancel_requested", b"cancel_requested", "change", b"change", "create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "input", b"input", "leg", b"leg", "level", b"level", "name", b"name", "output", b"output", "pool", b"pool", "position", b"position", "region", b"region", "request_id", b"request_id", "reset", b"reset", "schedule_time", b"schedule_time", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "waiting_for", b"waiting_for", "wake_time", b"wake_time", "worker", b"worker", "workflow", b"workflow"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class BranchRange(_message.Message):
+    """Which branches of a fork, or iterations of a loop, a branch run executes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    FORK_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """The run that came to the fork: namespaces/{namespace}/runs/{run}."""
+    first: _builtins.int
+    """The first of them, from 0."""
+    count: _builtins.int
+    """How many."""
+    fork: _builtins.str
+    """Names the fork within the run: branch runs of one fork have the same."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        first: _builtins.int = ...,
+        count: _builtins.int = ...,
+        fork: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first", b"first", "fork", b"fork", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BranchRange: _TypeAlias = BranchRange  # noqa: Y015
 
 @_typing.final
 class Problem(_message.Message):
@@ -738,6 +778,7 @@ class ListRunsRequest(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     CREATED_AFTER_FIELD_NUMBER: _builtins.int
     CREATED_BEFORE_FIELD_NUMBER: _builtins.int
+    BRANCHES_OF_FIELD_NUMBER: _builtins.int
     parent: _builtins.str
     """namespaces/{namespace}. Required."""
     page_size: _builtins.int
@@ -746,6 +787,8 @@ class ListRunsRequest(_message.Message):
     """next_page_token of the page before, with the same filters."""
     workflow_id: _builtins.str
     """Only runs of this workflow; empty means all."""
+    branches_of: _builtins.str
+    """Only the branch runs of this run: namespaces/{namespace}/runs/{run}. Other lists leave branch runs out."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[Global___Run.State.ValueType]:
         """Only runs in one of these states; empty means all."""
@@ -768,10 +811,11 @@ class ListRunsRequest(_message.Message):
         states: _abc.Iterable[Global___Run.State.ValueType] | None = ...,
         created_after: _timestamp_pb2.Timestamp | None = ...,
         created_before: _timestamp_pb2.Timestamp | None = ...,
+        branches_of: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "states", b"states", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branches_of", b"branches_of", "created_after", b"created_after", "created_before", b"created_before", "page_size", b"page_size", "page_token", b"page_token", "parent", b"parent", "states", b"states", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

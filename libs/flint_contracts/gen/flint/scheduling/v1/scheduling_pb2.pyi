@@ -370,6 +370,7 @@ class ListRunsRequest(_message.Message):
     STATES_FIELD_NUMBER: _builtins.int
     CREATED_AFTER_FIELD_NUMBER: _builtins.int
     CREATED_BEFORE_FIELD_NUMBER: _builtins.int
+    BRANCHES_OF_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace id."""
     limit: _builtins.int
@@ -378,6 +379,8 @@ class ListRunsRequest(_message.Message):
     """Only runs whose id is lower than this one (16 bytes); empty begins at the newest."""
     workflow_id: _builtins.str
     """Only this workflow; empty means all."""
+    branches_of: _builtins.bytes
+    """Only the branch runs of this run, 16 bytes; empty: none of any run."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_runs_pb2.Run.State.ValueType]:
         """Only these states; empty means all."""
@@ -400,10 +403,11 @@ class ListRunsRequest(_message.Message):
         states: _abc.Iterable[_runs_pb2.Run.State.ValueType] | None = ...,
         created_after: _timestamp_pb2.Timestamp | None = ...,
         created_before: _timestamp_pb2.Timestamp | None = ...,
+        branches_of: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_after", b"created_after", "created_before", b"created_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_id", b"before_id", "created_after", b"created_after", "created_before", b"created_before", "limit", b"limit", "namespace", b"namespace", "states", b"states", "workflow_id", b"workflow_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before_id", b"before_id", "branches_of", b"branches_of", "created_after", b"created_after", "created_before", b"created_before", "limit", b"limit", "namespace", b"namespace", "states", b"states", "workflow_id", b"workflow_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""Run control: commands for runs, resets, signals, jobs over many runs, workflows on hold, escalation."""
