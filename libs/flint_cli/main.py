@@ -20,6 +20,7 @@ from flint_cli.commands import (
     limits,
     lint,
     migrate,
+    namespaces,
     run,
     runs,
     schedules,
@@ -72,6 +73,9 @@ app.add_typer(schedules.app)
 app.add_typer(workers.app)
 app.add_typer(functions.app)
 app.add_typer(limits.app)
+app.add_typer(namespaces.app)
+app.add_typer(namespaces.levels)
+app.command("queue")(namespaces.queue)
 app.add_typer(keys.app)
 app.command("lint")(lint.lint)
 app.command("schema")(schema.schema)

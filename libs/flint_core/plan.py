@@ -286,6 +286,7 @@ class TaskPlan:
         "parallel",
         "parameters",
         "places",
+        "place",
         "pointer",
         "resolved",
         "scope",
@@ -342,6 +343,7 @@ class TaskPlan:
         self.detached = task.detached
         self.discards = task.discards
         inner = places.arguments if task.parameters is None else places.arguments - set(task.locals)
+        self.place = task.place
         self.arguments = _binding(task.arguments, inner)
         self.parameters = _binding(task.parameters, places.body)
         self.resolved = Schema(FUNCTIONS[task.function].resolved) if self.awaits == AwaitKind.APPROVAL else None

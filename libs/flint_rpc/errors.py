@@ -48,7 +48,8 @@ class FieldViolation(NamedTuple):
 class Refused(Exception):
     """An RPC's refusal. `code` and `reason` are for programs, `message` (one or two sentences) for people.
 
-    `retry_after_s` becomes RetryInfo, `field_violations` BadRequest, `metadata` ErrorInfo's metadata (no secrets, no
+    `retry_after_s` becomes RetryInfo, `quota` (whose quota, such as namespaces/default) QuotaFailure with the message,
+    `field_violations` BadRequest, `metadata` ErrorInfo's metadata (no secrets, no
     payloads: it goes to the caller and into logs).
     """
 
@@ -61,6 +62,7 @@ class Refused(Exception):
         field_violations: Sequence[FieldViolation] = (),
         retry_after_s: float | None = None,
         metadata: Mapping[str, str] | None = None,
+        quota: str = "",
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -69,6 +71,7 @@ class Refused(Exception):
         self.field_violations = tuple(field_violations)
         self.retry_after_s = retry_after_s
         self.metadata = dict(metadata or {})
+        self.quota = quota
 
     @property
     def reason_name(self) -> str:
@@ -117,6 +120,10 @@ def status_proto(error: Refused) -> status_pb2.Status:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromMilliseconds(max(0, round(error.retry_after_s * 1000)))
         status.details.add().Pack(retry)
+    if error.quota:
+        failure = error_details_pb2.QuotaFailure()
+        failure.violations.add(subject=error.quota, description=error.message)
+        status.details.add().Pack(failure)
     return status
 
 
@@ -127,6 +134,7 @@ def from_status_proto(status: status_pb2.Status) -> Refused:
     violations: list[FieldViolation] = []
     retry_after_s: float | None = None
     metadata: dict[str, str] = {}
+    quota = ""
     for detail in status.details:
         if (info := _unpack(detail, error_details_pb2.ErrorInfo)) is not None and info.domain == DOMAIN:
             reason = _reason_of(code, info.reason)
@@ -135,8 +143,16 @@ def from_status_proto(status: status_pb2.Status) -> Refused:
             violations += [FieldViolation(entry.field, entry.description) for entry in bad.field_violations]
         elif (retry := _unpack(detail, error_details_pb2.RetryInfo)) is not None:
             retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
+        elif (failure := _unpack(detail, error_details_pb2.QuotaFailure)) is not None and failure.violations:
+            quota = failure.violations[0].subject
     return Refused(
-        code, reason, status.message, field_violations=violations, retry_after_s=retry_after_s, metadata=metadata
+        code,
+        reason,
+        status.message,
+        field_violations=violations,
+        retry_after_s=retry_after_s,
+        metadata=metadata,
+        quota=quota,
     )
 
 

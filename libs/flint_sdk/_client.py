@@ -477,14 +477,14 @@ class AsyncFlint(AsyncControl):
         answer = await self._transport.call(lambda gateway: gateway.namespaces.UpdateNamespaceSettings, request)
         return settings_from(answer.settings)
 
-    async def set_level(self, name: str, level: int) -> NamespaceSettings:
+    async def name_level(self, name: str, level: int) -> NamespaceSettings:
         """Names a level of the namespace, 0 (most urgent) to 9."""
         request = namespaces_pb2.SetLevelRequest(name=f"{self._parent}/settings")
         request.level.name, request.level.level = name, level
         answer = await self._transport.call(lambda gateway: gateway.namespaces.SetLevel, request)
         return settings_from(answer.settings)
 
-    async def delete_level(self, name: str) -> NamespaceSettings:
+    async def forget_level(self, name: str) -> NamespaceSettings:
         """Forgets the name of a level; starts and definitions that use it are refused from then on."""
         request = namespaces_pb2.DeleteLevelRequest(name=f"{self._parent}/settings", level_name=name)
         answer = await self._transport.call(lambda gateway: gateway.namespaces.DeleteLevel, request)

@@ -33,10 +33,13 @@
     │   ├── ResetUnderWay
     │   ├── WorkflowInUse
     │   ├── LastAdminKey
+    │   ├── LevelUnknown              no level of this name
+    │   ├── QueueHintInvalid          a key that the input does not have
     │   ├── ApprovalDecided           by somebody else, or otherwise, before
     │   └── ApprovalClosed            its run waits for it no more
     ├── ResourceExhausted             .retry_after_s
     │   ├── QueueFull
+    │   ├── QuotaExceeded
     │   ├── TooManySignals            that the run did not take
     │   └── TooManyWatches
     ├── Unavailable                   .retry_after_s; nothing reachable until the deadline: the call may have happened
@@ -253,6 +256,18 @@ class QueueFull(ResourceExhausted):
     """A queue or quota is full."""
 
 
+class QuotaExceeded(ResourceExhausted):
+    """A quota of the namespace is used up; the message says which."""
+
+
+class LevelUnknown(FailedPrecondition):
+    """The namespace has no level of this name."""
+
+
+class QueueHintInvalid(FailedPrecondition):
+    """How the run should queue cannot be told from its input."""
+
+
 class TooManySignals(ResourceExhausted):
     """The run has too many signals that it did not take."""
 
@@ -333,6 +348,9 @@ _BY_REASON: Final[dict[str, type[FlintError]]] = {
     "CALENDAR_IN_USE": CalendarInUse,
     "INCARNATION_ENDED": FailedPrecondition,
     "QUEUE_FULL": QueueFull,
+    "QUOTA_EXCEEDED": QuotaExceeded,
+    "LEVEL_UNKNOWN": LevelUnknown,
+    "QUEUE_HINT_INVALID": QueueHintInvalid,
     "TOO_MANY_WATCHES": TooManyWatches,
     "COMPONENT_UNAVAILABLE": Unavailable,
     "PAGE_TOKEN_INVALID": PageTokenInvalid,

@@ -45,8 +45,16 @@ def start_request(start: StartRequest, parent: str) -> runs_pb2.StartRunRequest:
         input=payload,
         request_id=start.request_id or f"sdk-{os.urandom(16).hex()}",
     )
-    if start.level is not None:
+    if isinstance(start.level, str):
+        request.level_name = start.level
+    elif start.level is not None:
         request.level = start.level
+    request.pool, request.region = start.pool or "", start.region or ""
+    request.fairness_key = start.fairness_key or ""
+    if start.deadline is not None:
+        request.deadline.FromDatetime(start.deadline)
+    if start.not_before is not None:
+        request.not_before.FromDatetime(start.not_before)
     return request
 
 

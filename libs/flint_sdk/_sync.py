@@ -386,13 +386,13 @@ class Flint(SyncControl):
         """
         return self._thread.run(self._client.set_namespace(namespace, **changes))
 
-    def set_level(self, name: str, level: int) -> NamespaceSettings:
+    def name_level(self, name: str, level: int) -> NamespaceSettings:
         """Names a level of the namespace, 0 (most urgent) to 9."""
-        return self._thread.run(self._client.set_level(name, level))
+        return self._thread.run(self._client.name_level(name, level))
 
-    def delete_level(self, name: str) -> NamespaceSettings:
+    def forget_level(self, name: str) -> NamespaceSettings:
         """Forgets the name of a level; starts and definitions that use it are refused from then on."""
-        return self._thread.run(self._client.delete_level(name))
+        return self._thread.run(self._client.forget_level(name))
 
     def describe_queue(self) -> list[QueuedPool]:
         """What waits for slots in the whole cluster, by pool and region; at most some seconds old."""

@@ -7,7 +7,7 @@ are found by the owner's sweep.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import product
@@ -22,7 +22,7 @@ from flint_core.queueing import QueueHints
 from flint_store.arrays import bools, byteas, integers, texts, uuids
 from flint_store.fence import FENCE, OwnerSession
 
-__all__ = ["Accepted", "NewRun", "Parent", "accept_runs"]
+__all__ = ["Accepted", "NewRun", "Parent", "Quota", "accept_runs"]
 
 _QUEUED, _RUNNING, _CANCELLED = 1, 2, 6  # flint.runs.v1.Run.State
 
@@ -37,6 +37,15 @@ class Parent:
     depth: int  # of the child: runs above it
     root: bytes  # the run at the top of the tree
     tree_runs: int  # it starts only while the tree has fewer runs than this
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """How many runs of a namespace may be queued, and begin per second with so many at once. None: any number."""
+
+    queued: int | None
+    rate: float | None
+    burst: float
 
 
 @dataclass(slots=True)
@@ -57,6 +66,7 @@ class NewRun:
     generation: int = 0
     parent: Parent | None = None
     hints: QueueHints | None = None
+    counted: bool = False  # whether a quota of its namespace may refuse it
 
 
 @dataclass(slots=True, frozen=True)
@@ -64,7 +74,7 @@ class Accepted:
     """What one start became. `same_request` is False when the request id was used for other content.
 
     A child that nobody waits for any more is not stored: not created, and cancelled. Nor is one for which there is no
-    room in its tree (`tree_full`).
+    room in its tree (`tree_full`), nor a start that a quota of its namespace refused (`refused`: "queued" or "rate").
     """
 
     run_id: bytes
@@ -73,6 +83,7 @@ class Accepted:
     created_at: datetime
     state: int
     tree_full: bool = False
+    refused: str = ""
 
 
 _HINT_ARRAY = ", CAST(:hints AS bytea[])"
@@ -101,8 +112,8 @@ def _children(*, hints: bool) -> str:
 
 
 _WAITED_FOR = """
-    WHERE u.parent_run_id IS NULL
-       OR (EXISTS (SELECT 1 FROM waiting w WHERE w.run_id = u.parent_run_id AND w.key = u.await_key)
+    WHERE (u.parent_run_id IS NULL
+       OR EXISTS (SELECT 1 FROM waiting w WHERE w.run_id = u.parent_run_id AND w.key = u.await_key)
            AND EXISTS (SELECT 1 FROM trees t WHERE t.root = u.root AND t.below + u.place < t.most))"""
 
 
@@ -116,17 +127,42 @@ used AS (
     ON CONFLICT DO NOTHING)"""
 
 
-def _statement(*, owned: bool, children: bool, references: bool = False, hints: bool = False) -> TextClause:
+# Which starts go beyond a quota. A repeated one is none: it was counted the first time. Namespaces are asked in order,
+# so that no two statements wait for each other.
+_QUOTAS = """counted AS MATERIALIZED (
+    SELECT c.run_id, c.namespace_id, row_number() OVER (PARTITION BY c.namespace_id ORDER BY c.n) AS place
+    FROM unnest(CAST(:counted AS uuid[]), CAST(:counted_in AS text[]), CAST(:counted_as AS text[]))
+         WITH ORDINALITY AS c(run_id, namespace_id, request_id, n)
+    WHERE c.request_id IS NULL OR NOT EXISTS (
+        SELECT 1 FROM run r WHERE r.namespace_id = c.namespace_id AND r.request_id = c.request_id)),
+quotas AS MATERIALIZED (
+    SELECT q.namespace_id, a.admitted, a.by_queue FROM (
+        SELECT x.*, (SELECT count(*) FROM counted c WHERE c.namespace_id = x.namespace_id) AS wanted
+        FROM unnest(CAST(:quota_of AS text[]), CAST(:quota_queued AS bigint[]), CAST(:quota_rate AS float8[]),
+                    CAST(:quota_burst AS float8[])) AS x(namespace_id, queued, rate, burst)
+        ORDER BY x.namespace_id) q,
+    LATERAL admit_starts(q.namespace_id, q.wanted, q.queued, q.rate, q.burst) a),
+refused AS MATERIALIZED (
+    SELECT c.run_id, c.place > q.by_queue AS queued FROM counted c JOIN quotas q USING (namespace_id)
+    WHERE c.place > q.admitted),"""
+
+_ADMITTED = "NOT EXISTS (SELECT 1 FROM refused f WHERE f.run_id = u.run_id)"
+
+
+def _statement(
+    *, owned: bool, children: bool, references: bool = False, hints: bool = False, quotas: bool = False
+) -> TextClause:
     """An insert of starts.
 
     Owned: fenced by the owner's session, no row at all when it has ended; else the runs wait for their owner. With
     children: those whose await is closed are left out, and an await that is open stays so until the commit, so that
     whoever closes it finds the child; and those for which their tree has no room. Trees are counted one after another,
     so no two statements use the same room. With references: the large values that inputs name are noted as used. With
-    hints: what some of the runs ask of the queue is stored with them.
+    hints: what some of the runs ask of the queue is stored with them. With quotas: starts beyond them are left out.
     """
     return text(f"""
 WITH {f"fence AS MATERIALIZED ({FENCE})," if owned else ""} {_WAITING if children else ""}
+{_QUOTAS if quotas else ""}
 moment AS MATERIALIZED (SELECT clock_timestamp() AS at),
 inserted AS (
     INSERT INTO run (run_id, namespace_id, definition_id, group_id, state, level, request_id, request_hash, trace_id,
@@ -151,18 +187,19 @@ inserted AS (
            request_id, request_hash, trace_id, input, leg_nonce, claimant, leg_generation, created_ms
            {", hints" if hints else ""}
            {", parent_run_id, await_key, waits, depth, root, tree_runs, n, place" if children else ""})
-    {_WAITED_FOR if children else ""}
+    {_WAITED_FOR if children else ""} {("AND " if children else "WHERE ") + _ADMITTED if quotas else ""}
     ON CONFLICT (namespace_id, request_id) WHERE request_id IS NOT NULL DO NOTHING
     RETURNING run_id, namespace_id){_USED if references else ""}
 SELECT {"(SELECT count(*) FROM fence)" if owned else "1"} AS held, (SELECT count(*) FROM inserted) AS inserted,
        (SELECT at FROM moment) AS at
        {", (SELECT jsonb_object_agg(root, below) FROM trees) AS trees" if children else ""}
+       {", (SELECT jsonb_object_agg(run_id, queued) FROM refused) AS refused" if quotas else ""}
 """)
 
 
 _STATEMENTS = {
-    key: _statement(owned=key[0], children=key[1], references=key[2], hints=key[3])
-    for key in product((False, True), repeat=4)
+    key: _statement(owned=key[0], children=key[1], references=key[2], hints=key[3], quotas=key[4])
+    for key in product((False, True), repeat=5)
 }
 
 # What earlier starts with the same request ids became; unique index (namespace_id, request_id).
@@ -210,6 +247,24 @@ def _hints(runs: Sequence[NewRun]) -> dict[str, object]:
     return {"hints": byteas([r.hints.to_json() if r.hints is not None else None for r in runs])}
 
 
+def _quotas(runs: Sequence[NewRun], quotas: Mapping[str, Quota]) -> dict[str, object]:
+    """Empty when no run can be refused."""
+    counted = [r for r in runs if r.counted and r.namespace in quotas]
+    if not counted:
+        return {}
+    named = sorted({r.namespace for r in counted})
+    asked = [quotas[name] for name in named]
+    return {
+        "counted": uuids([r.run_id for r in counted]),
+        "counted_in": texts([r.namespace for r in counted]),
+        "counted_as": texts([r.request_id or None for r in counted]),
+        "quota_of": texts(named),
+        "quota_queued": texts([None if q.queued is None else str(q.queued) for q in asked]),
+        "quota_rate": texts([None if q.rate is None else repr(q.rate) for q in asked]),
+        "quota_burst": texts([repr(q.burst) for q in asked]),
+    }
+
+
 def _references(runs: Sequence[NewRun]) -> dict[str, object]:
     """Empty when no input holds a reference."""
     pairs = [
@@ -221,7 +276,10 @@ def _references(runs: Sequence[NewRun]) -> dict[str, object]:
 
 
 async def accept_runs(
-    connection: AsyncConnection, runs: Sequence[NewRun], session: OwnerSession | None
+    connection: AsyncConnection,
+    runs: Sequence[NewRun],
+    session: OwnerSession | None,
+    quotas: Mapping[str, Quota] | None = None,
 ) -> list[Accepted] | None:
     """Store the runs in one commit and tell what each became, in order.
 
@@ -235,8 +293,9 @@ async def accept_runs(
         parameters |= _parents(runs)
     references = _references(runs)
     hints = _hints(runs)
-    parameters |= references | hints
-    statement = _STATEMENTS[session is not None, parented, bool(references), bool(hints)]
+    asked = _quotas(runs, quotas) if quotas else {}
+    parameters |= references | hints | asked
+    statement = _STATEMENTS[session is not None, parented, bool(references), bool(hints), bool(asked)]
     if session is not None:
         row = (await connection.execute(statement, parameters | session.parameters())).one()
         if row.held == 0:
@@ -265,11 +324,15 @@ async def accept_runs(
     )
     stored = {(f.namespace_id, f.request_id): f for f in found}
     full = _without_room(runs, row.trees or {}) if parented else set()
+    refused: dict[str, bool] = (row.refused or {}) if asked else {}
     answers = []
     for run, mine in zip(runs, fresh, strict=True):
         first = stored.get((run.namespace, run.request_id)) if run.request_id else None
         if first is None and run.parent is not None:
             answers.append(Accepted(run.run_id, False, True, mine.created_at, _CANCELLED, run.run_id in full))
+        elif first is None and (queued := refused.get(str(UUID(bytes=run.run_id)))) is not None:
+            why = "queued" if queued else "rate"
+            answers.append(Accepted(run.run_id, False, True, mine.created_at, _CANCELLED, refused=why))
         elif first is None or first.run_id.bytes == run.run_id:
             answers.append(mine)
         else:

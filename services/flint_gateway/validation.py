@@ -28,6 +28,7 @@ OWN_REQUEST_ID = "~"
 """Prefix of request ids that the gateway made itself; clients may not use it."""
 
 _REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
+_LAST_SECOND = 253_402_300_800  # the year 10000
 _LONG_NUMBER = re.compile(rb"\d{19}")
 
 _label = lru_cache(4096)(is_label)
@@ -50,6 +51,8 @@ def make_start(
     level = request.level if request.HasField("level") else None  # the definition's
     if level is not None and not 0 <= level <= 9:
         violations.append(FieldViolation(prefix + "level", "must be between 0 (most urgent) and 9"))
+    if level is not None and request.level_name:
+        violations.append(FieldViolation(prefix + "level_name", "is given beside level: one of them"))
     request_id = request.request_id
     if not request_id:
         request_id = f"{OWN_REQUEST_ID}{os.urandom(16).hex()}"
@@ -71,7 +74,7 @@ def make_start(
         violations.append(FieldViolation(prefix + "input", problem))
     if violations:
         raise field_invalid(*violations)
-    return scheduling_pb2.Start(
+    start = scheduling_pb2.Start(
         namespace=namespace,
         workflow_id=workflow_id,
         version=version,
@@ -80,6 +83,42 @@ def make_start(
         level=level,
         trace_id=trace_id,
     )
+    if any(
+        (
+            request.level_name,
+            request.pool,
+            request.region,
+            request.fairness_key,
+            request.HasField("deadline"),
+            request.HasField("not_before"),
+        )
+    ):
+        _add_queueing(start, request, prefix)
+    return start
+
+
+def _add_queueing(start: scheduling_pb2.Start, request: runs_pb2.StartRunRequest, prefix: str) -> None:
+    """What a start says of how it queues. Raises `Refused`."""
+    violations: list[FieldViolation] = []
+    if len(request.level_name) > 63 or "\0" in request.level_name:
+        violations.append(FieldViolation(prefix + "level_name", "must have at most 63 characters"))
+    for name in ("pool", "region"):
+        value = getattr(request, name)
+        if value and not _label(value):
+            violations.append(FieldViolation(prefix + name, "must be a DNS label of at most 63 characters, or empty"))
+    if len(request.fairness_key) > 128 or "\0" in request.fairness_key:
+        violations.append(FieldViolation(prefix + "fairness_key", "must have at most 128 characters"))
+    violations += [
+        FieldViolation(prefix + name, "must be between the years 1970 and 9999")
+        for name, moment in (("deadline", request.deadline), ("not_before", request.not_before))
+        if not 0 <= moment.seconds < _LAST_SECOND
+    ]
+    if violations:
+        raise field_invalid(*violations)
+    start.level_name, start.pool, start.region = request.level_name, request.pool, request.region
+    start.fairness_key = request.fairness_key
+    start.deadline_ms = request.deadline.ToMilliseconds() if request.HasField("deadline") else 0
+    start.not_before_ms = request.not_before.ToMilliseconds() if request.HasField("not_before") else 0
 
 
 def page_token_invalid() -> Refused:

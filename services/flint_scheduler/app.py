@@ -157,7 +157,9 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     timetable = Timetable(settings, engine, record, holdings, acceptor, queue, clock, bus, namespaces.level_named)
     acceptor.quotas = lambda: namespaces.quotas
     folder.level_named = namespaces.level_named
-    servicer = SchedulingServicer(settings, engine, record, definitions, acceptor, holdings, book, queue, bus, namespaces)
+    servicer = SchedulingServicer(
+        settings, engine, record, definitions, acceptor, holdings, book, queue, bus, namespaces
+    )
     server = create_server(
         mine.listen,
         [

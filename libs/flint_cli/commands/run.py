@@ -26,7 +26,11 @@ def run(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show the steps while they run.")] = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Print the run's name at once.")] = False,
     version: Annotated[str | None, typer.Option(help="A version; the latest one unless told.")] = None,
-    level: Annotated[int | None, typer.Option(min=0, max=9, help="0 (most urgent) to 9; 5 unless told.")] = None,
+    level: Annotated[
+        str | None, typer.Option(help="0 (most urgent) to 9, or the name of a level; 5 unless told.")
+    ] = None,
+    pool: Annotated[str | None, typer.Option(help="The pool of workers that executes it.")] = None,
+    region: Annotated[str | None, typer.Option(help="The region in which it is executed.")] = None,
     request_id: Annotated[
         str | None, typer.Option("--request-id", help="The same id again answers the same run instead of a new one.")
     ] = None,
@@ -42,7 +46,10 @@ def run(
     value = read_input(input_)
 
     async def command(client: AsyncFlint) -> int:
-        handle = await client.start(workflow, value, request_id=request_id, version=version, level=level)
+        urgency = int(level) if level is not None and level.isdecimal() else level
+        handle = await client.start(
+            workflow, value, request_id=request_id, version=version, level=urgency, pool=pool, region=region
+        )
         if not handle.created:
             say(f"This request id started {handle.id} before; following that run.")
         if no_wait:

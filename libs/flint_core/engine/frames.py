@@ -56,6 +56,7 @@ class Frame:
         "iteration",
         "keys",
         "mail",
+        "moving",
         "notes",
         "phase",
         "plan",
@@ -102,6 +103,7 @@ class Frame:
         self.args: Any = None  # call: the evaluated arguments
         self.effect = 0  # call or timer that the body waits for; try: timer of the attempt
         self.effect_until = 0
+        self.moving = False  # call: the effect is the way to where it is executed
         self.deadline = 0  # timer of the task's timeout
         self.deadline_until = 0
         self.timer = 0  # timer of the body beside its effect: an approval's deadline
@@ -152,6 +154,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "tries": 0,
     "since": 0,
     "mail": None,
+    "moving": False,
     "gathered": None,
     "notes": None,
     "keys": None,
