@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from hashlib import blake2b
+from typing import Any
 
 import orjson
 from sqlalchemy import text
@@ -55,7 +56,8 @@ AWAIT_KEY = "schedule"
 class ScheduleRow:
     """A schedule in force, with what its starts need.
 
-    `handle`: its name in the namespace (the workflow's, or '@' and its own). `definition_id`: 0 when there is no such
+    `handle`: its name in the namespace (the workflow's, or '@' and its own). `queue`: what the definition
+    says of how its runs queue. `definition_id`: 0 when there is no such
     version of the workflow. `next_ms`: when it is to be looked at, for the time `nominal_ms`. `held_ms`: a time that
     waits for the end of the last run. `last_state`: of its last run; 0 when there is none. `filling`: it has backfills.
     """
@@ -68,6 +70,7 @@ class ScheduleRow:
     definition_id: int
     definition_hash: bytes
     level: int | None
+    queue: dict[str, Any] | None
     group: int
     schedule: Schedule
     zone: tzinfo
@@ -153,17 +156,17 @@ VALUES (CAST(:schedule_id AS uuid), :key, :kind, :group, :namespace, '', '', :re
 # schedule_backfill_latest.
 READ = text("""
 SELECT s.schedule_id, s.namespace_id, s.workflow_id AS handle, coalesce(s.target, s.workflow_id) AS workflow_id,
-       d.version, d.definition_id, d.definition_hash, coalesce(s.level, d.level) AS level, s.group_id,
+       d.version, d.definition_id, d.definition_hash, coalesce(s.level, d.level) AS level, d.queue, s.group_id,
        coalesce(s.spec, d.schedule) AS schedule, s.since, s.next_fire_at, s.nominal_at, s.held_at,
        s.paused_at IS NOT NULL AS paused, s.revision, s.started, s.input, s.calendars, s.last_run_id, r.state,
        r.ended_at, s.claimed, s.consumed,
        EXISTS (SELECT FROM schedule_backfill b WHERE b.schedule_id = s.schedule_id AND b.ended_at IS NULL) AS filling
 FROM schedule s
 LEFT JOIN LATERAL (
-    (SELECT v.definition_id, v.version, v.definition_hash, v.level, v.schedule FROM workflow_version v
+    (SELECT v.definition_id, v.version, v.definition_hash, v.level, v.queue, v.schedule FROM workflow_version v
      WHERE s.target IS NULL AND v.definition_id = s.definition_id)
     UNION ALL
-    (SELECT v.definition_id, v.version, v.definition_hash, v.level, NULL FROM workflow_version v
+    (SELECT v.definition_id, v.version, v.definition_hash, v.level, v.queue, NULL FROM workflow_version v
      WHERE s.target IS NOT NULL AND v.namespace_id = s.namespace_id AND v.workflow_id = s.target
        AND v.deleted_at IS NULL AND (s.target_version = '' OR v.version = s.target_version)
      ORDER BY v.version_sort DESC, v.version DESC LIMIT 1)) d ON true
@@ -281,6 +284,7 @@ async def read_schedules(connection: AsyncConnection, schedule_ids: Iterable[byt
                 definition_id=r.definition_id or 0,
                 definition_hash=bytes(r.definition_hash or b""),
                 level=r.level,
+                queue=orjson.loads(bytes(r.queue)) if r.queue is not None else None,
                 group=r.group_id,
                 schedule=schedule,
                 zone=zone,

@@ -23,12 +23,13 @@ from flint_core.schedule import local_moment, past_fires
 from flint_ops.config import SchedulerSettings
 from flint_ops.logging import get_logger
 from flint_scheduler.accept import ENDED, Acceptor
+from flint_scheduler.clock import RecordClock
 from flint_scheduler.holdings import Holdings
 from flint_scheduler.lane import LaneClosed
 from flint_scheduler.metrics import SCHEDULES
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
-from flint_scheduler.schedule_starts import start_at
+from flint_scheduler.schedule_starts import ScheduleStarts, StartImpossible
 from flint_store import schedules as store
 from flint_store.schedule_backfills import BackfillRow, Filled, move_backfill, open_backfills
 from flint_store.schedule_calendars import calendar_rules
@@ -54,8 +55,12 @@ class Backfills:
         holdings: Holdings,
         acceptor: Acceptor,
         queue: ReadyQueue,
+        clock: RecordClock,
+        make: ScheduleStarts,
         settings: SchedulerSettings,
     ) -> None:
+        self._clock = clock
+        self._make = make
         self._record = record
         self._holdings = holdings
         self._acceptor = acceptor
@@ -106,13 +111,16 @@ class Backfills:
         if moments and len(self._queue) + self._acceptor.waiting_starts + len(moments) > self._room:
             self._later([row.schedule_id])
             return
-        if moments and not row.definition_id:  # there is no such version of the workflow now; there may be again
-            log.warning("backfill_waits_for_workflow", workflow=row.workflow_id, namespace=row.namespace)
+        now_ms = self._clock.now_ms()
+        try:
+            starts = [self._make.at(row, moment, now_ms) for moment in moments]
+        except StartImpossible as error:  # now; there may be such a version again
+            log.warning("backfill_waits", workflow=row.workflow_id, namespace=row.namespace, error=str(error))
             return
         ended = dict(backfill.ended)
         started = present = 0
-        if moments:
-            for answer in await self._acceptor.accept([start_at(row, moment) for moment in moments], ""):
+        if starts:
+            for answer in await self._acceptor.accept(starts, ""):
                 # One that was created since is this backfill's own: whoever started it did not come to note it.
                 own = answer.created or int(answer.created_at.timestamp() * 1000) >= backfill.created_ms
                 started, present = started + own, present + (not own)

@@ -34,11 +34,11 @@ from flint_scheduler.clock import RecordClock
 from flint_scheduler.lane import LaneClosed
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.refusals import store_refusals
-from flint_scheduler.schedule_starts import start_of
+from flint_scheduler.schedule_starts import ScheduleStarts, StartImpossible
 from flint_store import schedule_backfills as backfills
 from flint_store import schedule_calendars as calendars
 from flint_store import schedule_objects as store
-from flint_store.errors import ScheduleConflict, ScheduleNotFound, WorkflowNotFound
+from flint_store.errors import ScheduleConflict, ScheduleNotFound
 from flint_store.schedule_names import request_by_trigger
 from flint_store.schedules import decode_spec, moment_ms, read_schedules
 
@@ -55,13 +55,21 @@ class ScheduleDesk(schedules_pb2_grpc.ScheduleStoreServiceServicer):
     """See the module."""
 
     def __init__(
-        self, settings: Settings, engine: AsyncEngine, record: Record, acceptor: Acceptor, bus: Bus, clock: RecordClock
+        self,
+        settings: Settings,
+        engine: AsyncEngine,
+        record: Record,
+        acceptor: Acceptor,
+        bus: Bus,
+        clock: RecordClock,
+        make: ScheduleStarts,
     ) -> None:
         self._engine = engine
         self._record = record
         self._acceptor = acceptor
         self._bus = bus
         self._clock = clock
+        self._make = make
         self._most_times = settings.scheduler.backfill_times
         self._serve: dict[str, Callable[[pb.ServeScheduleRequest], Awaitable[Answer]]] = {
             "create": self._create,
@@ -151,10 +159,12 @@ class ScheduleDesk(schedules_pb2_grpc.ScheduleStoreServiceServicer):
             if not rows:
                 raise ScheduleNotFound(f"there is no schedule {request.id}")
             (row,) = rows
-            if not row.definition_id:
-                raise WorkflowNotFound(f"there is no such version of workflow {row.workflow_id}")
             request_id = request_by_trigger(row.schedule_id, request.trigger.request_id or os.urandom(16).hex())
-            (answer,) = await self._acceptor.accept([start_of(row, request_id, row.input)], "")
+            (answer,) = await self._acceptor.accept(
+                [self._make.of(row, request_id, row.input, self._clock.now_ms())], ""
+            )
+        except StartImpossible as error:
+            raise ScheduleConflict(str(error)) from error
         except RecordUnavailable as error:
             raise component_unavailable("PostgreSQL", str(error)) from error
         except LaneClosed as error:

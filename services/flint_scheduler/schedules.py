@@ -44,7 +44,7 @@ from flint_scheduler.metrics import SCHEDULES
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.schedule_judgement import judge
-from flint_scheduler.schedule_starts import start_at, start_of
+from flint_scheduler.schedule_starts import ScheduleStarts, StartImpossible
 from flint_store import schedule_mail as mail
 from flint_store import schedules as store
 from flint_store.schedule_calendars import calendar_rules
@@ -87,9 +87,11 @@ class Schedules:
         queue: ReadyQueue,
         clock: RecordClock,
         bus: Bus,
+        make: ScheduleStarts,
         settings: SchedulerSettings,
         limits: LimitSettings,
     ) -> None:
+        self._make = make
         self.on_filling: Callable[[list[bytes]], None] = lambda schedule_ids: None
         self._bus = bus
         self._record = record
@@ -210,12 +212,13 @@ class Schedules:
             return
         for outcome in ("skipped", "missed", "excluded"):
             SCHEDULES.labels(outcome).inc(getattr(verdict, outcome))
-        refused = 0 if row.definition_id else len(verdict.fire)
-        if refused:
+        refused, why = 0, None
+        try:
+            starts += [_Start(row, self._make.at(row, moment, now_ms), moment) for moment in verdict.fire]
+        except StartImpossible as error:
+            refused, why = len(verdict.fire), str(error)
             SCHEDULES.labels("refused").inc(refused)
-            log.warning("schedule_without_workflow", workflow=row.workflow_id, namespace=row.namespace)
-        else:
-            starts += [_Start(row, start_at(row, moment), moment) for moment in verdict.fire]
+            log.warning("schedule_start_refused", workflow=row.workflow_id, namespace=row.namespace, error=why)
         if verdict.stop and row.last_run_id is not None:
             await self._stop(row.namespace, row.last_run_id, verdict.stop)
         steps[row.schedule_id] = Advance(
@@ -227,7 +230,7 @@ class Schedules:
             missed=verdict.missed,
             excluded=verdict.excluded,
             refused=refused,
-            error=f"there is no such version of workflow {row.workflow_id}" if refused else None,
+            error=why,
         )
 
     async def _stop(self, namespace: str, run_id: bytes, how: str) -> None:
@@ -321,7 +324,14 @@ class Schedules:
                 log.error("schedule_events_too_large", workflow=row.workflow_id, bytes=len(content))
                 SCHEDULES.labels("too_large").inc()
                 content = orjson.dumps([_head(inbox[key].content) for key in keys if key in inbox])
-            starts.append(_Start(row, start_of(row, request_by_events(row.schedule_id, keys), content), keys=keys))
+            request_id = request_by_events(row.schedule_id, keys)
+            try:
+                start = self._make.of(row, request_id, content, self._clock.now_ms())
+            except StartImpossible as error:  # they wait; the workflow or the namespace may change
+                log.error("schedule_start_refused", workflow=row.workflow_id, error=str(error))
+                SCHEDULES.labels("refused").inc()
+                continue
+            starts.append(_Start(row, start, keys=keys))
         return starts
 
 

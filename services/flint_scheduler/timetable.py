@@ -21,7 +21,9 @@ from flint_scheduler.holdings import Holdings
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record
 from flint_scheduler.schedule_desk import ScheduleDesk
+from flint_scheduler.schedule_starts import ScheduleStarts
 from flint_scheduler.schedules import Schedules, nudge_schedule_of
+from flint_scheduler.starts import LevelNamed
 
 __all__ = ["TIMETABLE_LANES", "Timetable"]
 
@@ -41,18 +43,20 @@ class Timetable:
         queue: ReadyQueue,
         clock: RecordClock,
         bus: Bus,
+        levels: LevelNamed,
     ) -> None:
         mine = settings.scheduler
         self._bus = bus
         self._groups = settings.cluster.shard_groups
-        self._schedules = Schedules(record, holdings, acceptor, queue, clock, bus, mine, settings.limits)
-        self._backfills = Backfills(record, holdings, acceptor, queue, mine)
+        make = ScheduleStarts(levels)
+        self._schedules = Schedules(record, holdings, acceptor, queue, clock, bus, make, mine, settings.limits)
+        self._backfills = Backfills(record, holdings, acceptor, queue, clock, make, mine)
         self._schedules.on_filling = self._backfills.look_at
         self.services = [
             Service(
                 schedules_pb2.DESCRIPTOR.services_by_name["ScheduleStoreService"],
                 schedules_pb2_grpc.add_ScheduleStoreServiceServicer_to_server,
-                ScheduleDesk(settings, engine, record, acceptor, bus, clock),
+                ScheduleDesk(settings, engine, record, acceptor, bus, clock, make),
             )
         ]
 
