@@ -16,6 +16,7 @@ from flint_core.bindings import Binding
 from flint_core.durations import Duration, parse_duration
 from flint_core.effects import AwaitKind
 from flint_core.engine.bodies import BODIES
+from flint_core.engine.branching import SpreadPlan, spread_of
 from flint_core.engine.catching import try_body
 from flint_core.engine.composing import before, extended, invoke
 from flint_core.engine.frames import Phase
@@ -408,10 +409,11 @@ def _moment(template: Any, variables: frozenset[str]) -> Moment | None:
 class Plan:
     """A whole program, compiled. `tasks[0]` is the workflow."""
 
-    __slots__ = ("program", "tasks", "zone")
+    __slots__ = ("_spreads", "program", "tasks", "zone")
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        self._spreads: dict[int, SpreadPlan | None] = {}
         self.zone: tzinfo = zone_named(program.timezone) if program.timezone else UTC
         tasks = [
             TaskPlan(task, index, _definition_at(program.document, task)) for index, task in enumerate(program.tasks)
@@ -433,6 +435,12 @@ class Plan:
         for plan in reversed(self.tasks):  # what is shown of an extended task is of its kind; inner ones come later
             if plan.core >= 0:
                 plan.kind = plan.scope[plan.core].kind
+
+    def spread(self, fork: TaskPlan) -> SpreadPlan | None:
+        """What is known of a fork, or parallel `for`, whose branches may leave the leg; None when they may not."""
+        if fork.index not in self._spreads:
+            self._spreads[fork.index] = spread_of(fork, self.tasks)
+        return self._spreads[fork.index]
 
     @staticmethod
     def flow(kind: str, position: int) -> Flow:

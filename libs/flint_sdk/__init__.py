@@ -71,6 +71,7 @@ from flint_sdk._events import PublishedEvent, ReceivedEvent
 from flint_sdk._function_worker import FunctionWorker
 from flint_sdk._functions import Function, FunctionContext, FunctionError, function
 from flint_sdk._models import (
+    BranchRange,
     Applied,
     BranchRange,
     CreatedKey,
@@ -179,6 +180,7 @@ __all__ = [
     "ResourceExhausted",
     "Role",
     "RoleInsufficient",
+    "BranchRange",
     "Run",
     "RunCancelled",
     "RunChanged",

@@ -89,6 +89,16 @@ class BranchRange:
 
 
 @dataclass(frozen=True, slots=True)
+class BranchRange:
+    """Which branches of the fork of a run a branch run executes: `count` of them from `first`, counted from 0."""
+
+    run: str
+    first: int
+    count: int
+    fork: str
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One execution of a workflow's version. `input` and `output` are None where a list or a change leaves them out."""
 
@@ -111,6 +121,7 @@ class Run:
     worker: str
     cancel_requested: bool
     schedule_time: datetime | None = None
+    branches: BranchRange | None = None
     reset: int = 0
     branches: BranchRange | None = None
 

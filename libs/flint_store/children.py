@@ -35,7 +35,8 @@ class Child:
 # Primary key; for each, a range of the partial index run_children, at most `most` of it.
 READ_PARENTS = text("""
 SELECT r.run_id, r.level, r.trace_id, r.depth, COALESCE(r.root_run_id, r.run_id) AS root,
-       (SELECT count(*) FROM (SELECT 1 FROM run c WHERE c.parent_run_id = r.run_id LIMIT :most) few) AS children
+       (SELECT count(*) FROM (SELECT 1 FROM run c WHERE c.parent_run_id = r.run_id
+        AND NOT starts_with(c.request_id, '~branch/') LIMIT :most) few) AS children
 FROM run r WHERE r.run_id = ANY(CAST(:run_ids AS uuid[]))
 """)
 

@@ -19,6 +19,7 @@ from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_ops.logging import get_logger
 from flint_scheduler.cards import RunCard
+from flint_store.branches import branch_range
 
 if TYPE_CHECKING:
     from flint_scheduler.lifecycle_events import LifecycleFeed
@@ -169,6 +170,8 @@ def _run(card: RunCard, ending: Ending | None) -> runs_pb2.Run:
     )
     if card.request_id and not card.request_id.startswith("~"):
         run.request_id = card.request_id
+    elif card.request_id and (branches := branch_range(card.namespace, card.request_id)) is not None:
+        run.branches.CopyFrom(branches)
     if card.started_ms:
         run.start_time.CopyFrom(_stamp(card.started_ms))
     if ending is not None:

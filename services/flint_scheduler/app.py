@@ -40,6 +40,7 @@ from flint_scheduler.awaits import Agent
 from flint_scheduler.backlog import publish_backlog
 from flint_scheduler.branches import BranchRuns
 from flint_scheduler.cards import RunBook, RunCard
+from flint_scheduler.branches import BranchRuns
 from flint_scheduler.children import ChildRuns
 from flint_scheduler.clock import RecordClock
 from flint_scheduler.control.commander import Commander

@@ -10,7 +10,7 @@ from flint_bus.subjects import owner_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_store.awaits import Target
 
-__all__ = ["nudge_inboxes"]
+__all__ = ["nudge_forks", "nudge_inboxes"]
 
 _MOST: Final = 10_000
 """Run ids in one nudge: far below what a message may hold."""
@@ -25,3 +25,13 @@ def nudge_inboxes(bus: Bus, targets: Iterable[Target]) -> None:
         for at in range(0, len(run_ids), _MOST):
             nudge = dispatch_pb2.OwnerNudge(inbox=run_ids[at : at + _MOST])
             bus.publish_now(owner_subject(group), nudge.SerializeToString())
+
+
+def nudge_forks(bus: Bus, targets: Iterable[Target]) -> None:
+    """Tell the owners of these runs that branch runs of theirs have ended. Their sweep looks at the forks too."""
+    groups: dict[int, set[bytes]] = {}
+    for target in targets:
+        groups.setdefault(target.group, set()).add(target.run_id)
+    for group, run_ids in groups.items():
+        nudge = dispatch_pb2.OwnerNudge(branches=run_ids)
+        bus.publish_now(owner_subject(group), nudge.SerializeToString())

@@ -80,13 +80,13 @@ class Reading:
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Context) -> pb.ListRunsResponse:
         """A page of runs, newest first."""
-        if request.before_id:
-            _check_ids([request.before_id])
+        _check_ids([request.before_id or bytes(16), request.branches_of or bytes(16)])
         filters = runs_read.RunFilter(
             workflow_id=request.workflow_id,
             states=frozenset(request.states),
             created_after=from_timestamp(request.created_after) if request.HasField("created_after") else None,
             created_before=from_timestamp(request.created_before) if request.HasField("created_before") else None,
+            branches_of=request.branches_of,
         )
         with store_refusals():
             runs = await runs_read.list_runs(

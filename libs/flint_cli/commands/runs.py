@@ -74,6 +74,8 @@ def get(context: typer.Context, run: RunArgument, output: FormatOption = Format.
             ("duration", _lasted(found)),
             ("wakes", moment(found.wake_time)),
             ("scheduled for", moment(found.schedule_time)),
+            ("branches", f"{found.branches.count} from {found.branches.first}" if found.branches else ""),
+            ("of run", found.branches.run if found.branches else ""),
             ("worker", found.worker),
             ("leg", found.leg),
             ("entries", found.position),
@@ -88,11 +90,27 @@ def get(context: typer.Context, run: RunArgument, output: FormatOption = Format.
 
 
 @app.command()
-def history(context: typer.Context, run: RunArgument, output: FormatOption = Format.TABLE) -> None:
+def history(
+    context: typer.Context,
+    run: RunArgument,
+    branches: Annotated[
+        bool, typer.Option("--branches", help="Also the steps of wide forks, which are recorded by runs of their own.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many branch runs of each run.")] = 1_000,
+    output: FormatOption = Format.TABLE,
+) -> None:
     """Show the recorded steps of a run."""
 
     async def command(client: AsyncFlint) -> list[HistoryEntry]:
-        return [entry async for entry in client.history(run)]
+        entries: list[HistoryEntry] = []
+        pending = [run]
+        while pending:
+            one = pending.pop()
+            entries += [entry async for entry in client.history(one)]
+            if branches:
+                found = await take(client.list_runs(branches_of=one, page_size=500), limit)
+                pending += [r.name for r in sorted(found, key=_place, reverse=True)]
+        return entries
 
     entries = with_client(context, command)
     if output is Format.JSON:
@@ -156,6 +174,11 @@ async def take(items: AsyncIterator[T], limit: int) -> list[T]:
         if len(found) == limit:
             break
     return found
+
+
+def _place(run: Run) -> tuple[int, int]:
+    """In the order of the forks, and of their branches."""
+    return (int(run.branches.fork), run.branches.first) if run.branches else (0, 0)
 
 
 def _lasted(run: Run) -> str:

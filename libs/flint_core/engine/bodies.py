@@ -13,10 +13,11 @@ import orjson
 
 from flint_core.durations import DurationError, parse_duration
 from flint_core.effects import TimerKind
+from flint_core.engine.branching import JOINED, end_branch_run, go_on, spread_branches
 from flint_core.engine.compensating import COMPENSATING, compensate
 from flint_core.engine.dataflow import Fault
 from flint_core.engine.frames import Frame, Strand
-from flint_core.engine.kernel import Kernel
+from flint_core.engine.kernel import Kernel, Succeeded
 from flint_core.engine.room import NOTEWORTHY
 from flint_core.payloads import is_reference
 from flint_core.problems import Problem, ProblemType
@@ -24,7 +25,7 @@ from flint_core.problems import Problem, ProblemType
 if TYPE_CHECKING:
     from flint_core.plan import Body
 
-__all__ = ["BODIES", "collection_of", "run_scope"]
+__all__ = ["BODIES", "collection_of", "run_scope", "take_items"]
 
 
 def run_scope(kernel: Kernel, strand: Strand, frame: Frame, scope: tuple[Any, ...], base: str) -> bool:
@@ -169,7 +170,7 @@ _INSIDE: Final = 2
 def _for(kernel: Kernel, strand: Strand, frame: Frame) -> None:
     plan = frame.plan
     if frame.station == 0:
-        collection_of(kernel, frame)
+        take_items(kernel, frame, collection_of(kernel, frame))
         frame.index = -1
         _next_iteration(kernel, frame)
     elif frame.station == _ITERATE:
@@ -180,11 +181,16 @@ def _for(kernel: Kernel, strand: Strand, frame: Frame) -> None:
             _next_iteration(kernel, frame)
 
 
-def collection_of(kernel: Kernel, frame: Frame) -> list[Any]:
-    """The collection of a `for`, which the frame holds from now on. Raises Suspended or Fault."""
+def collection_of(kernel: Kernel, frame: Frame) -> Any:
+    """What `for.in` gives. Raises Suspended or Fault."""
     plan = frame.plan
     assert plan.collection is not None  # noqa: S101 - a for has a collection
-    items = kernel.value(frame, plan.collection, frame.input)
+    return kernel.value(frame, plan.collection, frame.input)
+
+
+def take_items(kernel: Kernel, frame: Frame, items: Any) -> list[Any]:
+    """The collection of a `for`, which the frame holds from now on. Raises Fault."""
+    plan = frame.plan
     if kernel.large and is_reference(items):
         detail = (
             f"The collection of 'for.in' is beyond {kernel.limits.payload_bytes} bytes of JSON and held by "
@@ -248,13 +254,23 @@ _JSON_KIND: Final = {
 
 def _fork(kernel: Kernel, strand: Strand, frame: Frame) -> None:
     plan = frame.plan
-    frame.items = [None] * len(plan.scope)
+    if frame.station == JOINED:
+        kernel.finish(Succeeded(end_branch_run(kernel, frame, frame.value)))
+        return
+    if go_on(kernel, strand, frame) or spread_branches(kernel, strand, frame):
+        return
+    first, branches = 0, plan.scope
+    if frame is kernel.entry and frame.notes is not None:
+        first = frame.notes["first"]
+        branches = branches[first : first + frame.notes["count"]]
+    frame.items = [None] * len(branches)
     frame.branches = []
     kernel.sleep(strand)
-    for position, branch in enumerate(plan.scope):
+    for position, branch in enumerate(branches):
         child = kernel.open_strand(strand.id, position)
         frame.branches.append(child.id)
-        iteration = f"{frame.iteration}.{position}" if frame.iteration else str(position)
+        place = first + position
+        iteration = f"{frame.iteration}.{place}" if frame.iteration else str(place)
         kernel.push(child, branch, frame.input, frame.input_size, frame.attempt, iteration, frame.variables)
         if not strand.stack or strand.stack[-1] is not frame:
             return  # the run is over

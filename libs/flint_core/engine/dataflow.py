@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from flint_core.bindings import Binding
+from flint_core.branches import NO_SPREAD, Spread
 from flint_core.durations import DurationError, parse_duration
 from flint_core.effects import CancelEffect, Effect, Evaluate
 from flint_core.engine.frames import NO_VARIABLES, Frame, Strand
@@ -44,7 +45,8 @@ class RunFacts(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class MachineLimits:
     """Sizes in bytes of encoded JSON; `steps_per_run` counts tasks begun, also those that need no call;
-    `parallel` bounds iterations of one loop at once; `run_ms` is how long a run may take from its start (0: no end).
+    `parallel` bounds iterations of one loop at once; `run_ms` is how long a run may take from its start (0: no end);
+    `spread` tells which forks leave their leg, by default none.
 
     A value beyond `payload_bytes` leaves the state for the payload store; beyond `value_bytes` its step fails.
     """
@@ -55,6 +57,7 @@ class MachineLimits:
     parallel: int = 1_000
     value_bytes: int = 64 * 2**20
     run_ms: int = 0
+    spread: Spread = NO_SPREAD
 
 
 class Fault(Exception):
@@ -158,14 +161,27 @@ class DataFlow:
         except ExpressionFault as error:
             raise Fault(self._expression_problem(frame, error.detail)) from None
 
-    def _evaluate(self, frame: Frame, source: str, data: Any, variables: dict[str, Any], schema: Any = None) -> Any:
+    def operate(self, frame: Frame, operation: str, data: Any, variables: dict[str, Any]) -> Any:
+        """What the driver makes of large values (`Evaluate.operation`). Raises Suspended or Fault."""
+        return self._evaluate(frame, "", data, variables, operation=operation)
+
+    def _evaluate(
+        self,
+        frame: Frame,
+        source: str,
+        data: Any,
+        variables: dict[str, Any],
+        schema: Any = None,
+        operation: str = "",
+    ) -> Any:
         effect_id = self.evaluating or self.next_effect
         if not self.evaluating:
             self.next_effect += 1
             self.evaluating = effect_id
         answer = self.answers.pop(effect_id, None)
         if answer is None:
-            self.question = self.outbox[effect_id] = Evaluate(effect_id, source, data, variables, self.now, schema)
+            question = Evaluate(effect_id, source, data, variables, self.now, schema, operation)
+            self.question = self.outbox[effect_id] = question
             raise _SUSPENDED
         self.evaluating = 0
         self.question = None

@@ -13,7 +13,7 @@ from flint_core.problems import Problem, ProblemType
 if TYPE_CHECKING:
     from flint_core.engine.kernel import Kernel
 
-__all__ = ["approval", "child_run", "fail_if_refused"]
+__all__ = ["approval", "child_run", "fail_if_refused", "problem_of_answer"]
 
 _WAITING: Final = 1
 
@@ -53,7 +53,7 @@ def child_run(kernel: Kernel, strand: Strand, frame: Frame) -> None:
         frame.value, frame.size = (None if plan.discards else answer.get("output")), -1
         frame.phase = plan.after_body
     else:
-        raise Fault(_problem_of(frame, state, answer))
+        raise Fault(problem_of_answer(frame, state, answer))
 
 
 def _run_key(kernel: Kernel, frame: Frame) -> str:
@@ -63,7 +63,8 @@ def _run_key(kernel: Kernel, frame: Frame) -> str:
     return key if frame.attempt == 1 else f"{key}#{frame.attempt}"
 
 
-def _problem_of(frame: Frame, state: Any, answer: dict[str, Any]) -> Problem:
+def problem_of_answer(frame: Frame, state: Any, answer: dict[str, Any]) -> Problem:
+    """The problem of a task whose await was answered with this, which is no success."""
     run = str(answer.get("run", ""))[:300]
     child = f"The run {run}" if run else "The run"
     error = answer.get("error")
@@ -125,7 +126,7 @@ def fail_if_refused(kernel: Kernel, frame: Frame) -> None:
     if frame.mail and frame.mail[0][0].startswith(REFUSED_PREFIX):
         answer = _answer(frame)
         kernel.end_await(frame)
-        raise Fault(_problem_of(frame, "refused", answer))
+        raise Fault(problem_of_answer(frame, "refused", answer))
 
 
 def _approval_arguments(kernel: Kernel, frame: Frame) -> dict[str, Any]:

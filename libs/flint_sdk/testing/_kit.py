@@ -19,6 +19,17 @@ import jq
 import jsonschema_rs
 import orjson
 
+from flint_core.branches import (
+    BranchesRequest,
+    Chunk,
+    Outcome,
+    Spread,
+    branch_input,
+    concatenated,
+    divide,
+    join,
+    request_of,
+)
 from flint_core.definition import Compiled, DefinitionLimits, compile_definition
 from flint_core.definition.findings import Finding, Severity
 from flint_core.effects import Await, AwaitKind, Call, CancelEffect, Deferred, Evaluate, Timer
@@ -34,7 +45,7 @@ from flint_core.events import (
 from flint_core.expressions import compile_expression, compile_template
 from flint_core.functions import FUNCTIONS
 from flint_core.machine import Failed, Machine, MachineLimits, RunFacts, Succeeded
-from flint_core.payloads import Payload, Reference, fill, spill
+from flint_core.payloads import Payload, Reference, fill, reference_of, spill
 from flint_core.plan import Schema
 from flint_core.problems import Problem, ProblemType
 from flint_core.program import Program
@@ -146,6 +157,7 @@ class _Simulation:
         start_ms: int,
         limits: MachineLimits,
         depth: int = 0,
+        branches: Mapping[str, Any] | None = None,
     ) -> None:
         facts = RunFacts(_RUN, program.namespace, program.workflow_id, program.version, start_ms, 5, 0, 1 + depth)
         self._program = program
@@ -165,7 +177,10 @@ class _Simulation:
         self._emitted: list[Mapping[str, Any]] = []
         self._published = 0
         self._large: dict[str, bytes] = {}
-        self._machine = Machine.start(program, facts, self._small(input, "the input"), start_ms, limits)
+        if branches is None:
+            self._machine = Machine.start(program, facts, self._small(input, "the input"), start_ms, limits)
+        else:
+            self._machine = Machine.start_branch(program, facts, dict(branches), start_ms, limits)
 
     # --- the loop
 
@@ -258,6 +273,8 @@ class _Simulation:
         return self._whole(orjson.loads(self._large[reference.sha256]))
 
     def _evaluated(self, question: Evaluate) -> Event:
+        if question.operation:
+            return Evaluated(question.effect_id, self._operated(question))
         data = self._whole(question.input)
         if question.schema is not None:
             return Evaluated(question.effect_id, Schema(question.schema).first_error(data))
@@ -268,6 +285,22 @@ class _Simulation:
             problem = Problem(ProblemType.EXPRESSION, 400, "Expression failed", detail)
             return EvaluateFailed(question.effect_id, problem, question.now_ms)
         return Evaluated(question.effect_id, self._small(value, "a result"))
+
+    def _operated(self, question: Evaluate) -> Any:
+        if question.operation == "concat":
+            parts = [orjson.dumps(self._stored(part)) for part in question.input]
+            return self._small(orjson.loads(concatenated(parts)), "a result")
+        items = self._stored(question.input)
+        if not isinstance(items, list):
+            return {"count": -1}
+        division, payloads = divide(items, Spread(*question.variables["spread"]), self._limits.payload_bytes)
+        self._keep(payloads)
+        return division
+
+    def _stored(self, value: Any) -> Any:
+        """What a reference stands for, with the references that are in it."""
+        reference = reference_of(value)
+        return value if reference is None else orjson.loads(self._large[reference.sha256])
 
     # --- calls
 
@@ -324,6 +357,8 @@ class _Simulation:
             self._listening[wait.effect_id] = wait
         elif wait.kind is AwaitKind.APPROVAL:
             self._approve(wait)
+        elif wait.kind is AwaitKind.BRANCHES:
+            self._branch(wait)
         else:
             self._start_child(wait)
 
@@ -349,6 +384,49 @@ class _Simulation:
             "at": _moment(at_ms),
         }
         self._later(at_ms, Received(wait.effect_id, "decision", content, at_ms))
+
+    def _branch(self, wait: Await) -> None:
+        """A wide fork: its chunks one after the other, each from this moment on."""
+        request = request_of(wait.request)
+        outcomes = [self._chunk(request, request.chunk(number)) for number in range(request.chunks)]
+        outcomes.sort(key=lambda outcome: outcome.order)
+        for count in range(1, len(outcomes) + 1):
+            answer = join(request, outcomes[:count])
+            if answer is not None:
+                at_ms = int(outcomes[count - 1].order)
+                self._later(at_ms, Received(wait.effect_id, "branches", answer, at_ms))
+                return
+
+    def _chunk(self, request: BranchesRequest, chunk: Chunk) -> Outcome:
+        document = branch_input(request, chunk.number)
+        document["entry"] = self._stored(document["entry"])
+        if "skip" in document:
+            skip = document.pop("skip")
+            document["items"] = self._stored(document["items"])[skip : skip + chunk.count]
+        simulation = _Simulation(
+            self._program,
+            None,
+            self._stubs,
+            self._workflows,
+            self._secrets,
+            self._now,
+            self._limits,
+            self._depth,
+            document,
+        )
+        simulation._large = self._large
+        result = simulation.run()
+        self._calls += result.calls
+        self._emitted += result.events
+        self._attempts += simulation._attempts
+        end = simulation._machine.end
+        order = self._now + result.elapsed_s * 1000
+        if isinstance(end, Succeeded):
+            return Outcome(chunk.number, "succeeded", order, end.output)
+        if end is None:
+            raise SimulationError("a branch waits for something that does not come")
+        problem = end.problem.to_json() if isinstance(end, Failed) else None
+        return Outcome(chunk.number, result.state, order, problem)
 
     def _start_child(self, wait: Await) -> None:
         request = wait.request

@@ -1,0 +1,178 @@
+"""Wide forks on a real stack: spread over workers, executed once, joined in order, cancelled, shown."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from flint_sdk import RunState
+from support.house import House
+from support.outside import Outside
+from support.stack import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+CALLS = """
+do:
+  - each:
+      metadata: {flint: {parallel: 200}}
+      for: {each: n, in: '${ [range(.count)] }'}
+      do:
+        - ask: {call: http, with: {method: post, endpoint: '${ $workflow.input.url + "/steps/s" }'}}
+        - keep: {set: '${ {n: $n, index: $index, of: $workflow.input.count} }'}
+  - after: {set: {all: '${ . }'}}
+"""
+LEFT = "SELECT (SELECT count(*) FROM run_await) + (SELECT count(*) FROM inbox)"
+
+
+async def branch_runs(house: House, run: str) -> list:
+    return [r async for r in house.flint.list_runs(branches_of=run, page_size=500)]
+
+
+async def test_branches_are_spread_executed_once_and_joined_in_order(house: House, world: Outside) -> None:
+    name = await house.apply(CALLS)
+    world.executions.clear()
+    world.gate.clear()
+    started = await house.flint.start(name, {"count": 200, "url": world.url})
+    await eventually(lambda: len(world.executions) >= 24, timeout_s=60)  # every slot of every worker has a chunk
+    waiting = await house.flint.get(started.id)
+    assert waiting.state is RunState.WAITING
+    assert waiting.worker == ""
+    running = await branch_runs(house, started.id)
+    assert len({r.worker for r in running if r.worker}) == 3
+    world.gate.set()
+    run = await house.flint.wait(started.id, timeout_s=120)
+    assert run.error is None
+    assert run.output == {"all": [{"n": n, "index": n, "of": 200} for n in range(200)]}
+    keys = [execution.key for execution in world.executions]
+    assert sorted(keys) == sorted(f"{run.id}/0/do/0/each/do/0/ask/{n}" for n in range(200))
+
+    branches = await branch_runs(house, run.id)
+    assert sorted((r.branches.first, r.branches.count) for r in branches) == [(4 * n, 4) for n in range(50)]
+    assert {r.state for r in branches} == {RunState.SUCCEEDED}
+    assert {r.branches.run for r in branches} == {run.name}
+    listed = [r.id async for r in house.flint.list_runs(workflow=name)]
+    assert listed == [run.id]
+    steps = []
+    for branch in branches:
+        steps += [s async for s in _steps(house, branch.id)]
+    assert sorted(int(s.iteration) for s in steps if s.step.endswith("/ask")) == list(range(200))
+    assert {s.state.value for s in steps} == {"SUCCEEDED"}
+    mine = [s async for s in _steps(house, run.id)]
+    assert [(s.step, s.state.value) for s in mine] == [
+        ("/do/0/each", "WAITING"),
+        ("/do/0/each", "SUCCEEDED"),
+        ("/do/1/after", "SUCCEEDED"),
+    ]
+
+    async def settled() -> bool:
+        return not await house.record.number(LEFT)
+
+    await eventually(settled, timeout_s=30)
+
+
+async def _steps(house: House, run: str):
+    async for entry in house.flint.history(run):
+        for step in entry.steps:
+            yield step
+
+
+async def test_a_failing_branch_fails_the_fork_and_cancels_the_others(house: House, world: Outside) -> None:
+    name = await house.apply(
+        """
+do:
+  - attempt:
+      try:
+        - each:
+            metadata: {flint: {parallel: 100}}
+            for: {each: n, in: '${ [range(100)] }'}
+            do:
+              - fails: {if: '${ $n == 57 }', raise: {error: {type: 'https://example.com/e', status: 418, title: no}}}
+              - waits: {wait: PT1H}
+      catch: {do: [{told: {set: '${ {status: $error.status, at: $error.instance} }'}}]}
+"""
+    )
+    run = await house.flint.run(name, {}, timeout_s=120)
+    assert run.output == {"status": 418, "at": "/do/0/attempt/try/0/each/do/0/fails"}
+    branches = await branch_runs(house, run.id)
+
+    async def ended() -> bool:
+        states = [r.state for r in await branch_runs(house, run.id)]
+        return all(s in (RunState.FAILED, RunState.CANCELLED) for s in states)
+
+    await eventually(ended, timeout_s=60)
+    assert len(branches) > 10
+
+
+async def test_cancelling_the_run_cancels_its_branches(house: House) -> None:
+    name = await house.apply(
+        "do: [{l: {metadata: {flint: {parallel: 50}}, for: {in: '${ [range(50)] }'}, do: [{w: {wait: PT1H}}]}}]"
+    )
+    started = await house.flint.start(name, {})
+
+    async def out() -> bool:
+        return len(await branch_runs(house, started.id)) == 25
+
+    await eventually(out, timeout_s=60)
+    await house.flint.cancel(started.id, "enough")
+    assert (await house.flint.wait(started.id, timeout_s=60)).state is RunState.CANCELLED
+
+    async def ended() -> bool:
+        return {r.state for r in await branch_runs(house, started.id)} == {RunState.CANCELLED}
+
+    await eventually(ended, timeout_s=60)
+
+
+async def test_no_more_at_once_than_the_loop_allows(house: House, world: Outside) -> None:
+    name = await house.apply(CALLS.replace("parallel: 200", "parallel: 7"))
+    world.executions.clear()
+    world.gate.clear()
+    started = await house.flint.start(name, {"count": 60, "url": world.url})
+    await eventually(lambda: len(world.executions) >= 7, timeout_s=60)
+    assert len(await branch_runs(house, started.id)) == 7
+    world.gate.set()
+    run = await house.flint.wait(started.id, timeout_s=120)
+    assert [each["n"] for each in run.output["all"]] == list(range(60))
+
+
+async def test_forks_race_and_nest(house: House) -> None:
+    branches = ", ".join(f"{{b{n}: {{set: '${{ {n} }}'}}}}" for n in range(9))
+    slow = ", ".join(
+        f"{{b{n}: {{do: [{{w: {{wait: PT1H}}}}, {{s: {{set: '${{ {n} }}'}}}}]}}}}" if n != 6 else "{b6: {set: '${ 6 }'}}"
+        for n in range(9)
+    )
+    inner = "{metadata: {flint: {parallel: 9}}, for: {each: y, in: '${ [range(6)] }'}, do: [{s: {set: '${ $x * 10 + $y }'}}]}"
+    name = await house.apply(
+        f"do: [{{f: {{fork: {{branches: [{branches}]}}, output: {{as: '${{ {{f: .}} }}'}}}}}},"
+        f" {{c: {{fork: {{compete: true, branches: [{slow}]}}, output: {{as: '${{ {{f: $input.f, c: .}} }}'}}}}}},"
+        f" {{l: {{metadata: {{flint: {{parallel: 9}}}}, for: {{each: x, in: '${{ [range(5)] }}'}}, do: [{{i: {inner}}}],"
+        " output: {as: '${ $input + {l: .} }'}}}]"
+    )
+    run = await house.flint.run(name, {}, timeout_s=120)
+    assert run.error is None
+    assert run.output == {
+        "f": list(range(9)),
+        "c": 6,
+        "l": [[x * 10 + y for y in range(6)] for x in range(5)],
+    }
+
+
+async def test_large_collections_travel_by_reference(house: House) -> None:
+    name = await house.apply(
+        "do: [{l: {metadata: {flint: {parallel: 500}}, for: {each: n, in: '${ [range(10000)] | map({n: ., pad: (\"x\" * 40)}) }'},"
+        " do: [{s: {set: '${ {n: $n.n, pad: $n.pad} }'}}]}}, {check: {set: '${ {sum: (map(.n) | add), size: length} }'}}]"
+    )
+    run = await house.flint.run(name, {}, timeout_s=240)
+    assert run.error is None
+    assert run.output == {"sum": 10000 * 9999 // 2, "size": 10000}
+    assert len(await branch_runs(house, run.id)) <= 70
+
+
+async def test_many_forks_at_the_same_time(house: House) -> None:
+    name = await house.apply(
+        "do: [{l: {metadata: {flint: {parallel: 20}}, for: {each: n, in: '${ [range(20)] }'},"
+        " do: [{s: {set: '${ $n + $workflow.input.at }'}}]}}]"
+    )
+    runs = await asyncio.gather(*(house.flint.run(name, {"at": at}, timeout_s=120) for at in range(40)))
+    assert [run.output for run in runs] == [list(range(at, at + 20)) for at in range(40)]
