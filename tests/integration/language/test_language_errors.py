@@ -143,7 +143,7 @@ CASES = {
         f"{{delay: PT0.01S, backoff: {{linear: {{increment: PT1H, maxDelay: PT0.05S}}}}, {THREE}}}", 3, 0.06
     ),
     "retry-jitter": retried(f"{{delay: PT0.01S, jitter: {{from: PT0.04S, to: PT0.05S}}, {THREE}}}", 3, 0.1),
-    "retry-limit-duration": retried("{delay: PT0.5S, limit: {duration: PT0.9S}}", 2, 0.5),
+    "retry-limit-duration": retried("{delay: PT5S, limit: {duration: PT9S}}", 2, 5),
     "retry-limit-attempt-duration": Case(
         f"do: [{{t: {{try: [{{x: {{call: noop, with: {{delay_ms: 60000}}}}}}], catch: {{retry: {{delay: {MS}, limit: {{attempt: {{count: 2, duration: PT0.05S}}}}}}, do: [{{c: {{set: {{status: '${{ $error.status }}'}}}}}}]}}}}}}]",
         {"status": 408},
