@@ -27,6 +27,7 @@ __all__ = [
     "parse_key",
     "parse_limit",
     "parse_parent",
+    "parse_pool",
     "parse_run",
     "parse_schedule",
     "parse_worker",
@@ -218,6 +219,14 @@ def parse_worker(text: str, field: str = "name") -> str:
     if prefix == "workers" and _INCARNATION.fullmatch(incarnation):
         return incarnation
     raise field_invalid((field, _expected(text, "workers/{incarnation}")))
+
+
+def parse_pool(text: str, field: str = "name") -> tuple[str, str]:
+    """(region, pool) of `regions/{region}/pools/{pool}`. Raises `Refused`."""
+    parts = text.split("/")
+    if len(parts) == 4 and (parts[0], parts[2]) == ("regions", "pools") and is_label(parts[1]) and is_label(parts[3]):
+        return parts[1], parts[3]
+    raise field_invalid((field, _expected(text, "regions/{region}/pools/{pool}")))
 
 
 def _expected(text: str, form: str) -> str:

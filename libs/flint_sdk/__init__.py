@@ -71,7 +71,6 @@ from flint_sdk._events import PublishedEvent, ReceivedEvent
 from flint_sdk._function_worker import FunctionWorker
 from flint_sdk._functions import Function, FunctionContext, FunctionError, function
 from flint_sdk._models import (
-    BranchRange,
     Applied,
     BranchRange,
     CreatedKey,
@@ -80,6 +79,7 @@ from flint_sdk._models import (
     Key,
     NamedLimit,
     Pool,
+    PoolSettings,
     Problem,
     RegisteredFunction,
     Role,
@@ -87,6 +87,7 @@ from flint_sdk._models import (
     RunChanged,
     RunSnapshot,
     RunState,
+    ScalingDecision,
     Severity,
     StartRequest,
     Step,
@@ -166,6 +167,7 @@ __all__ = [
     "PayloadTooLarge",
     "PermissionDenied",
     "Pool",
+    "PoolSettings",
     "Problem",
     "PublishedEvent",
     "QueueFull",
@@ -180,7 +182,6 @@ __all__ = [
     "ResourceExhausted",
     "Role",
     "RoleInsufficient",
-    "BranchRange",
     "Run",
     "RunCancelled",
     "RunChanged",
@@ -194,6 +195,7 @@ __all__ = [
     "RunSnapshot",
     "RunState",
     "RunUndone",
+    "ScalingDecision",
     "Schedule",
     "ScheduleConflict",
     "ScheduleNotFound",

@@ -50,6 +50,7 @@ from flint_sdk._models import (
     Role,
     Run,
     RunState,
+    ScalingDecision,
     StartRequest,
     WatchEvent,
     Worker,
@@ -58,6 +59,7 @@ from flint_sdk._models import (
 from flint_sdk._names import key_name, run_name, worker_name, workflow_name
 from flint_sdk._namespaces import NamespaceSettings, QueuedPool, pool_from, settings_from
 from flint_sdk._payloads import INLINE_BYTES, resolve, upload
+from flint_sdk._pools import decision_from, fleet_pool_from, pool_name, update_request
 from flint_sdk._schedules import AsyncSchedules
 from flint_sdk._starting import start_batch, start_request
 from flint_sdk._transport import Transport
@@ -435,7 +437,33 @@ class AsyncFlint(AsyncControl):
     async def list_pools(self) -> list[Pool]:
         """Pools with their capacity and load, by name."""
         answer = await self._transport.call(lambda gateway: gateway.fleet.ListPools, fleet_pb2.ListPoolsRequest())
-        return [Pool(p.pool, p.region, p.workers, p.slots, p.legs) for p in answer.pools]
+        return [fleet_pool_from(pool) for pool in answer.pools]
+
+    async def get_pool(self, pool: str, *, region: str = "local") -> Pool:
+        """One pool, by name. Raises NotFound."""
+        request = fleet_pb2.GetPoolRequest(name=pool_name(pool, region))
+        answer = await self._transport.call(lambda gateway: gateway.fleet.GetPool, request)
+        return fleet_pool_from(answer.pool)
+
+    async def update_pool(self, pool: str, *, region: str = "local", **changes: Any) -> Pool:
+        """Changes how a pool is scaled: members of PoolSettings; None goes back to the default. Role: cluster admin."""
+        request = update_request(pool_name(pool, region), changes)
+        answer = await self._transport.call(lambda gateway: gateway.fleet.UpdatePool, request)
+        return fleet_pool_from(answer.pool)
+
+    async def list_scaling_decisions(
+        self, *, pool: str | None = None, region: str = "local", changes_only: bool = False
+    ) -> AsyncIterator[ScalingDecision]:
+        """The autoscaler's ledger, the latest first; of one pool, or of all."""
+        name = pool_name(pool, region) if pool else ""
+        request = fleet_pb2.ListScalingDecisionsRequest(pool=name, changes_only=changes_only)
+        while True:
+            answer = await self._transport.call(lambda gateway: gateway.fleet.ListScalingDecisions, request)
+            for found in answer.decisions:
+                yield decision_from(found)
+            if not answer.next_page_token:
+                return
+            request.page_token = answer.next_page_token
 
     async def drain_worker(self, worker: str) -> Worker:
         """Asks a worker (by incarnation) to take no more legs, give back what it holds and end."""

@@ -89,16 +89,6 @@ class BranchRange:
 
 
 @dataclass(frozen=True, slots=True)
-class BranchRange:
-    """Which branches of the fork of a run a branch run executes: `count` of them from `first`, counted from 0."""
-
-    run: str
-    first: int
-    count: int
-    fork: str
-
-
-@dataclass(frozen=True, slots=True)
 class Run:
     """One execution of a workflow's version. `input` and `output` are None where a list or a change leaves them out."""
 
@@ -121,7 +111,6 @@ class Run:
     worker: str
     cancel_requested: bool
     schedule_time: datetime | None = None
-    branches: BranchRange | None = None
     reset: int = 0
     branches: BranchRange | None = None
 
@@ -243,6 +232,7 @@ class Worker:
     cpu_cores: float
     memory_bytes: int
     functions: tuple[str, ...] = ()
+    quarantine_reason: str = ""
 
     @property
     def incarnation(self) -> str:
@@ -251,14 +241,58 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """How a pool is scaled. `mode`: fixed, shadow or automatic. `worker_slots` None: as the workers' settings say."""
+
+    mode: str = "fixed"
+    minimum_workers: int = 0
+    maximum_workers: int = 0
+    target_wait_s: float = 0.0
+    idle_s: float = 0.0
+    buffer_slots: int = 0
+    standby_slots: int = 0
+    worker_slots: int | None = None
+    dedicated_to: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
-    """A set of like workers in a region."""
+    """A set of like workers in a region. `wanted_workers`: as the autoscaler decided last, None before."""
 
     pool: str
     region: str
     workers: int
     slots: int
     legs: int
+    draining_workers: int = 0
+    starting_workers: int = 0
+    waiting_runs: int = 0
+    longest_wait_s: float = 0.0
+    wanted_workers: int | None = None
+    settings: PoolSettings = PoolSettings()
+
+    @property
+    def name(self) -> str:
+        """The resource name."""
+        return f"regions/{self.region}/pools/{self.pool}"
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingDecision:
+    """A line of the autoscaler's ledger. `verdict`: "" before it was judged; `inputs`, `evaluation`: JSON values."""
+
+    id: int
+    pool: str
+    time: datetime | None
+    action: str
+    workers: int
+    wanted_workers: int
+    shadow: bool
+    reason: str
+    failure: str
+    verdict: str
+    inputs: Any
+    evaluation: Any
 
 
 @dataclass(frozen=True, slots=True)

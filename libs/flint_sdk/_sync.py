@@ -27,6 +27,7 @@ from flint_sdk._models import (
     Role,
     Run,
     RunState,
+    ScalingDecision,
     StartRequest,
     WatchEvent,
     Worker,
@@ -362,6 +363,22 @@ class Flint(SyncControl):
     def list_pools(self) -> list[Pool]:
         """Pools with their capacity and load, by name."""
         return self._thread.run(self._client.list_pools())
+
+    def get_pool(self, pool: str, *, region: str = "local") -> Pool:
+        """One pool, by name. Raises NotFound."""
+        return self._thread.run(self._client.get_pool(pool, region=region))
+
+    def update_pool(self, pool: str, *, region: str = "local", **changes: Any) -> Pool:
+        """Changes how a pool is scaled: members of PoolSettings; None goes back to the default. Role: cluster admin."""
+        return self._thread.run(self._client.update_pool(pool, region=region, **changes))
+
+    def list_scaling_decisions(
+        self, *, pool: str | None = None, region: str = "local", changes_only: bool = False
+    ) -> Iterator[ScalingDecision]:
+        """The autoscaler's ledger, the latest first; of one pool, or of all."""
+        return self._thread.iterate(
+            self._client.list_scaling_decisions(pool=pool, region=region, changes_only=changes_only)
+        )
 
     def drain_worker(self, worker: str) -> Worker:
         """Asks a worker (by incarnation) to take no more legs, give back what it holds and end."""

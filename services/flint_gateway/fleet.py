@@ -9,8 +9,8 @@ import grpc
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.fleet.v1.fleet_pb2_grpc import FleetServiceServicer
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
-from flint_rpc.errors import field_invalid
-from flint_rpc.names import is_label, parse_worker
+from flint_rpc.errors import ErrorReason, Refused, field_invalid
+from flint_rpc.names import is_label, parse_pool, parse_worker
 from flint_rpc.paging import PageBinding, page_size
 from flint_rpc.upstream import Client
 
@@ -21,7 +21,6 @@ __all__ = ["FleetServicer"]
 
 _TIMEOUT_S = 10.0
 _SEPARATOR = "\n"
-_LIVE = (fleet_pb2.Worker.STATE_READY, fleet_pb2.Worker.STATE_DRAINING)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -54,17 +53,58 @@ class FleetServicer(FleetServiceServicer):
         return fleet_pb2.ListWorkersResponse(workers=page, next_page_token=token)
 
     async def ListPools(self, request: fleet_pb2.ListPoolsRequest, context: Context) -> fleet_pb2.ListPoolsResponse:
-        """Pools that have live workers, by name and region."""
-        pools: dict[tuple[str, str], fleet_pb2.Pool] = {}
-        for worker in await self._workers(show_ended=False):
-            if worker.state not in _LIVE:
-                continue
-            key = (worker.pool, worker.region)
-            pool = pools.setdefault(key, fleet_pb2.Pool(pool=worker.pool, region=worker.region))
-            pool.workers += 1
-            pool.slots += worker.slots
-            pool.legs += worker.legs
-        return fleet_pb2.ListPoolsResponse(pools=[pools[key] for key in sorted(pools)])
+        """Pools that have workers, work or settings, by name and region."""
+        return fleet_pb2.ListPoolsResponse(pools=await self._pools())
+
+    async def GetPool(self, request: fleet_pb2.GetPoolRequest, context: Context) -> fleet_pb2.GetPoolResponse:
+        """One that nobody has heard of is not found."""
+        region, name = parse_pool(request.name)
+        for pool in await self._pools():
+            if (pool.region, pool.pool) == (region, name):
+                return fleet_pb2.GetPoolResponse(pool=pool)
+        raise Refused(
+            grpc.StatusCode.NOT_FOUND, ErrorReason.ERROR_REASON_POOL_NOT_FOUND, f"there is no pool {request.name}"
+        )
+
+    async def UpdatePool(self, request: fleet_pb2.UpdatePoolRequest, context: Context) -> fleet_pb2.UpdatePoolResponse:
+        """The registry checks the values."""
+        region, pool = parse_pool(request.pool.name, "pool.name")
+        paths = list(request.update_mask.paths)
+        if not paths:
+            raise field_invalid(("update_mask", "is required: settings, or settings.minimum_workers and the like"))
+        if paths == ["settings"]:
+            paths = [f"settings.{field.name}" for field in fleet_pb2.PoolSettings.DESCRIPTOR.fields]
+        wrong = [path for path in paths if not path.startswith("settings.")]
+        if wrong:
+            raise field_invalid(("update_mask", f"names what cannot be changed: {wrong[0][:100]}"))
+        inner = registry_pb2.UpdatePoolRequest(
+            region=region,
+            pool=pool,
+            settings=request.pool.settings,
+            fields=[path.removeprefix("settings.") for path in paths],
+        )
+        response = await self._client.call(lambda stub: stub.UpdatePool, inner, _TIMEOUT_S)
+        return fleet_pb2.UpdatePoolResponse(pool=response.pool)
+
+    async def ListScalingDecisions(
+        self, request: fleet_pb2.ListScalingDecisionsRequest, context: Context
+    ) -> fleet_pb2.ListScalingDecisionsResponse:
+        """A page, the latest first."""
+        size = page_size(request.page_size, default=100, most=1000)
+        region, pool = parse_pool(request.pool, "pool") if request.pool else ("", "")
+        binding = PageBinding("scaling-decisions", request.pool, str(request.changes_only))
+        cursor = binding.decode(request.page_token)
+        inner = registry_pb2.ListScalingDecisionsRequest(
+            limit=size,
+            before_id=int(cursor) if cursor.isdigit() else 0,
+            region=region,
+            pool=pool,
+            changes_only=request.changes_only,
+        )
+        response = await self._client.call(lambda stub: stub.ListScalingDecisions, inner, _TIMEOUT_S)
+        full = len(response.decisions) == size
+        token = binding.encode(str(response.decisions[-1].id)) if full else ""
+        return fleet_pb2.ListScalingDecisionsResponse(decisions=response.decisions, next_page_token=token)
 
     async def DrainWorker(
         self, request: fleet_pb2.DrainWorkerRequest, context: Context
@@ -73,6 +113,10 @@ class FleetServicer(FleetServiceServicer):
         inner = registry_pb2.DrainWorkerRequest(incarnation=parse_worker(request.name))
         response = await self._client.call(lambda stub: stub.DrainWorker, inner, _TIMEOUT_S)
         return fleet_pb2.DrainWorkerResponse(worker=response.worker)
+
+    async def _pools(self) -> list[fleet_pb2.Pool]:
+        response = await self._client.call(lambda stub: stub.ListPools, registry_pb2.ListPoolsRequest(), _TIMEOUT_S)
+        return sorted(response.pools, key=lambda pool: (pool.pool, pool.region))
 
     async def _workers(self, *, show_ended: bool) -> list[fleet_pb2.Worker]:
         request = registry_pb2.ListWorkersRequest(show_ended=show_ended)

@@ -36,7 +36,7 @@ def list_(
             w.incarnation,
             w.pool,
             w.region,
-            w.state.value,
+            "QUARANTINED" if w.quarantine_reason else w.state.value,
             f"{w.legs}/{w.slots}",
             ago(w.heartbeat_time),
             w.pid or "",
@@ -47,6 +47,9 @@ def list_(
     ]
     columns = ("WORKER", "INCARNATION", "POOL", "REGION", "STATE", "LEGS", "HEARTBEAT", "PID", "CPU", "MEMORY")
     print_table(columns, rows, "No workers.")
+    for worker in workers:
+        if worker.quarantine_reason:
+            print(f"{worker.worker_id} is quarantined: {worker.quarantine_reason}.")
 
 
 @app.command()

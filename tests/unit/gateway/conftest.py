@@ -255,6 +255,12 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
             ]
         )
 
+    async def ListPools(self, request: Any, context: Any) -> registry_pb2.ListPoolsResponse:
+        rows = [("b", 1), ("a", 2)]
+        return registry_pb2.ListPoolsResponse(
+            pools=[fleet_pb2.Pool(pool=p, region="local", workers=n, slots=4 * n, legs=n) for p, n in rows]
+        )
+
     async def DrainWorker(
         self, request: registry_pb2.DrainWorkerRequest, context: Any
     ) -> registry_pb2.DrainWorkerResponse:

@@ -115,6 +115,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_CALENDAR_IN_USE: _ErrorReason.ValueType  # 66
     """A schedule names the calendar (FAILED_PRECONDITION)."""
+    ERROR_REASON_POOL_NOT_FOUND: _ErrorReason.ValueType  # 50
+    """No such pool (NOT_FOUND)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why an RPC was refused, or why a run or a step failed. Clients may match on these; they are never renamed."""
@@ -209,4 +211,6 @@ one of a definition is changed with the definition, one without times has none t
 """
 ERROR_REASON_CALENDAR_IN_USE: ErrorReason.ValueType  # 66
 """A schedule names the calendar (FAILED_PRECONDITION)."""
+ERROR_REASON_POOL_NOT_FOUND: ErrorReason.ValueType  # 50
+"""No such pool (NOT_FOUND)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
