@@ -28,7 +28,7 @@ $(DEV_STAMP): pyproject.toml $(STAMP)
 	@touch $@
 
 test: $(DEV_STAMP)
-	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(PARALLEL)
+	$(VENV)/bin/python -m pytest -q -n $(WORKERS) --dist loadfile $(PARALLEL)
 	$(VENV)/bin/python -m pytest -q $(SERIAL)
 
 lint: $(DEV_STAMP)

@@ -1,4 +1,4 @@
-"""One Flint for all tests of this folder: real processes, started once.
+"""One Flint for all tests of this folder.
 
 Tests share it, so each makes workflows of its own and leaves no run behind that holds a slot.
 """
@@ -7,21 +7,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import pytest
 import pytest_asyncio
 
-from support.house import House, open_house
+from support.house import House
+from support.houses import Houses
 from support.outside import Outside, outside_world
 
 SLOTS = 32
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(
-        tmp_path_factory.mktemp("house"), worker={"slots": SLOTS}, identity={"cache_ttl_s": 1.0}
-    ) as house:
-        yield house
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def house(houses: Houses) -> House:
+    return await houses.get("gateway", worker={"slots": SLOTS}, identity={"cache_ttl_s": 1.0})
 
 
 @pytest_asyncio.fixture(loop_scope="session")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import psutil
 import pytest
 import pytest_asyncio
 
 from flint_sdk import AsyncRunHandle, Run, RunState, StartRequest
-from support.house import House, open_house
+from support.house import House
+from support.houses import Houses
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 NORMAL, EACH = 200, 2
 SMALL, LARGE = 40, 400 * 1024  # characters of the value; the large one travels by reference
@@ -46,10 +46,9 @@ do:
 """
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("hostile"), limits=LIMITS) as opened:
-        yield opened
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def house(houses: Houses) -> House:
+    return await houses.get("hostile", limits=LIMITS)
 
 
 async def incarnations(house: House) -> set[str]:

@@ -8,13 +8,15 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 pytest.register_assert_rewrite("support.language")
 
-from support.house import House, open_house  # noqa: E402
+from support.house import House  # noqa: E402
+from support.houses import Houses  # noqa: E402
 from support.language import SECRETS  # noqa: E402
 from support.language_world import World, open_world  # noqa: E402
 
@@ -29,7 +31,8 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def house(tmp_path_factory: pytest.TempPathFactory, world: World) -> AsyncIterator[House]:
+async def settings(tmp_path_factory: pytest.TempPathFactory, world: World) -> dict[str, Any]:
+    """Sections of the Flint's settings."""
     folder = tmp_path_factory.mktemp("engine")
     engine, state = folder / "docker", folder / "containers"
     state.mkdir()
@@ -40,9 +43,8 @@ async def house(tmp_path_factory: pytest.TempPathFactory, world: World) -> Async
     database = folder / "orders.db"
     with contextlib.closing(sqlite3.connect(database)) as connection:  # workers would race to choose its journal
         connection.execute("PRAGMA journal_mode = WAL")
-    async with open_house(
-        tmp_path_factory.mktemp("house"),
-        worker={
+    return {
+        "worker": {
             "slots": 128,
             "mcp_commands": [sys.executable],
             "containers": {
@@ -53,11 +55,15 @@ async def house(tmp_path_factory: pytest.TempPathFactory, world: World) -> Async
                 "publish_ports": True,
             },
         },
-        scheduler={"sweep_interval_s": 1.0},
-        connections={
+        "scheduler": {"sweep_interval_s": 1.0},
+        "connections": {
             "orders": {"kind": "sql", "url": f"sqlite:///{database}"},
             "mail": {"kind": "smtp", "url": f"smtp://{world.places['smtp']}", "sender": "Shop <shop@example.com>"},
         },
-        secrets={**SECRETS, "server": json.dumps(server)},
-    ) as house:
-        yield house
+        "secrets": {**SECRETS, "server": json.dumps(server)},
+    }
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def house(houses: Houses, settings: dict[str, Any]) -> House:
+    return await houses.get("language", **settings)

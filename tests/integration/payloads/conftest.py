@@ -1,4 +1,4 @@
-"""One stack for the module's tests, with an outside that serves and takes large bodies."""
+"""The shared Flint, with an outside that serves and takes large bodies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-import pytest
 import pytest_asyncio
 import uvicorn
 from starlette.applications import Starlette
@@ -17,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from support.house import House, open_house
+from support.house import House
+from support.houses import Houses
 
 
 @dataclass
@@ -65,7 +65,6 @@ async def bulk() -> AsyncIterator[Bulk]:
         yield serving
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("payloads"), worker={"allow_private_addresses": True}) as opened:
-        yield opened
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def house(houses: Houses) -> House:
+    return await houses.common()

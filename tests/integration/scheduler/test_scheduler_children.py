@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
 from flint_sdk import AsyncRunHandle, Run, StartRequest
-from support.house import House, open_house
+from support.house import House
+from support.houses import Houses
 from support.stack import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 DEPTH = 4
 CHILDREN = 12
 TREE = 20
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(
-        tmp_path_factory.mktemp("house"), limits={"run_depth": DEPTH, "children_per_run": CHILDREN, "tree_runs": TREE}
-    ) as house:
-        yield house
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def house(houses: Houses) -> House:
+    return await houses.get("children", limits={"run_depth": DEPTH, "children_per_run": CHILDREN, "tree_runs": TREE})
 
 
 DOUBLE = "do: [{double: {set: '${ {n: (.n * 2)} }'}}]"

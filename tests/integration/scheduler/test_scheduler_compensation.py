@@ -9,24 +9,22 @@ import pytest
 import pytest_asyncio
 
 from flint_sdk import AsyncRunHandle, RunState
-from support.house import House, open_house
+from support.house import House
+from support.houses import Houses
 from support.outside import Outside, outside_world
 from support.stack import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 WAIT_S = 60
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(
-        tmp_path_factory.mktemp("house"), scheduler={"sweep_interval_s": 1.0}, worker={"inline_wait_s": 10}
-    ) as house:
-        yield house
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def house(houses: Houses) -> House:
+    return await houses.get("compensation", scheduler={"sweep_interval_s": 1.0}, worker={"inline_wait_s": 10})
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def world() -> AsyncIterator[Outside]:
     async with outside_world(delay_s=0) as world:
         yield world
