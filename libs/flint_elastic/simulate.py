@@ -14,6 +14,8 @@ import argparse
 import csv
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
@@ -69,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     names = given.day or ([] if days else list(DAYS))
     days.extend(DAYS[name](given.seed) for name in names)
-    played = [play_all(day, policy, given.interval_s) for day in days]
+    played = _played(days, policy, given.interval_s, min(len(days), given.processes))
     text = (
         f"Workers of {policy.slots_per_worker} slots that start in {policy.startup_s:g} s; target: 95 of 100 legs "
         f"begin within {policy.target_wait_s:g} s; idle time {policy.idle_before_end_s:g} s; a decision every "
@@ -82,6 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.report:
         _write(Path(given.report), text)
     return 0
+
+
+def _played(days: list[Day], policy: PoolPolicy, interval_s: float, processes: int) -> list[Played]:
+    """Days do not touch each other: one process each, so many at a time."""
+    if processes <= 1:
+        return [play_all(day, policy, interval_s) for day in days]
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(play_all, days, [policy] * len(days), [interval_s] * len(days)))
 
 
 def _recorded(path: str) -> Day:
@@ -118,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target-wait-s", type=float, default=2.0)
     parser.add_argument("--idle-s", type=float, default=300.0, help="before a worker is ended")
     parser.add_argument("--interval-s", type=float, default=5.0, help="between decisions")
+    parser.add_argument("--processes", type=int, default=2, help="days that are played at the same time")
     parser.add_argument("--report", metavar="FILE", help="Markdown page whose simulation part is written anew")
     parser.add_argument("--image", metavar="FILE", help="PNG or SVG; needs matplotlib")
     return parser
