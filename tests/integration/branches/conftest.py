@@ -23,7 +23,7 @@ async def world() -> AsyncIterator[Outside]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    from flint_bus import Bus  # noqa: PLC0415
+    from flint_bus import Bus
 
     overrides = {
         "worker": {"slots": 4, "allow_private_addresses": True},

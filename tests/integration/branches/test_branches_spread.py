@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
-from flint_sdk import RunState
+from flint_sdk import Run, RunState, Step
 from support.house import House
 from support.outside import Outside
 from support.stack import eventually
@@ -26,7 +28,12 @@ do:
 LEFT = "SELECT (SELECT count(*) FROM run_await) + (SELECT count(*) FROM inbox)"
 
 
-async def branch_runs(house: House, run: str) -> list:
+async def execute(house: House, name: str, data: Any, timeout_s: float) -> Run:
+    started = await house.flint.start(name, data)
+    return await house.flint.wait(started.id, timeout_s=timeout_s)
+
+
+async def branch_runs(house: House, run: str) -> list[Run]:
     return [r async for r in house.flint.list_runs(branches_of=run, page_size=500)]
 
 
@@ -35,8 +42,8 @@ async def test_branches_are_spread_executed_once_and_joined_in_order(house: Hous
     world.executions.clear()
     world.gate.clear()
     started = await house.flint.start(name, {"count": 200, "url": world.url})
-    await eventually(lambda: len(world.executions) >= 24, timeout_s=60)  # every slot of every worker has a chunk
-    waiting = await house.flint.get(started.id)
+    await eventually(lambda: len(world.executions) >= 16, timeout_s=60)
+    waiting = await house.flint.get_run(started.id)
     assert waiting.state is RunState.WAITING
     assert waiting.worker == ""
     running = await branch_runs(house, started.id)
@@ -54,9 +61,9 @@ async def test_branches_are_spread_executed_once_and_joined_in_order(house: Hous
     assert {r.branches.run for r in branches} == {run.name}
     listed = [r.id async for r in house.flint.list_runs(workflow=name)]
     assert listed == [run.id]
-    steps = []
+    steps: list[Step] = []
     for branch in branches:
-        steps += [s async for s in _steps(house, branch.id)]
+        steps += [step async for step in _steps(house, branch.id)]
     assert sorted(int(s.iteration) for s in steps if s.step.endswith("/ask")) == list(range(200))
     assert {s.state.value for s in steps} == {"SUCCEEDED"}
     mine = [s async for s in _steps(house, run.id)]
@@ -72,7 +79,7 @@ async def test_branches_are_spread_executed_once_and_joined_in_order(house: Hous
     await eventually(settled, timeout_s=30)
 
 
-async def _steps(house: House, run: str):
+async def _steps(house: House, run: str) -> AsyncIterator[Step]:
     async for entry in house.flint.history(run):
         for step in entry.steps:
             yield step
@@ -93,7 +100,7 @@ do:
       catch: {do: [{told: {set: '${ {status: $error.status, at: $error.instance} }'}}]}
 """
     )
-    run = await house.flint.run(name, {}, timeout_s=120)
+    run = await execute(house, name, {}, 120)
     assert run.output == {"status": 418, "at": "/do/0/attempt/try/0/each/do/0/fails"}
     branches = await branch_runs(house, run.id)
 
@@ -139,17 +146,22 @@ async def test_no_more_at_once_than_the_loop_allows(house: House, world: Outside
 async def test_forks_race_and_nest(house: House) -> None:
     branches = ", ".join(f"{{b{n}: {{set: '${{ {n} }}'}}}}" for n in range(9))
     slow = ", ".join(
-        f"{{b{n}: {{do: [{{w: {{wait: PT1H}}}}, {{s: {{set: '${{ {n} }}'}}}}]}}}}" if n != 6 else "{b6: {set: '${ 6 }'}}"
+        f"{{b{n}: {{do: [{{w: {{wait: PT1H}}}}, {{s: {{set: '${{ {n} }}'}}}}]}}}}"
+        if n != 6
+        else "{b6: {set: '${ 6 }'}}"
         for n in range(9)
     )
-    inner = "{metadata: {flint: {parallel: 9}}, for: {each: y, in: '${ [range(6)] }'}, do: [{s: {set: '${ $x * 10 + $y }'}}]}"
+    inner = (
+        "{metadata: {flint: {parallel: 9}}, for: {each: y, in: '${ [range(6)] }'},"
+        " do: [{s: {set: '${ $x * 10 + $y }'}}]}"
+    )
     name = await house.apply(
         f"do: [{{f: {{fork: {{branches: [{branches}]}}, output: {{as: '${{ {{f: .}} }}'}}}}}},"
         f" {{c: {{fork: {{compete: true, branches: [{slow}]}}, output: {{as: '${{ {{f: $input.f, c: .}} }}'}}}}}},"
         f" {{l: {{metadata: {{flint: {{parallel: 9}}}}, for: {{each: x, in: '${{ [range(5)] }}'}}, do: [{{i: {inner}}}],"
         " output: {as: '${ $input + {l: .} }'}}}]"
     )
-    run = await house.flint.run(name, {}, timeout_s=120)
+    run = await execute(house, name, {}, 120)
     assert run.error is None
     assert run.output == {
         "f": list(range(9)),
@@ -160,10 +172,17 @@ async def test_forks_race_and_nest(house: House) -> None:
 
 async def test_large_collections_travel_by_reference(house: House) -> None:
     name = await house.apply(
-        "do: [{l: {metadata: {flint: {parallel: 500}}, for: {each: n, in: '${ [range(10000)] | map({n: ., pad: (\"x\" * 40)}) }'},"
-        " do: [{s: {set: '${ {n: $n.n, pad: $n.pad} }'}}]}}, {check: {set: '${ {sum: (map(.n) | add), size: length} }'}}]"
+        """
+do:
+  - each:
+      metadata: {flint: {parallel: 500}}
+      for: {each: n, in: '${ [range(10000)] | map({n: ., pad: ("x" * 40)}) }'}
+      do:
+        - same: {set: '${ {n: $n.n, pad: $n.pad} }'}
+  - check: {set: '${ {sum: (map(.n) | add), size: length} }'}
+"""
     )
-    run = await house.flint.run(name, {}, timeout_s=240)
+    run = await execute(house, name, {}, 240)
     assert run.error is None
     assert run.output == {"sum": 10000 * 9999 // 2, "size": 10000}
     assert len(await branch_runs(house, run.id)) <= 70
@@ -174,5 +193,5 @@ async def test_many_forks_at_the_same_time(house: House) -> None:
         "do: [{l: {metadata: {flint: {parallel: 20}}, for: {each: n, in: '${ [range(20)] }'},"
         " do: [{s: {set: '${ $n + $workflow.input.at }'}}]}}]"
     )
-    runs = await asyncio.gather(*(house.flint.run(name, {"at": at}, timeout_s=120) for at in range(40)))
+    runs = await asyncio.gather(*(execute(house, name, {"at": at}, 120) for at in range(40)))
     assert [run.output for run in runs] == [list(range(at, at + 20)) for at in range(40)]
