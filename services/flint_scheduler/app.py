@@ -40,7 +40,6 @@ from flint_scheduler.awaits import Agent
 from flint_scheduler.backlog import publish_backlog
 from flint_scheduler.branches import BranchRuns
 from flint_scheduler.cards import RunBook, RunCard
-from flint_scheduler.branches import BranchRuns
 from flint_scheduler.children import ChildRuns
 from flint_scheduler.clock import RecordClock
 from flint_scheduler.control.commander import Commander
@@ -224,6 +223,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     folder.on_waiting = timers.add
     folder.on_permits = permits.ended
     permits.on_ready = dispatcher.wake
+    queue.parked = lambda: permits.waiting
     permits.on_replaced = lambda run_id, group: nudge_inboxes(bus, [Target(run_id, group)])
     attention.on_after = permits.look_after
     folder.on_mail = attention.look_at

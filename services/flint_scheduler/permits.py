@@ -115,14 +115,10 @@ class Permits:
         self._tasks: set[asyncio.Task[None]] = set()
         self._after = asyncio.Event()
         self._dropped_at = 0.0
+        self.waiting = 0  # runs that are parked: they count against the queue's limit
         self.on_ready: Callable[[], None] = lambda: None
         self.on_refused: Callable[[RunCard, str], None] = lambda card, key: None
         self.on_replaced: Callable[[bytes, int], None] = lambda run_id, group: None
-
-    @property
-    def waiting(self) -> int:
-        """Runs that are parked: they count against the queue's limit."""
-        return sum(len(p.heap) for p in self._parked.values())
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -204,6 +200,7 @@ class Permits:
         parked.out.pop(card.run_id, None)
         card.token = 0  # it stands in the ready queue no more
         heapq.heappush(parked.heap, _place(card))
+        self.waiting += 1
         return parked
 
     @staticmethod
@@ -226,7 +223,8 @@ class Permits:
         released = False
         while parked.heap and asking < parked.front:
             card = heapq.heappop(parked.heap)[-1]
-            if self._book.get(card.run_id) is card and card.phase is Phase.READY:
+            self.waiting -= 1
+            if self._waits(card):
                 parked.out[card.run_id] = now
                 self._queue.push(card, card.ready_since or now)
                 released = True
@@ -337,11 +335,17 @@ class Permits:
         due = [key for key, parked in self._parked.items() if now - parked.retried_at >= _RETRY_S]
         for key in due[:_KEYS_A_TURN]:
             parked = self._parked[key]
-            parked.heap = [_place(card) for *_, card in parked.heap if card.phase is Phase.READY]
-            heapq.heapify(parked.heap)  # levels may have changed
+            waiting = [_place(card) for *_, card in parked.heap if self._waits(card)]
+            self.waiting -= len(parked.heap) - len(waiting)
+            heapq.heapify(waiting)  # levels may have changed
+            parked.heap = waiting
             for run_id in [r for r in parked.out if self._decided_elsewhere(r)]:
                 del parked.out[run_id]
             self._wake(key)
+
+    def _waits(self, card: RunCard) -> bool:
+        """Whether the card still stands for a run that waits: it was not ended, paused or given away."""
+        return self._book.get(card.run_id) is card and card.phase is Phase.READY
 
     def _decided_elsewhere(self, run_id: bytes) -> bool:
         card = self._book.get(run_id)

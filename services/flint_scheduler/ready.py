@@ -159,9 +159,10 @@ class ReadyQueue:
         self._counted_at = 0.0
         self.full: set[str] = set()  # namespaces that have as many runs under way as they may
         self.on_ready: Callable[[], None] = lambda: None
+        self.parked: Callable[[], int] = lambda: 0  # runs that wait for permits: they count, wherever they stand
 
     def __len__(self) -> int:
-        return sum(sum(lane.live) + lane.held for lane in self._lanes.values())
+        return sum(sum(lane.live) + lane.held for lane in self._lanes.values()) + self.parked()
 
     @property
     def by_level(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""Concurrency keys and rates on a real stack of two schedulers and two workers: exact, in order, and nobody forgotten."""
+"""Concurrency keys and rates on a real stack of two schedulers and two workers: exact, and nobody is forgotten."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ import itertools
 from collections.abc import AsyncIterator
 from datetime import datetime
 
+import grpc
 import pytest
 import pytest_asyncio
 
-from flint_sdk import StartRequest
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_sdk import QueueFull, StartRequest
+from flint_sdk._errors import error_from_rpc
 from support.holders import Holders, holders_world, most_at_once
 from support.house import House, open_house
 from support.stack import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+QUEUE = 150
 PROBLEM = "https://flint.dev/errors/concurrency-limit"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(tmp_path_factory.mktemp("house")) as house:
+    async with open_house(tmp_path_factory.mktemp("house"), scheduler={"queue_limit": QUEUE}) as house:
         yield house
 
 
@@ -147,3 +151,36 @@ async def test_a_named_limit_is_changed_while_runs_wait(house: House, world: Hol
         assert (await house.flint.wait(handle.id, 60.0)).state == "SUCCEEDED"
     assert world.most == 2
     await house.flint.delete_limit("shops")
+
+
+async def test_a_flood_is_accepted_or_told_to_come_back_and_nothing_is_dropped(house: House) -> None:
+    workflow = await apply(house, "concurrency: {limit: flood}", NOTHING)
+    await house.flint.set_limit("flood", concurrency=0)
+    parent = "namespaces/default"
+    accepted: list[str] = []
+
+    async def start() -> None:
+        request = runs_pb2.StartRunRequest(parent=parent, workflow_id=workflow)
+        try:
+            answer = await house.raw.runs.StartRun(request, metadata=house.raw.metadata)
+        except grpc.aio.AioRpcError as error:
+            refused = error_from_rpc(error)
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, refused
+            assert isinstance(refused, QueueFull)
+            assert refused.retry_after_s is not None
+            assert refused.retry_after_s > 0
+        else:
+            accepted.append(answer.run.name.rpartition("/")[2])
+
+    async with asyncio.timeout(120):
+        for _ in range(8):
+            await asyncio.gather(*(start() for _ in range(100)))
+    assert 1 <= len(accepted) < 800
+    stored = await house.record.number(
+        "SELECT count(*) FROM run r JOIN workflow_version d USING (definition_id) WHERE d.workflow_id = :w", w=workflow
+    )
+    assert stored == len(accepted) <= 2 * (QUEUE + 64), "beyond the limit are those that ask at this moment at most"
+    await house.flint.set_limit("flood", concurrency=100)
+    for run in accepted:
+        assert (await house.flint.wait(run, 60.0)).state == "SUCCEEDED"
+    await house.flint.delete_limit("flood")
