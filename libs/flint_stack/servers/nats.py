@@ -47,6 +47,7 @@ PERMISSIONS: Mapping[str, Mapping[str, list[str]]] = {
             "flint.watchers.>",
             "flint.hints.>",
             "flint.owners",
+            "flint.backlog",
             "flint.owner.>",
             "flint.events.stored.*",
             "flint.lifecycle.of.*",

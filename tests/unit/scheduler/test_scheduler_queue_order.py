@@ -267,7 +267,7 @@ async def test_headroom_is_for_the_urgent_and_spare_room_for_the_patient() -> No
     assert fleet.reserve(level=1) is not None
     assert fleet.reserve(level=0) is not None
     assert fleet.least() == -1
-    assert fleet.least("plain") == 9
+    assert fleet.least("plain") == SPARE
     fleet.release("a")
     assert fleet.least() == 1
     fleet.recount()
