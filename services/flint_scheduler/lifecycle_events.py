@@ -181,11 +181,13 @@ class LifecycleFeed:
 class _Builder:
     """Makes the events of one change of one run. Ids are made of the change: a repeat has the same."""
 
-    __slots__ = ("_card", "_common", "_definition", "_name", "_run")
+    __slots__ = ("_card", "_change", "_common", "_definition", "_name")
 
     def __init__(self, card: RunCard) -> None:
         self._card = card
-        run = self._run = str(UUID(bytes=card.run_id))
+        # What a branch run tells of is the run's whose fork it belongs to: its steps, and nothing else.
+        self._change = f"{UUID(bytes=card.run_id)}/{card.change}"
+        run = str(UUID(bytes=card.parent_run_id if card.is_branch and card.parent_run_id else card.run_id))
         self._definition = {"namespace": card.namespace, "name": card.workflow_id, "version": card.version}
         self._name = f"{card.workflow_id}-{run}.{card.namespace}"
         self._common = {
@@ -198,6 +200,8 @@ class _Builder:
     def of_opening(self) -> list[bytes]:
         """A leg was opened: the run has started, or goes on."""
         card = self._card
+        if card.is_branch:
+            return []
         events: list[bytes] = []
         at = _moment(card.started_ms if card.leg == 1 and card.started_ms else _now_ms())
         if card.leg == 1:
@@ -208,6 +212,8 @@ class _Builder:
 
     def of_change(self, ending: Ending | None) -> list[bytes]:
         """The run has ended, or its leg has: it waits for something, or for another worker."""
+        if self._card.is_branch:
+            return []
         if ending is None:
             status = _STATUSES.get(self._card.phase)
             return [self._status(status, _moment(_now_ms()))] if status is not None else []
@@ -252,7 +258,7 @@ class _Builder:
             {
                 **self._common,
                 "type": LIFECYCLE_PREFIX + kind,
-                "id": f"{self._run}/{self._card.change}/{part}",
+                "id": f"{self._change}/{part}",
                 "time": at,
                 "data": data,
             }
