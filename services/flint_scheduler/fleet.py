@@ -58,7 +58,7 @@ class WorkerView:
     """One live incarnation."""
 
     card: registry_pb2.WorkerCard
-    draining: bool = False
+    draining: bool = False  # it said so, and will not come back
     legs: int = 0  # opened by this scheduler and not ended
     borrowed: int = 0  # room beyond this scheduler's share, which the others do not use
     room: int = 0
@@ -66,6 +66,11 @@ class WorkerView:
     settled: set[int] = field(default_factory=set)
     watermark: int = 0
     pool: PoolView | None = None
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it is sent no legs. What its card says the autoscaler may take back."""
+        return self.draining or self.card.draining
 
     def settle(self, sequence: int) -> None:
         """A job's leg has ended: its nonce need not be remembered once all before it are settled too."""
@@ -99,6 +104,7 @@ class FleetView:
         self._sticky: OrderedDict[tuple[str, str], str] = OrderedDict()  # the latest 10,000
         self._workers: dict[str, WorkerView] = {}
         self._ttls: dict[str, float] = {}  # lease of each incarnation whose card was seen, the latest 10,000
+        self._slots: dict[str, int] = {}  # its slots, likewise
         self._doubts: dict[str, float] = {}  # claimants without a key → boot time after which they have surely ended
         self._ended: dict[str, None] = {}  # the latest 10,000, oldest first
         self._sharers = 1
@@ -159,13 +165,14 @@ class FleetView:
     def _put(self, incarnation: str, card: registry_pb2.WorkerCard) -> None:
         worker = self._workers.get(incarnation)
         self._ttls[incarnation] = card.lease_ttl_ms / 1000
+        self._slots[incarnation] = card.slots
         if len(self._ttls) > 10_000:
+            self._slots.pop(next(iter(self._ttls)), None)
             del self._ttls[next(iter(self._ttls))]
         if worker is None:
-            self._workers[incarnation] = WorkerView(card, card.draining)
+            self._workers[incarnation] = WorkerView(card)
         else:
             worker.card = card
-            worker.draining = worker.draining or card.draining
 
     def _doubt(self, incarnation: str) -> None:
         if incarnation not in self._ended:
@@ -201,7 +208,7 @@ class FleetView:
     def _reorder(self) -> None:
         for worker in self._workers.values():
             share = int(worker.card.slots * self._overcommit) // self._sharers
-            worker.room = 0 if worker.draining else max(1, share + worker.borrowed)
+            worker.room = 0 if worker.leaving else max(1, share + worker.borrowed)
         pools: dict[str, PoolView] = {}
         for worker in self._workers.values():
             name = worker.card.pool or DEFAULT_POOL
@@ -294,7 +301,7 @@ class FleetView:
         of_pool = [w for w in self._workers.values() if (w.card.pool or DEFAULT_POOL) == pool]
         here = [w for w in of_pool if not region or w.card.region == region]
         if here and view is not None:
-            return "" if any(not w.draining for w in here) else f"all workers of pool {pool} drain"
+            return "" if any(not w.leaving for w in here) else f"all workers of pool {pool} drain"
         if of_pool:
             return f"no worker of pool {pool} in region {region}"
         return f"no worker of pool {pool}"
@@ -333,6 +340,10 @@ class FleetView:
     def get(self, incarnation: str | None) -> WorkerView | None:
         """The live incarnation, or None."""
         return self._workers.get(incarnation or "")
+
+    def slots_of(self, incarnation: str) -> int:
+        """Slots of an incarnation that lives or lived; 0 when it was not seen."""
+        return self._slots.get(incarnation, 0)
 
     def has_ended(self, incarnation: str) -> bool:
         """Whether its lease has surely ended. False also when it is in doubt; it is told through `on_ended` then."""

@@ -160,11 +160,12 @@ class Recovery:
             return
         generation = self._holdings.generation
         sealing = [c for c in cards if c.phase is Phase.OPEN]
+        unbegun = self._unbegun(sealing) if reason == "worker_lost" else set()
         began = asyncio.get_running_loop().time()
         for card in sealing:
             card.phase = Phase.SEALING
             card.progress_at = began
-            card.loss = reason == "worker_lost"
+            card.loss = reason == "worker_lost" and card.run_id not in unbegun
             card.releases += reason == "released"
         results = await asyncio.gather(
             *(append_seal(self._bus, c, generation, session, _SEAL_TIMEOUT_S) for c in sealing), return_exceptions=True
@@ -184,6 +185,25 @@ class Recovery:
                 card.seal_doubt = True  # it may be stored all the same
                 if reason == "released":
                     card.progress_at = 0.0
+
+    def _unbegun(self, cards: Iterable[RunCard]) -> set[bytes]:
+        """Runs whose legs on a lost worker surely waited for a slot there: they did not harm it.
+
+        A worker begins legs in the order of their jobs, the more urgent ones first when a slot comes free, and no more
+        at a time than it has slots; what is beyond these, of this scheduler's own jobs alone, had not begun. Where the
+        order cannot be told (a leg taken over from another owner) the leg counts as begun.
+        """
+        by_worker: dict[str, list[RunCard]] = {}
+        for card in cards:
+            by_worker.setdefault(card.claimant or "", []).append(card)
+        found: set[bytes] = set()
+        for claimant, held in by_worker.items():
+            beyond = len(held) - self._fleet.slots_of(claimant)
+            if beyond > 0 and self._fleet.slots_of(claimant) > 0:
+                waiting = [card for card in held if card.job_sequence]
+                waiting.sort(key=lambda card: (card.level, card.job_sequence), reverse=True)
+                found.update(card.run_id for card in waiting[:beyond])
+        return found
 
     def reseal(self) -> None:
         """The journal's generation changed: SEALs in the old one will never be read, their sequences mean nothing."""
