@@ -19,6 +19,7 @@
     │   ├── NamespaceNotFound
     │   ├── WorkerNotFound
     │   ├── ApprovalNotFound
+    │   ├── LimitNotFound
     │   ├── BatchNotFound
     │   └── PayloadNotFound
     ├── Conflict
@@ -162,6 +163,10 @@ class NamespaceNotFound(NotFound):
 
 class WorkerNotFound(NotFound):
     """No such worker."""
+
+
+class LimitNotFound(NotFound):
+    """No such named limit."""
 
 
 class ApprovalNotFound(NotFound):
@@ -339,6 +344,7 @@ _BY_REASON: Final[dict[str, type[FlintError]]] = {
     "WORKFLOW_IN_USE": WorkflowInUse,
     "LAST_ADMIN_KEY": LastAdminKey,
     "APPROVAL_NOT_FOUND": ApprovalNotFound,
+    "LIMIT_NOT_FOUND": LimitNotFound,
     "PAYLOAD_NOT_FOUND": PayloadNotFound,
     "APPROVAL_DECIDED": ApprovalDecided,
     "APPROVAL_CLOSED": ApprovalClosed,

@@ -69,7 +69,7 @@ async def test_a_missing_workflow(house: Any, refused: Any) -> None:
         ),
         (
             GOOD.format(name="flow").replace(
-                "set:\n        sum: ${ [.a, .b] | add }", "wait: PT1S\n      metadata: {flint: {pool: x}}"
+                "set:\n        sum: ${ [.a, .b] | add }", "wait: PT1S\n      metadata: {flint: {residency: eu}}"
             ),
             "DEFINITION_UNSUPPORTED",
             "source:9:",

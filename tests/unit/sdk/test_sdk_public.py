@@ -45,6 +45,7 @@ EXPORTS = [
     "KeyNotFound",
     "LastAdminKey",
     "LevelUnknown",
+    "LimitNotFound",
     "NamedLimit",
     "NamespaceNotFound",
     "NamespaceSettings",
