@@ -28,7 +28,7 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
     overrides = {
         "worker": {"slots": 4, "allow_private_addresses": True},
         "scheduler": {"sweep_interval_s": 1.0},
-        "limits": {"spread_above": 4, "spread_least": 2},
+        "limits": {"spread_above": 1, "spread_least": 1},
     }
     async with running_stack(tmp_path_factory.mktemp("house"), workers=3, overrides=overrides) as stack:
         flint = AsyncFlint(address=stack.gateway, key=stack.admin_key)

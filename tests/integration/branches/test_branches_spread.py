@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import random
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +13,9 @@ import pytest
 from flint_sdk import Run, RunState, Step
 from support.house import House
 from support.outside import Outside
+from support.random_runs import Batch
+from support.random_workflows import generate_batch
+from support.random_world import expect, random_world
 from support.stack import eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -119,7 +124,7 @@ async def test_cancelling_the_run_cancels_its_branches(house: House) -> None:
     started = await house.flint.start(name, {})
 
     async def out() -> bool:
-        return len(await branch_runs(house, started.id)) == 25
+        return len(await branch_runs(house, started.id)) == 50
 
     await eventually(out, timeout_s=60)
     await house.flint.cancel(started.id, "enough")
@@ -158,7 +163,8 @@ async def test_forks_race_and_nest(house: House) -> None:
     name = await house.apply(
         f"do: [{{f: {{fork: {{branches: [{branches}]}}, output: {{as: '${{ {{f: .}} }}'}}}}}},"
         f" {{c: {{fork: {{compete: true, branches: [{slow}]}}, output: {{as: '${{ {{f: $input.f, c: .}} }}'}}}}}},"
-        f" {{l: {{metadata: {{flint: {{parallel: 9}}}}, for: {{each: x, in: '${{ [range(5)] }}'}}, do: [{{i: {inner}}}],"
+        f" {{l: {{metadata: {{flint: {{parallel: 9}}}}, for: {{each: x, in: '${{ [range(5)] }}'}},"
+        f" do: [{{i: {inner}}}],"
         " output: {as: '${ $input + {l: .} }'}}}]"
     )
     run = await execute(house, name, {}, 120)
@@ -195,3 +201,17 @@ async def test_many_forks_at_the_same_time(house: House) -> None:
     )
     runs = await asyncio.gather(*(execute(house, name, {"at": at}, 120) for at in range(40)))
     assert [run.output for run in runs] == [list(range(at, at + 20)) for at in range(40)]
+
+
+async def test_random_workflows_give_the_same_when_every_fork_is_wide(house: House) -> None:
+    seed = int(os.environ.get("FLINT_RANDOM_SEED") or random.randrange(1_000_000))
+    async with random_world() as world:
+        batch = Batch(house.stack, world, generate_batch(seed, 40), 1)
+        try:
+            await batch.apply()
+            outcomes = await batch.run("wide")
+            for (workflow, given), outcome in zip(outcomes.given, outcomes.outcomes, strict=True):
+                expected, _ = expect(workflow, batch.by_name, given)
+                assert outcome == expected, f"FLINT_RANDOM_SEED={seed}: {workflow.name}"
+        finally:
+            await batch.close()
