@@ -21,6 +21,7 @@ from flint_core.program import Program
 from flint_jq import EvaluatorPool
 from flint_ops.clock import boottime, now_ms
 from flint_ops.config import LimitSettings, Settings
+from flint_worker.branches import BranchInputs
 from flint_worker.calls import Caller
 from flint_worker.definitions import Definitions
 from flint_worker.executors import Executor, ResolvedCall
@@ -76,7 +77,8 @@ class Bench:
         settings = settings or Settings()
         limits: LimitSettings = settings.limits
         evaluators = EvaluatorPool(1, limits.evaluate_ms, limits.evaluate_bytes, limits.value_bytes)
-        values = Values(PayloadClient(bus, limits.values_in_memory_bytes), evaluators, limits)
+        payloads = PayloadClient(bus, limits.values_in_memory_bytes)
+        values = Values(payloads, evaluators, limits)
         await evaluators.start()
         probe = Probe()
         executors: dict[str, Executor] = {"noop": NoopExecutor(), "http": probe}
@@ -84,6 +86,7 @@ class Bench:
             bus=bus,
             definitions=Definitions(bus),
             values=values,
+            branches=BranchInputs(payloads),
             caller=Caller(executors, SecretResolver(settings.secrets, evaluators), values),
             limits=limits,
             machine_limits=MachineLimits(limits.payload_bytes, limits.state_bytes, limits.steps_per_run),
