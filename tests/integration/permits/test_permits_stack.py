@@ -11,7 +11,8 @@ import grpc
 import pytest
 import pytest_asyncio
 
-from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_contracts.gen.flint.runs.v1 import control_pb2, runs_pb2
+from flint_contracts.gen.flint.runs.v1.control_pb2_grpc import RunControlServiceStub
 from flint_sdk import QueueFull, StartRequest
 from flint_sdk._errors import error_from_rpc
 from support.holders import Holders, holders_world, most_at_once
@@ -131,6 +132,26 @@ async def test_what_is_over_the_limit_is_refused_or_replaces(house: House, world
     world.gate.set()
     assert (await house.flint.wait(newest.id, 60.0)).state == "SUCCEEDED"
     assert (await house.flint.wait(holders[0].id, 60.0)).state == "SUCCEEDED"
+
+
+async def test_a_permit_outlives_a_run_that_was_ended_over_its_leg(house: House, world: Holders) -> None:
+    workflow = await apply(house, "concurrency: {limit: 1}")
+    world.gate.clear()
+    first = await house.flint.start(workflow, {"url": world.url})
+    await eventually(lambda: first.id in world.holding)
+    second = await house.flint.start(workflow, {"url": world.url})
+    control = RunControlServiceStub(house.raw.channel)  # type: ignore[no-untyped-call]
+    await control.TerminateRun(
+        control_pb2.TerminateRunRequest(name=f"namespaces/default/runs/{first.id}"), metadata=house.raw.metadata
+    )
+    assert (await house.flint.wait(first.id, 60.0)).state == "CANCELLED"
+    # The worker gives the leg up when it is told to; only then it is the other one's turn.
+    await eventually(lambda: second.id in world.holding, timeout_s=60)
+    assert await house.record.number("SELECT count(*) FROM permit WHERE claimant IS NOT NULL") == 0
+    logs = [house.stack.log(name, 5000) for name in ("scheduler-1", "scheduler-2")]
+    assert any("permits_freed_after_their_runs" in log for log in logs)
+    world.gate.set()
+    assert (await house.flint.wait(second.id, 60.0)).state == "SUCCEEDED"
 
 
 async def test_a_named_limit_is_changed_while_runs_wait(house: House, world: Holders) -> None:
