@@ -12,6 +12,7 @@ from flint_cli.commands import (
     apply,
     approvals,
     config,
+    control,
     doctor,
     down,
     events,
@@ -21,6 +22,7 @@ from flint_cli.commands import (
     lint,
     migrate,
     namespaces,
+    pools,
     run,
     runs,
     schedules,
@@ -66,11 +68,13 @@ app.command("doctor")(doctor.doctor)
 app.command("apply")(apply.apply)
 app.command("run")(run.run)
 app.add_typer(runs.app)
+app.add_typer(control.batches)
 app.add_typer(events.app)
 app.add_typer(approvals.app)
 app.add_typer(workflows.app)
 app.add_typer(schedules.app)
 app.add_typer(workers.app)
+app.add_typer(pools.app)
 app.add_typer(functions.app)
 app.add_typer(limits.app)
 app.add_typer(namespaces.app)

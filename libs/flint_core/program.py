@@ -186,6 +186,7 @@ class Program:
     schedule: Schedule | None = None
     level: int | None = None  # of runs whose start names none
     queue: dict[str, Any] | None = None  # how its runs queue (flint_core.queue_hints)
+    escalation: dict[str, Any] | None = None  # what is to happen when they fail again and again (definition.escalating)
 
     def encode(self) -> bytes:
         """Canonical JSON: the same program gives the same bytes, on every machine."""
@@ -211,6 +212,8 @@ class Program:
             document["level"] = self.level
         if self.queue is not None:
             document["queue"] = self.queue
+        if self.escalation is not None:
+            document["escalation"] = self.escalation
         return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
 
     @cached_property

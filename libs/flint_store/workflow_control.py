@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
+import orjson
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -26,8 +27,8 @@ __all__ = [
     "new_failures",
     "read_holds",
     "release_workflow",
-    "set_policy",
     "settle_escalation",
+    "sync_policy",
     "untold_escalations",
     "workflow_known",
 ]
@@ -103,6 +104,12 @@ HOLDS = text("""
 SELECT workflow_id, reason, held_at FROM workflow_control
 WHERE namespace_id = :namespace AND held_at IS NOT NULL AND (:workflow_id = '' OR workflow_id = :workflow_id)
 ORDER BY workflow_id LIMIT :limit
+""")
+LATEST_PROGRAM = text("""
+SELECT CASE WHEN mentions THEN program END AS program, mentions
+FROM (SELECT program, position(CAST('"escalation":' AS bytea) IN program) > 0 AS mentions FROM workflow_version
+      WHERE namespace_id = :namespace AND workflow_id = :workflow_id AND deleted_at IS NULL
+      ORDER BY version_sort DESC, version DESC LIMIT 1) latest
 """)
 POLICY = text("""
 INSERT INTO workflow_control AS w (namespace_id, workflow_id, escalation, changed_at)
@@ -208,9 +215,18 @@ async def read_holds(
     return holds
 
 
-async def set_policy(connection: AsyncConnection, namespace: str, workflow_id: str, policy: bytes | None) -> None:
-    """What is to happen when its runs fail again and again, as the latest version says; None: nothing."""
-    await connection.execute(POLICY, {"namespace": namespace, "workflow_id": workflow_id, "policy": policy})
+async def sync_policy(connection: AsyncConnection, namespace: str, workflow_id: str) -> None:
+    """What is to happen when its runs fail again and again is what the latest version says.
+
+    Within the transaction that stores or deletes a version.
+    """
+    names = {"namespace": namespace, "workflow_id": workflow_id}
+    row = (await connection.execute(LATEST_PROGRAM, names)).one_or_none()
+    policy = None
+    if row is not None and row.mentions:
+        found = orjson.loads(bytes(row.program)).get("escalation")
+        policy = orjson.dumps(found) if isinstance(found, dict) else None
+    await connection.execute(POLICY, names | {"policy": policy})
 
 
 async def new_failures(connection: AsyncConnection) -> list[tuple[str, str, bytes, int, datetime]]:

@@ -20,6 +20,7 @@ from flint_store.errors import NamespaceNotFound, StoreUnavailable, VersionExist
 from flint_store.schedules import sync_schedule
 from flint_store.timestamps import set_timestamp
 from flint_store.version_order import version_sort
+from flint_store.workflow_control import sync_policy
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -167,6 +168,7 @@ async def put_version(engine: AsyncEngine, new: NewVersion) -> tuple[workflows_p
             created = (await connection.execute(INSERT_VERSION, parameters)).first() is not None
             if created:
                 await sync_schedule(connection, new.namespace, new.workflow_id)
+                await sync_policy(connection, new.namespace, new.workflow_id)
         rows = await fetch(engine, READ_VERSION, key)
         if rows:
             stored = _message(rows[0])
@@ -228,6 +230,7 @@ async def delete_version(engine: AsyncEngine, namespace: str, workflow_id: str, 
         row = (await connection.execute(DELETE_VERSION, key)).first()
         if row is not None and not row.yes:
             await sync_schedule(connection, namespace, workflow_id)
+            await sync_policy(connection, namespace, workflow_id)
     if row is None:
         raise WorkflowNotFound(f"there is no version {version} of workflow {workflow_id}")
     if row.yes:

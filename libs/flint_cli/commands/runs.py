@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import orjson
 import typer
 
+from flint_cli.commands.control import add_run_commands
 from flint_cli.commands.run import explain, show_end
 from flint_cli.exits import CommandFailed
 from flint_cli.output import Format, FormatOption, moment, print_fields, print_json, print_table, seconds
@@ -79,6 +80,7 @@ def get(context: typer.Context, run: RunArgument, output: FormatOption = Format.
             ("worker", found.worker),
             ("leg", found.leg),
             ("entries", found.position),
+            ("resets", found.reset or ""),
             ("cancel requested", "yes" if found.cancel_requested else ""),
             ("request id", found.request_id),
             ("trace id", found.trace_id),
@@ -135,6 +137,8 @@ def history(
                     error,
                 )
             )
+        if entry.superseded_by:
+            rows.append((entry.index, entry.leg, "", f"(superseded by reset {entry.superseded_by})", *[""] * 5))
         if entry.leg_end:
             rows.append((entry.index, entry.leg, entry.worker[:12], f"(leg {entry.leg_end})", "", "", "", "", ""))
     columns = ("ENTRY", "LEG", "WORKER", "STEP", "KIND", "ATTEMPT", "STATE", "DURATION", "ERROR")
@@ -146,10 +150,11 @@ def cancel(
     context: typer.Context,
     run: RunArgument,
     reason: Annotated[str, typer.Option(help="For the record.")] = "",
+    grace: Annotated[float | None, typer.Option(min=0, help="Seconds that running steps may go on.")] = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Ask a run to end early. Returns when the request is stored."""
-    found = with_client(context, lambda client: client.cancel(run, reason))
+    found = with_client(context, lambda client: client.cancel(run, reason, grace_s=grace))
     if output is Format.JSON:
         print_json(found)
     else:
@@ -204,3 +209,6 @@ def _duration(text: str) -> timedelta:
     if match is None:
         raise CommandFailed(f"--since {text}: expected a number and a unit, such as 90s, 15m, 2h or 7d")
     return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+
+
+add_run_commands(app)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from flint_cli.commands.control import add_workflow_commands
 from flint_cli.commands.runs import take
 from flint_cli.output import Format, FormatOption, moment, print_json, print_table
 from flint_cli.session import with_client
@@ -71,3 +72,6 @@ def delete(
     """Delete a version that no unfinished run uses. Finished runs keep their history."""
     with_client(context, lambda client: client.delete_workflow(workflow, version))
     print(f"{workflow} {version} deleted")
+
+
+add_workflow_commands(app)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flint_core.definition import unsupported
 from flint_core.definition.context import Context, kind_of
+from flint_core.definition.escalating import escalation_hint
 from flint_core.definition.findings import Rule, suggestion
 from flint_core.definition.queueing import DOCUMENT_QUEUE_HINTS, PLACE_HINTS, document_queue, level_of, task_place
 from flint_core.definition.reader import join_pointer
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["DOCUMENT_HINTS", "TASK_HINTS", "document_hints", "hints_of", "task_hints"]
 
 TASK_HINTS: Final = ("idempotencyKey", "cache", "compensate", "parallel", *PLACE_HINTS)
-DOCUMENT_HINTS: Final = ("timezone", "schedule", "level", *DOCUMENT_QUEUE_HINTS)
+DOCUMENT_HINTS: Final = ("timezone", "schedule", "level", "escalation", *DOCUMENT_QUEUE_HINTS)
 _KEYED: Final = ("call", "emit", "run")
 _CACHED: Final = ("call", "run")
 _PLACED: Final = ("call", "emit", "run", "do", "for", "fork", "try")
@@ -64,6 +65,10 @@ def document_hints(context: Context, metadata: Any) -> dict[str, Any]:
         level = level_of(context, hints["level"], join_pointer(place, "level"))
         if isinstance(level, int):
             result["level"] = level
+    if "escalation" in hints:
+        escalation = escalation_hint(context, hints["escalation"], join_pointer(place, "escalation"))
+        if escalation is not None:
+            result["escalation"] = escalation
     queue = document_queue(context, hints, place)
     if "level" in hints and isinstance(level, str):
         queue["level"] = level  # what it stands for is the namespace's, when a run is accepted

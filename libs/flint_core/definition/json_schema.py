@@ -231,6 +231,15 @@ _HINTS: Final[dict[str, Schema]] = {
     },
     "timezone": {"type": "string", "minLength": 1, "description": "IANA name, such as Europe/Berlin"},
     "level": {"type": "integer", "minimum": 0, "maximum": 9, "description": "how urgent its runs are; 0: most"},
+    "escalation": object_of(
+        ["failures", "within"],
+        {
+            "failures": {"type": "integer", "minimum": 1, "maximum": 1000, "description": "failures that are too many"},
+            "within": ref("duration"),
+            "notify": {"type": "string", "description": "type of the event; dev.flint.workflow.escalated unless set"},
+            "pause": {"type": "boolean", "description": "hold the workflow: its starts wait until it is released"},
+        },
+    ),
     "schedule": object_of(
         [],
         {
