@@ -34,6 +34,7 @@ from flint_core.definition.workflow import HEAD_MEMBERS, TOP_MEMBERS, USE_MEMBER
 from flint_core.functions import FUNCTIONS, NOT_CALLED
 from flint_core.functions.schemas import Schema, object_of
 from flint_core.schedule_policy import CATCH_UPS, OVERLAPS
+from flint_core.windows import DAYS
 
 __all__ = ["SCHEMA_ID", "schema_text", "workflow_schema"]
 
@@ -219,6 +220,7 @@ def _use() -> Schema:
     )
 
 
+_LABEL: Final = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 _HINTS: Final[dict[str, Schema]] = {
     "idempotencyKey": {"type": "string", "pattern": r"\$\{", "description": "key of the call, with an expression"},
     "cache": object_of(["key", "ttl"], {"key": {"type": "string", "pattern": r"\$\{"}, "ttl": ref("duration")}),
@@ -230,7 +232,34 @@ _HINTS: Final[dict[str, Schema]] = {
         "else": object_of(["call"], {"call": {"type": "string"}, "with": {"type": "object"}}),
     },
     "timezone": {"type": "string", "minLength": 1, "description": "IANA name, such as Europe/Berlin"},
-    "level": {"type": "integer", "minimum": 0, "maximum": 9, "description": "how urgent its runs are; 0: most"},
+    "level": {
+        "description": "how urgent it is, 0 (most) to 9, or the name of a level",
+        "anyOf": [
+            {"type": "integer", "minimum": 0, "maximum": 9},
+            {"type": "string", "pattern": "^[a-z][a-z0-9_-]{0,62}$"},
+        ],
+    },
+    "pool": {"type": "string", "pattern": _LABEL, "description": "the pool of workers that executes it"},
+    "region": {"type": "string", "pattern": _LABEL, "description": "the region in which it is executed"},
+    "fairness": {"type": "string", "description": "key: runs with different ones take turns"},
+    "sticky": {"type": "string", "description": "key: the worker that last got a leg with it is preferred"},
+    "sla": object_of([], {"start": ref("duration"), "finish": ref("duration")}, minProperties=1),
+    "offPeak": {
+        "description": "begun off-peak, or into slots that nobody needs",
+        "anyOf": [{"type": "boolean"}, object_of([], {"latestStart": ref("duration")})],
+    },
+    "window": object_of(
+        [],
+        {
+            "from": {"type": "string", "pattern": r"^\d\d:\d\d$", "description": "time of the day"},
+            "to": {"type": "string", "pattern": r"^\d\d:\d\d$", "description": "time of the day"},
+            "days": {"type": "array", "items": {"enum": list(DAYS)}},
+            "zone": {"type": "string", "description": "IANA name; UTC unless told"},
+            "cron": {"type": "string", "description": "when it opens: 5 fields"},
+            "for": ref("duration"),
+            "latestStart": ref("duration"),
+        },
+    ),
     "escalation": object_of(
         ["failures", "within"],
         {
