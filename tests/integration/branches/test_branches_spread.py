@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
+import orjson
+import psutil
 import pytest
 
-from flint_sdk import Run, RunState, Step
+from flint_sdk import Run, RunState, Step, StepBegan
 from support.house import House
 from support.outside import Outside
 from support.random_runs import Batch
@@ -188,10 +191,72 @@ do:
   - check: {set: '${ {sum: (map(.n) | add), size: length} }'}
 """
     )
+    before = _memory(house)
     run = await execute(house, name, {}, 240)
     assert run.error is None
     assert run.output == {"sum": 10000 * 9999 // 2, "size": 10000}
     assert len(await branch_runs(house, run.id)) <= 70
+    grown = {process: size - before[process] for process, size in _memory(house).items()}
+    assert max(grown.values()) < 150 * 2**20, grown  # whatever the number of iterations
+
+
+def _memory(house: House) -> dict[str, int]:
+    """Resident bytes of the services' own processes."""
+    services = ("gateway", "scheduler", "worker")
+    pids = {name: pid for name, pid in house.stack.pids.items() if name.startswith(services)}
+    return {name: psutil.Process(pid).memory_info().rss for name, pid in pids.items()}
+
+
+async def test_watching_tells_how_far_the_branches_are(house: House, world: Outside) -> None:
+    name = await house.apply(
+        """
+do:
+  - each:
+      metadata: {flint: {parallel: 40}}
+      for: {each: n, in: '${ [range(40)] }'}
+      do:
+        - held:
+            if: ${ $n >= 30 }
+            call: http
+            with: {method: post, endpoint: '${ $workflow.input.url + "/steps/s" }'}
+"""
+    )
+    world.gate.clear()
+    started = await house.flint.start(name, {"url": world.url})
+    told: list[str] = []
+    try:
+        async with asyncio.timeout(120):
+            async for event in house.flint.watch(started.id):
+                if isinstance(event, StepBegan) and event.step.step == "/do/0/each":
+                    told.append(event.step.progress_message)
+                    if told[-1] == "30 of 40 branches have ended":
+                        world.gate.set()
+    finally:
+        world.gate.set()
+    assert "30 of 40 branches have ended" in told
+    assert (await house.flint.get_run(started.id)).state is RunState.SUCCEEDED
+
+
+async def test_the_command_shows_the_steps_of_branches(house: House) -> None:
+    name = await house.apply(
+        "do: [{l: {metadata: {flint: {parallel: 4}}, for: {in: '${ [range(4)] }'}, do: [{s: {set: '${ $item }'}}]}}]"
+    )
+    run = await execute(house, name, {}, 60)
+    lines = []
+    for option in ([], ["--branches"]):
+        program = [sys.executable, "-c", "from flint_cli.main import main; main()"]
+        command = [*program, "runs", "history", run.id, "--output", "json", *option]
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env={**os.environ, "FLINT_ADDRESS": house.stack.gateway, "FLINT_KEY": house.stack.admin_key},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(60):
+            out, error = await process.communicate()
+        assert process.returncode == 0, error.decode()
+        lines.append([step["iteration"] for entry in orjson.loads(out) for step in entry["steps"]])
+    assert lines == [["", ""], ["", "", "0", "1", "2", "3"]]
 
 
 async def test_many_forks_at_the_same_time(house: House) -> None:
