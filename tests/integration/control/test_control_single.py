@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 
 from flint_sdk import (
     AsyncRunHandle,
@@ -18,27 +16,13 @@ from flint_sdk import (
     RunState,
     RunUndone,
 )
-from support.house import House, open_house
-from support.outside import Outside, outside_world
+from support.house import House
+from support.outside import Outside
 from support.stack import eventually
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 WAIT_S = 60
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
-    async with open_house(
-        tmp_path_factory.mktemp("house"), scheduler={"sweep_interval_s": 1.0}, worker={"inline_wait_s": 0.5}
-    ) as house:
-        yield house
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def world() -> AsyncIterator[Outside]:
-    async with outside_world(delay_s=0) as world:
-        yield world
 
 
 def came(world: Outside) -> list[str]:
@@ -281,7 +265,7 @@ do:
     run = await wait_reset(house, handle, 1)
     assert run.state is RunState.SUCCEEDED, run.error
     assert sorted(came(world)) == ["last", "left", "one", "one", "one", "right", "right"]
-    await house.flint.reset(handle.id, "/do/0/each/for/do/0/one", "2")
+    await house.flint.reset(handle.id, "/do/0/each/do/0/one", "2")
     run = await wait_reset(house, handle, 2)
     assert run.state is RunState.SUCCEEDED, run.error
     assert came(world).count("one") == 4 and came(world).count("last") == 2
