@@ -102,22 +102,30 @@ async def _describe(address: str, token: str) -> scheduling_pb2.DescribeOwnerRes
 
 
 async def check_fleet(gateway: str, key: str) -> Finding:
-    """The key is accepted by the gateway, and there are workers that take legs."""
+    """The key is accepted by the gateway, and there are workers that take legs, or that would be started."""
     part = "fleet"
     try:
         async with grpc.aio.insecure_channel(gateway) as channel:
-            answer = await fleet_pb2_grpc.FleetServiceStub(channel).ListWorkers(
-                fleet_pb2.ListWorkersRequest(page_size=1000),
-                timeout=_DEADLINE_S,
-                metadata=(("authorization", f"Bearer {key}"),),
-            )
+            fleet = fleet_pb2_grpc.FleetServiceStub(channel)
+            who = (("authorization", f"Bearer {key}"),)
+            request = fleet_pb2.ListWorkersRequest(page_size=1000)
+            answer = await fleet.ListWorkers(request, timeout=_DEADLINE_S, metadata=who)
+            listed = await fleet.ListPools(fleet_pb2.ListPoolsRequest(), timeout=_DEADLINE_S, metadata=who)
     except grpc.aio.AioRpcError as error:
         if error.code() == grpc.StatusCode.UNAUTHENTICATED:
             return Finding.failed(part, "the gateway refuses the local key", "Restart `flint up`: it makes a new one.")
         return Finding.failed(part, _reason(error), _look("registry-1"))
     ready = [worker for worker in answer.workers if worker.state == fleet_pb2.Worker.STATE_READY]
     if not ready:
-        return Finding.failed(part, "no worker is ready: runs wait", _look("worker-1"))
+        scaled = [pool.pool for pool in listed.pools if pool.settings.mode == fleet_pb2.PoolSettings.MODE_AUTOMATIC]
+        if not scaled:
+            return Finding.failed(part, "no worker is ready: runs wait", _look("worker-1"))
+        waiting = sum(pool.waiting_runs for pool in listed.pools)
+        seen = f"no worker is ready; they are started as runs come ({', '.join(sorted(scaled))})"
+        if waiting:
+            advice = "`flint pools decisions` says what the autoscaler does about it."
+            return Finding.warning(part, f"{seen}, and {waiting} runs wait", advice)
+        return Finding.ok(part, seen)
     pools = Counter(worker.pool for worker in ready)
     legs, slots = sum(w.legs for w in ready), sum(w.slots for w in ready)
     return Finding.ok(part, f"{_pools(pools)} ready, {legs} legs in {slots} slots")
