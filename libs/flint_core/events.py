@@ -113,7 +113,15 @@ class ResetBegun:
 
 
 Event = (
-    CallSucceeded | CallFailed | Evaluated | EvaluateFailed | TimerFired | Received | CancelRequested | ResetBegun | Moved
+    CallSucceeded
+    | CallFailed
+    | Evaluated
+    | EvaluateFailed
+    | TimerFired
+    | Received
+    | Moved
+    | CancelRequested
+    | ResetBegun
 )
 
 

@@ -291,8 +291,6 @@ class Machine:
             document["branch"] = kernel.branch
         if kernel.place is not None:
             document["place"] = list(kernel.place)
-        if kernel.branch is not None:
-            document["branch"] = kernel.branch
         if kernel.exported:
             document["context"] = kernel.context
         if kernel.outputs:

@@ -286,8 +286,8 @@ class TaskPlan:
         "output_schema",
         "parallel",
         "parameters",
-        "places",
         "place",
+        "places",
         "pointer",
         "resolved",
         "scope",
@@ -343,8 +343,8 @@ class TaskPlan:
         self.function = task.function
         self.detached = task.detached
         self.discards = task.discards
-        inner = places.arguments if task.parameters is None else places.arguments - set(task.locals)
         self.place = task.place
+        inner = places.arguments if task.parameters is None else places.arguments - set(task.locals)
         self.arguments = _binding(task.arguments, inner)
         self.parameters = _binding(task.parameters, places.body)
         self.resolved = Schema(FUNCTIONS[task.function].resolved) if self.awaits == AwaitKind.APPROVAL else None

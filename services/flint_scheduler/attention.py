@@ -145,8 +145,6 @@ class Attention:
             self.on_schedules([(schedule_id, 0) for schedule_id in nudge.schedules])
         if nudge.workflows:
             self.sweep_soon()
-        if nudge.branches:
-            self._agent.tell(nudge.branches)
         if nudge.control:
             self.on_control()
         if nudge.branches:

@@ -75,8 +75,6 @@ class Kernel(Room):
         self.end: End | None = None
         self.ending: End | None = None  # how the run is going to end, once its compensations have run
         self.watched = False  # whether the timer of the whole run is set
-        self.branch: dict[str, Any] | None = None  # of a branch run: what it was begun with
-        self.entry: Frame | None = None  # of a branch run: the fork whose branches it executes
         self.reset = facts.reset  # the reset generation
         self.place: tuple[str, ...] | None = None  # pool, region and level of the steps now; None: the run's own
         self.taken: list[str] = []  # keys of signals that a `listen` took, for the driver

@@ -32,13 +32,14 @@ from flint_core.branches import (
 )
 from flint_core.definition import Compiled, DefinitionLimits, compile_definition
 from flint_core.definition.findings import Finding, Severity
-from flint_core.effects import Await, AwaitKind, Call, CancelEffect, Deferred, Evaluate, Timer
+from flint_core.effects import Await, AwaitKind, Call, CancelEffect, Deferred, Evaluate, Move, Timer
 from flint_core.events import (
     CallFailed,
     CallSucceeded,
     Evaluated,
     EvaluateFailed,
     Event,
+    Moved,
     Received,
     TimerFired,
 )
@@ -212,6 +213,7 @@ class _Simulation:
             self._attempts += [attempt_of(trace, self._start_ms) for trace in machine.take_records()]
             self._keep(machine.take_payloads())
             questions: list[Evaluate] = []
+            moved = False
             for effect in machine.take_effects():
                 match effect:
                     case Evaluate():
@@ -222,11 +224,14 @@ class _Simulation:
                         self._awaits.pop(effect_id, None)
                     case Timer(effect_id, until_ms):
                         self._later(until_ms, TimerFired(effect_id, until_ms))
+                    case Move(effect_id):  # there is one place only
+                        machine.apply(Moved(effect_id, self._now))
+                        moved = True
                     case Call():
                         self._call(effect)
                     case Await():
                         self._await(effect)
-            if not questions:
+            if not questions and not moved:
                 return
             for question in questions:
                 machine.apply(self._evaluated(question))
