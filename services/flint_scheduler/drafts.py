@@ -163,6 +163,8 @@ def accept(draft: Draft, entry: journal_pb2.JournalEntry) -> str:
             end_kind=_END_KINDS.get(end or "", 0),
         )
     )
+    if end == "yielded" and entry.end.yielded.asked:
+        return "given back"  # for a pause: its worker goes on with others
     return end or ""
 
 

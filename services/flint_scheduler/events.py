@@ -38,6 +38,7 @@ from flint_rpc.errors import (
     field_invalid,
     status_proto,
 )
+from flint_scheduler.control.applying import SIGNAL_TYPE
 from flint_scheduler.event_delivery import Arrival, EventDelivery
 from flint_scheduler.lane import Lane, LaneClosed
 from flint_scheduler.metrics import EVENTS
@@ -137,7 +138,9 @@ class EventDesk(Lane[_Unit]):
             return status_proto(field_invalid((path, f"is not JSON: {error}")))
         if too_deep(data):
             return status_proto(field_invalid((path, f"is nested too deeply: more than {VALUE_DEPTH} levels")))
-        problems = attribute_problems(event)
+        problems = list(attribute_problems(event))
+        if not problems and event["type"].startswith(SIGNAL_TYPE):
+            problems = [("type", f"begins with {SIGNAL_TYPE}: signals are for one run, and are sent to it")]
         if problems:
             found = [FieldViolation(f"{path}.{name}" if name else path, why) for name, why in problems]
             return status_proto(field_invalid(*found))

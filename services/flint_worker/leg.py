@@ -119,6 +119,7 @@ class Leg:
         self._compensates = self._told = job.compensates  # something is to be undone; and that was recorded
         self._fed = False
         self._draining = False
+        self._asked = False  # it is the owner who wants it back
         self._giving_up = False
         self._dropped = False
         self._cancel_requested = False
@@ -188,6 +189,13 @@ class Leg:
 
     def drain(self) -> None:
         """Give the run back at the next boundary."""
+        self._draining = True
+        self._asked = False
+        self._effects.wake()
+
+    def pause(self) -> None:
+        """The same, because the owner asked for it: the worker goes on with others."""
+        self._asked = not self._draining
         self._draining = True
         self._effects.wake()
 
@@ -562,7 +570,7 @@ class Leg:
 
     async def _yield(self) -> str:
         """Gives the run back. Where nothing was fed in this leg, the state before it is as good."""
-        end = journal_pb2.LegEnd(yielded=journal_pb2.Yielded())
+        end = journal_pb2.LegEnd(yielded=journal_pb2.Yielded(asked=self._asked))
         if not self._fed:
             self._records = []
         await self._append(with_snapshot=self._fed, leg_end=end)

@@ -214,7 +214,7 @@ class LegTable:
             self._start(nonce, job)
         leg = self._running.get(nonce)
         if leg is not None:
-            leg.drain()
+            leg.pause()
 
     def drop(self, nonce: bytes) -> None:
         """The run has ended without this leg: stop it at once, and never begin it."""

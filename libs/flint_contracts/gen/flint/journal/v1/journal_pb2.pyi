@@ -374,12 +374,17 @@ class Yielded(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    ASKED_FIELD_NUMBER: _builtins.int
+    asked: _builtins.bool
+    """The owner asked for it (a pause): the worker takes further jobs. Else it drains."""
     def __init__(
         self,
+        *,
+        asked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asked", b"asked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
