@@ -99,6 +99,10 @@ def run_from(message: runs_pb2.Run) -> Run:
         schedule_time=moment(message, "schedule_time"),
         reset=message.reset,
         branches=_branches(message.branches) if message.HasField("branches") else None,
+        pool=message.pool or "default",
+        region=message.region,
+        deadline=moment(message, "deadline"),
+        waiting_for=message.waiting_for,
     )
 
 

@@ -113,6 +113,10 @@ class Run:
     schedule_time: datetime | None = None
     reset: int = 0
     branches: BranchRange | None = None
+    pool: str = "default"
+    region: str = ""
+    deadline: datetime | None = None
+    waiting_for: str = ""
 
     @property
     def id(self) -> str:
