@@ -1,0 +1,126 @@
+"""A pool that begins with no worker: it grows with the work, gives nobody's work away, and goes back to nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from flint_sdk import RunState, Worker
+from support.house import House
+from support.stack import eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+WITHIN_S = 90.0
+MOST = 4
+WAIT = "do:\n  - a: {wait: {milliseconds: 700}}"
+
+
+async def live(house: House) -> list[Worker]:
+    return [worker async for worker in house.flint.list_workers()]
+
+
+async def nobody(house: House) -> bool:
+    return not await live(house)
+
+
+async def test_from_nothing_and_back_without_losing_a_run(house: House) -> None:
+    assert await nobody(house)
+    name = await house.apply(WAIT)
+    handles = [await house.flint.start(name, {}) for _ in range(50)]
+    runs = [await house.flint.wait(handle.id, WITHIN_S) for handle in handles]
+    assert {run.state for run in runs} == {RunState.SUCCEEDED}
+    assert 1 <= len(await live(house)) <= MOST
+    await eventually(lambda: nobody(house), WITHIN_S)
+    ended = [worker async for worker in house.flint.list_workers(show_ended=True)]
+    assert ended and {worker.state.value for worker in ended} == {"ENDED"}, "all left in order, nobody was killed"
+    losses = await house.record.number("SELECT coalesce(max(leg), 0) FROM run")
+    assert losses <= 2, "a run was given back more than once"
+    decisions = [decision async for decision in house.flint.list_scaling_decisions(pool="default", changes_only=True)]
+    assert {decision.action for decision in decisions} == {"start", "end"} and not any(d.failure for d in decisions)
+    assert all(decision.reason and decision.inputs for decision in decisions)
+
+    async def judged() -> bool:
+        found = [decision async for decision in house.flint.list_scaling_decisions(pool="default")]
+        return all(decision.verdict for decision in found)
+
+    await eventually(judged, WITHIN_S)
+
+
+async def test_legs_of_a_killed_worker_move_long_before_its_lease_ends(house: House) -> None:
+    name = await house.apply("do:\n  - a: {wait: {seconds: 3}}")
+    handle = await house.flint.start(name, {})
+
+    async def runs() -> list[Worker]:
+        return [worker for worker in await live(house) if worker.legs]
+
+    (worker,) = await eventually(runs, WITHIN_S)
+    lease_s = house.stack.settings.registry.lease_ttl_s
+    os.kill(worker.pid, signal.SIGKILL)
+    ended = await house.flint.wait(handle.id, lease_s * 0.8)
+    assert ended.state == RunState.SUCCEEDED, "it went on elsewhere while the lease would still have held"
+    states = {ended.incarnation: ended.state.value async for ended in house.flint.list_workers(show_ended=True)}
+    assert states[worker.incarnation] == "LOST"
+
+
+async def test_another_registry_goes_on_where_the_leader_was_killed(house: House) -> None:
+    name = await house.apply(WAIT)
+    handles = [await house.flint.start(name, {}) for _ in range(20)]
+    leader = await _leader(house)
+    await house.stack.kill(leader, hold=True)
+    handles += [await house.flint.start(name, {}) for _ in range(20)]
+    try:
+        for handle in handles:
+            assert (await house.flint.wait(handle.id, WITHIN_S)).state == RunState.SUCCEEDED
+        assert await _leader(house) != leader
+        await eventually(lambda: nobody(house), WITHIN_S)
+        assert await _processes(house) == 0, "the new leader ended what the old one had started"
+    finally:
+        await house.stack.start(leader)
+
+
+async def test_pools_are_steered_and_watched_only_where_told_so(house: House) -> None:
+    pool = await house.flint.update_pool("steered", minimum_workers=1, maximum_workers=2, idle_s=5.0)
+    assert (pool.settings.mode, pool.settings.minimum_workers, pool.settings.idle_s) == ("automatic", 1, 5.0)
+
+    async def stands() -> bool:
+        return [worker.pool for worker in await live(house)] == ["steered"]
+
+    await eventually(stands, WITHIN_S)
+    back = await house.flint.update_pool("steered", minimum_workers=None)
+    assert (back.settings.minimum_workers, back.settings.maximum_workers) == (0, 2)
+    await eventually(lambda: nobody(house), WITHIN_S)
+    await house.flint.update_pool("watched", minimum_workers=3)
+
+    async def noted() -> bool:
+        return bool([d async for d in house.flint.list_scaling_decisions(pool="watched", changes_only=True)])
+
+    await eventually(noted, WITHIN_S)
+    assert await nobody(house), "shadow mode starts nobody"
+    (decision, *_) = [d async for d in house.flint.list_scaling_decisions(pool="watched", changes_only=True)]
+    assert decision.shadow and decision.wanted_workers == 3
+    await house.flint.update_pool("watched", mode="fixed", minimum_workers=None)
+
+
+async def _leader(house: House) -> str:
+    async def found() -> str:
+        for name in ("registry-1", "registry-2"):
+            if name in house.stack.pids and (await house.figures(name)).total("flint_registry_leading") == 1:
+                return name
+        return ""
+
+    return await eventually(found, WITHIN_S)
+
+
+async def _processes(house: House) -> int:
+    import psutil
+
+    host = psutil.Process(house.stack.pid("worker-host"))
+
+    async def gone() -> bool:
+        return not host.children()
+
+    await eventually(gone, WITHIN_S)
+    return len(host.children())
