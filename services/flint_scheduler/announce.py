@@ -29,6 +29,7 @@ __all__ = ["Announcer", "Ending"]
 log = get_logger(__name__)
 
 _INTEREST_S = 60.0
+_STARTER_S = 600.0
 _MAX_INTERESTS = 100_000
 _MAX_MESSAGE_BYTES = 512 * 1024
 
@@ -57,6 +58,7 @@ class Announcer:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._interests: dict[bytes, dict[str, tuple[float, bool]]] = {}
+        self._starters: dict[bytes, tuple[float, str]] = {}  # of runs that wait: until when, who started them
         self._outgoing: dict[str, list[runs_pb2.RunChange]] = {}
         self.feed: LifecycleFeed | None = None
         """Told of every change while somebody follows lifecycle events."""
@@ -93,13 +95,24 @@ class Announcer:
             subjects = [s for s, (until, every) in interests.items() if until > now and (every or ending is not None)]
             if ending is not None:
                 del self._interests[card.run_id]
-        if ending is not None and card.watcher and card.watcher not in subjects:
-            subjects.append(card.watcher)
+        if ending is not None:
+            if self._starters and (kept := self._starters.pop(card.run_id, None)) is not None:
+                card.watcher = kept[1]
+            if card.watcher and card.watcher not in subjects:
+                subjects.append(card.watcher)
         if not subjects:
             return
         change = runs_pb2.RunChange(run=_run(card, ending), steps=steps)
         for subject in subjects:
             self._outgoing.setdefault(subject, []).append(change)
+
+    def waits(self, card: RunCard) -> None:
+        """The run waits, and its card may be dropped: whoever started it is told of its end all the same.
+
+        For ten minutes; after that the gateways' own reading finds the end.
+        """
+        if card.watcher and len(self._starters) < _MAX_INTERESTS:
+            self._starters[card.run_id] = asyncio.get_running_loop().time() + _STARTER_S, card.watcher
 
     def opened(self, card: RunCard, *, with_start: bool = False) -> None:
         """A leg was opened by a commit of its own; `with_start`: by the one that stored the run, which is no change."""
@@ -145,6 +158,9 @@ class Announcer:
     def tick(self) -> None:
         """Forget watches that were not renewed."""
         self._expire()
+        if self._starters:
+            now = asyncio.get_running_loop().time()
+            self._starters = {run_id: kept for run_id, kept in self._starters.items() if kept[0] > now}
         if self.feed is not None:
             self.feed.tick()
 

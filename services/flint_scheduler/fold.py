@@ -411,6 +411,7 @@ class Folder(Lane[Reading | Command]):
                 card.phase = Phase.WAITING
                 card.wake_at_ms = draft.wake_at_ms
                 self._announcer.changed(card, steps)
+                self._announcer.waits(card)
                 self.on_waiting(card)
                 return
             self._queue.push(card, loop_time)
