@@ -27,12 +27,13 @@ PUBLIC = {
     "flint.functions.v1.FunctionWorkerService",
     "flint.identity.v1.IdentityService",
     "flint.payloads.v1.PayloadService",
+    "flint.runs.v1.RunControlService",
     "flint.runs.v1.RunService",
     "flint.workflows.v1.WorkflowService",
 }
 INTERNAL = {
     f"flint.scheduling.v1.{name}Service"
-    for name in ("ApprovalStore", "EventStore", "FunctionRegistry", "Principal", "Scheduling")
+    for name in ("ApprovalStore", "Control", "EventStore", "FunctionRegistry", "Principal", "Scheduling")
 }
 SERVES = {
     "gateway": PUBLIC,
