@@ -50,11 +50,11 @@ class AwaitChanges:
     opened: list[AwaitOpening] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     consumed: list[str] = field(default_factory=list)  # keys of inbox rows
-    taken: list[str] = field(default_factory=list)  # keys of messages with signals that the run took
-    failed: FailedRun | None = None  # it failed, and its workflow's policy counts that
     cancel_served: bool = False  # the cancel's inbox row is done with
     ended: bool = False  # closes all awaits, empties the inbox
     parent: ParentMessage | None = None
+    taken: list[str] = field(default_factory=list)  # keys of messages with signals that the run took
+    failed: FailedRun | None = None  # it failed, and its workflow's policy counts that
     branch_of: Target | None = None  # of a branch run that ended: whoever joins its fork is told
 
 

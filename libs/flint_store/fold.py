@@ -116,7 +116,7 @@ _FOLDS = {
     for awaits in (False, True)
     for permits in (False, True)
     for control in (False, True)
-}
+} | {(False, False, False): FOLD, (True, False, False): FOLD_AND_AWAITS}
 
 
 @cache
