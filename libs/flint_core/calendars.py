@@ -108,9 +108,9 @@ class _Rule:
             for text in rule["dates"]:
                 found = _parse(text)
                 if isinstance(found[0], datetime):
-                    spans.append(found)  # type: ignore[arg-type]
+                    spans.append(found)
                 else:
-                    yearly.append(found)  # type: ignore[arg-type]
+                    yearly.append(found)
         days = frozenset(WEEKDAYS.index(day) for day in rule["weekdays"]) if "weekdays" in rule else None
         timed = "from" in rule or "to" in rule
         about = rule.get("holidays") or {}

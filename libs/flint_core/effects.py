@@ -40,8 +40,8 @@ class Evaluate:
     references in it (`payloads.spill`). With `schema` there is no expression: the answer is null when the input matches
     this JSON Schema, else what is wrong. With `operation` there is no expression either:
 
-    - `divide`: the input is a reference. Answer `flint_core.branches.divide` of the array that is stored there, with the
-      spread in `variables`; `{"count": -1}` when it is no array.
+    - `divide`: the input is a reference. Answer `flint_core.branches.divide` of the array that is stored there, with
+      the spread in `variables`; `{"count": -1}` when it is no array.
     - `concat`: the input is a list of arrays and references to such. Answer one array of all their members.
     """
 

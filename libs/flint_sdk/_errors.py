@@ -20,6 +20,9 @@
     │   ├── WorkerNotFound
     │   ├── ApprovalNotFound
     │   ├── LimitNotFound
+    │   ├── PoolNotFound
+    │   ├── ScheduleNotFound
+    │   ├── CalendarNotFound
     │   ├── BatchNotFound
     │   └── PayloadNotFound
     ├── Conflict
@@ -34,6 +37,8 @@
     │   ├── ResetUnderWay
     │   ├── WorkflowInUse
     │   ├── LastAdminKey
+    │   ├── ScheduleConflict          there with other content, or changed meanwhile
+    │   ├── CalendarInUse             a schedule names it
     │   ├── LevelUnknown              no level of this name
     │   ├── QueueHintInvalid          a key that the input does not have
     │   ├── ApprovalDecided           by somebody else, or otherwise, before
@@ -167,6 +172,10 @@ class WorkerNotFound(NotFound):
 
 class LimitNotFound(NotFound):
     """No such named limit."""
+
+
+class PoolNotFound(NotFound):
+    """No such pool."""
 
 
 class ApprovalNotFound(NotFound):
@@ -345,6 +354,7 @@ _BY_REASON: Final[dict[str, type[FlintError]]] = {
     "LAST_ADMIN_KEY": LastAdminKey,
     "APPROVAL_NOT_FOUND": ApprovalNotFound,
     "LIMIT_NOT_FOUND": LimitNotFound,
+    "POOL_NOT_FOUND": PoolNotFound,
     "PAYLOAD_NOT_FOUND": PayloadNotFound,
     "APPROVAL_DECIDED": ApprovalDecided,
     "APPROVAL_CLOSED": ApprovalClosed,

@@ -188,6 +188,7 @@ def worker_from(message: fleet_pb2.Worker) -> Worker:
         cpu_cores=message.cpu_cores,
         memory_bytes=message.memory_bytes,
         functions=tuple(message.functions),
+        quarantine_reason=message.quarantine_reason,
     )
 
 

@@ -402,9 +402,7 @@ def _place(job: dispatch_pb2.Job, card: RunCard) -> None:
 
 
 def _openings(cards: Sequence[RunCard], generation: int) -> list[LegOpening]:
-    return [
-        LegOpening(c.run_id, c.change + 1, c.leg + 1, os.urandom(16), c.claimant or "", generation) for c in cards
-    ]
+    return [LegOpening(c.run_id, c.change + 1, c.leg + 1, os.urandom(16), c.claimant or "", generation) for c in cards]
 
 
 class _Address:

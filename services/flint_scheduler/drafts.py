@@ -238,8 +238,12 @@ def obey(draft: Draft, command: Command) -> None:
     card.cancel_grace_ms = command.grace_ms
     card.pausing = draft.paused = False
     draft.cancel = True
-    draft.error = card.cancel_error or command.problem or runs_pb2.Problem(
-        type=ProblemType.CANCELLED, status=499, title="The run was cancelled", detail=command.reason
+    draft.error = (
+        card.cancel_error
+        or command.problem
+        or runs_pb2.Problem(
+            type=ProblemType.CANCELLED, status=499, title="The run was cancelled", detail=command.reason
+        )
     )
     if draft.closed:
         close_cancelled(draft)

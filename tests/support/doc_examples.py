@@ -50,6 +50,7 @@ ELSEWHERE: Final[dict[str, str]] = {
     "from-a-catalog": "tests/integration/gateway/test_public_reuse.py",
     "nightly": "tests/integration/schedules/test_schedules_stack.py",
     "ship-paid-orders": "tests/integration/schedules/test_schedules_stack.py",
+    "reminders": "tests/integration/schedules/test_schedules_stack.py",
     "nightly-report": "tests/integration/queueing/test_queueing_stack.py",
     "bill-customer": "tests/integration/permits/test_permits_stack.py",
     "pay-once": "tests/integration/language/test_language_use.py",

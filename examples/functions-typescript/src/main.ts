@@ -7,7 +7,13 @@
 
 import { credentials, Metadata, type ServiceError } from "@grpc/grpc-js";
 import { FunctionWorkerServiceClient } from "../gen/flint/functions/v1/functions.js";
-import { type AwaitRunResponse, Run_State, RunServiceClient, type StartRunResponse } from "../gen/flint/runs/v1/runs.js";
+import {
+  type AwaitRunResponse,
+  Run_State,
+  RunServiceClient,
+  StartRunRequest,
+  type StartRunResponse,
+} from "../gen/flint/runs/v1/runs.js";
 import { type ApplyWorkflowResponse, WorkflowServiceClient } from "../gen/flint/workflows/v1/workflows.js";
 import { Worker } from "./worker.js";
 
@@ -71,7 +77,7 @@ async function main(): Promise<void> {
   const runs = new RunServiceClient(address!, insecure);
   const started = await ask<StartRunResponse>((done) =>
     runs.startRun(
-      { parent, workflowId: "greet-ts", version: "", input: json({ name: "Ada" }), requestId: "" },
+      StartRunRequest.fromPartial({ parent, workflowId: "greet-ts", input: json({ name: "Ada" }) }),
       metadata,
       done,
     ),

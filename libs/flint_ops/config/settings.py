@@ -133,7 +133,9 @@ class LimitSettings(_Section):
         10, ge=1, le=1000, description="it is given up after so many times that by the clock, 5 s at least"
     )
     evaluate_bytes: int = Field(256 * 2**20, ge=2**24, description="memory of one evaluator process")
-    evaluate_large_ms: int = Field(30_000, ge=10, description="processor time of one guarded expression on values by reference")
+    evaluate_large_ms: int = Field(
+        30_000, ge=10, description="processor time of one guarded expression on values by reference"
+    )
     evaluate_large_bytes: int = Field(
         2 * 2**30, ge=2**24, description="memory of the evaluator process for values by reference"
     )
@@ -210,7 +212,7 @@ class SchedulerSettings(_Section):
         2.0, ge=0, le=3600, description="steps that are under way when a run is cancelled may go on this long"
     )
     ageing_s: float = Field(
-        600.0, ge=0, le=86_400, description="a run that waits this long for a slot gains a level, never level 0; 0: never"
+        600.0, ge=0, le=86_400, description="a run that waits so long for a slot gains a level, never level 0; 0: never"
     )
     headroom: dict[str, float] = Field(
         {},
@@ -221,7 +223,7 @@ class SchedulerSettings(_Section):
         "", description="when off-peak runs may begin, such as 22:00-06:00 Europe/Berlin; empty: only into spare slots"
     )
     off_peak_spare: float = Field(
-        0.25, ge=0, le=1, description="off-peak runs may also begin while more than this part of the pool's slots is free"
+        0.25, ge=0, le=1, description="off-peak runs may also begin while more than this part of a pool's slots is free"
     )
     schedule_catch_up_s: float = Field(
         300.0, ge=0, le=31 * 86_400, description="a schedule's time that was missed is made up for if it is not older"

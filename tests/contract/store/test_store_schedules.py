@@ -16,8 +16,8 @@ from flint_core.schedule import Schedule
 from flint_store.awaits import NewMessage, put_messages
 from flint_store.fence import OwnerSession
 from flint_store.ownership import begin_session, take_groups
-from flint_store.schedule_names import request_by_events, request_by_time, request_by_trigger, schedule_of, scheduled_at
 from flint_store.schedule_mail import claim, consume, delete_unowned, drop_mail, read_claimed, read_mail
+from flint_store.schedule_names import request_by_events, request_by_time, request_by_trigger, schedule_of, scheduled_at
 from flint_store.schedules import (
     AWAIT_KEY,
     Advance,

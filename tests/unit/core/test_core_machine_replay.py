@@ -434,7 +434,9 @@ def test_a_crash_at_each_turn_of_a_run_that_awaits(plan, fate):
     calm = History(compiled.program, World(plan), [0, 1], None, 1_000).run([NOT])
     assert calm[0] is not None
     if 6 not in plan:
-        assert {effect.kind for effect in calm[1].values() if isinstance(effect, Await)} == set(AwaitKind) - {AwaitKind.BRANCHES}
+        assert {effect.kind for effect in calm[1].values() if isinstance(effect, Await)} == set(AwaitKind) - {
+            AwaitKind.BRANCHES
+        }
     for turn in range(fate, 34, 3):
         crashes = [NOT] * 41
         crashes[max(turn - 3, 0)] = WITH_SNAPSHOT
