@@ -26,14 +26,27 @@ PUBLIC = {
     "flint.functions.v1.FunctionService",
     "flint.functions.v1.FunctionWorkerService",
     "flint.identity.v1.IdentityService",
+    "flint.limits.v1.LimitService",
+    "flint.namespaces.v1.NamespaceService",
     "flint.payloads.v1.PayloadService",
     "flint.runs.v1.RunControlService",
     "flint.runs.v1.RunService",
+    "flint.schedules.v1.ScheduleService",
     "flint.workflows.v1.WorkflowService",
 }
 INTERNAL = {
     f"flint.scheduling.v1.{name}Service"
-    for name in ("ApprovalStore", "Control", "EventStore", "FunctionRegistry", "Principal", "Scheduling")
+    for name in (
+        "ApprovalStore",
+        "Control",
+        "EventStore",
+        "FunctionRegistry",
+        "LimitStore",
+        "NamespaceSettings",
+        "Principal",
+        "ScheduleStore",
+        "Scheduling",
+    )
 }
 SERVES = {
     "gateway": PUBLIC,

@@ -87,7 +87,7 @@ async def test_what_is_wrong_is_named_by_line_and_column(house: House) -> None:
 
 
 async def test_what_is_not_built_yet_is_refused_as_such(house: House) -> None:
-    source = definition("do:\n  - a:\n      set: {n: 1}\n      metadata: {flint: {pool: gpu}}\n", house.name())
+    source = definition("do:\n  - a:\n      set: {n: 1}\n      metadata: {flint: {residency: eu}}\n", house.name())
     with pytest.raises(DefinitionUnsupported) as refused:
         await house.flint.apply(source)
     assert refused.value.violations[0].field.startswith("source:5:"), refused.value.violations
