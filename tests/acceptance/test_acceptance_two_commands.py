@@ -23,9 +23,10 @@ REPOSITORY = Path(__file__).parents[2]
 FLINT = (sys.executable, "-c", "from flint_cli.main import main; main()")
 READY_S = 120
 
+SLOW_STEPS = 20  # long enough for two commands to look at the run while it goes on
 SLOW = """
 document: {dsl: 1.0.3, namespace: default, name: slow, version: 1.0.0}
-timeout: {after: {minutes: 2}}
+timeout: {after: {minutes: 4}}
 do:
 STEPS
 """
@@ -173,7 +174,7 @@ def test_keys_open_and_close(machine: Machine) -> None:
 
 
 def test_a_watched_run_outlives_its_worker_and_a_scheduler(machine: Machine) -> None:
-    steps = "".join(STEP.replace("N", str(number)) for number in range(8))
+    steps = "".join(STEP.replace("N", str(number)) for number in range(SLOW_STEPS))
     (machine.folder / "slow.yaml").write_text(SLOW.replace("STEPS", steps))
     machine.flint("apply", "-f", "slow.yaml")
     watch = Terminal(machine.folder, "run", "slow", "--watch", "--output", "json")
@@ -188,7 +189,7 @@ def test_a_watched_run_outlives_its_worker_and_a_scheduler(machine: Machine) -> 
     watch.until("run succeeded", 60)
     assert watch.end(30) == 0
     ended = json.loads(machine.flint("runs", "get", run["id"], "-o", "json"))
-    assert (ended["state"], ended["output"], ended["leg"]) == ("SUCCEEDED", {"n": 7}, 2)
+    assert (ended["state"], ended["output"], ended["leg"]) == ("SUCCEEDED", {"n": SLOW_STEPS - 1}, 2)
 
 
 def test_a_watched_run_outlives_the_gateway(machine: Machine) -> None:
@@ -199,4 +200,4 @@ def test_a_watched_run_outlives_the_gateway(machine: Machine) -> None:
     watch.until("connected again; nothing was missed", 30)
     watch.until("run succeeded", 60)
     assert watch.end(30) == 0
-    assert [line for line in watch.lines if "step7 succeeded" in line] != []
+    assert [line for line in watch.lines if f"step{SLOW_STEPS - 1} succeeded" in line] != []
