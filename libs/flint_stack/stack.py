@@ -29,7 +29,7 @@ from flint_stack.services import ServicePlan
 from flint_stack.state import StackLock
 from flint_stack.supervisor import ChildEvent, Supervisor
 
-__all__ = ["Stack", "StackOptions", "no_children", "no_settings"]
+__all__ = ["Stack", "StackOptions", "no_children", "no_process_settings", "no_settings"]
 
 _GIB = 2**30
 _LEAST_MAXIMUM = 2

@@ -9,6 +9,7 @@ Everything is ended when the block is left, however it is left.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from flint_ops.config import Settings
 from flint_stack.logfiles import log_tail
 from flint_stack.ports import Counts, Ports
 from flint_stack.processes import ProcessIdentity, identify
-from flint_stack.stack import Stack, StackOptions
+from flint_stack.stack import Stack, StackOptions, no_process_settings
 from flint_stack.supervisor import ChildEvent
 
 Found = TypeVar("Found")
@@ -116,8 +117,13 @@ async def running_stack(
     registries: int = 2,
     overrides: Mapping[str, Any] | None = None,
     die_with_supervisor: bool = True,
+    process_settings: Callable[[Ports, str], Mapping[str, Any]] = no_process_settings,
+    environ: Mapping[str, str] | None = None,
 ) -> AsyncIterator[RunningStack]:
-    """A stack below `folder`. `overrides`: nested settings, e.g. {"registry": {"lease_ttl_s": 2}}."""
+    """A stack below `folder`. `overrides`: nested settings, e.g. {"registry": {"lease_ttl_s": 2}}.
+
+    `process_settings`: over those, of the process so named. `environ`: the environment of all, else this one's.
+    """
     events: list[ChildEvent] = []
     stack = Stack(
         StackOptions(
@@ -127,6 +133,8 @@ async def running_stack(
             extra_settings=lambda layout: overrides or {},
             servers_only=servers_only,
             die_with_supervisor=die_with_supervisor,
+            process_settings=process_settings,
+            environ=dict(os.environ) if environ is None else environ,
         ),
         on_event=events.append,
     )

@@ -76,6 +76,7 @@ async def test_a_run_is_mapped_whole(engine: AsyncEngine) -> None:
         request_id="client-1",
         trace_id=bytes(range(16)).hex(),
         worker="f" * 32,
+        pool="default",
     )
     for name, at in (("create_time", 0), ("start_time", 1), ("end_time", 2), ("wake_time", 3)):
         getattr(expected, name).FromMilliseconds(EPOCH_MS + at)
