@@ -68,7 +68,7 @@ async def test_processes_leave_in_order(tmp_path: Path) -> None:
                 before, count = await traffic.record.terms(), len(started)
                 groups = await traffic.record.groups_of("scheduler-1")
                 assert groups, "the scheduler owned nothing"
-                assert await traffic.record.open_legs_of(groups), "none of its runs had an open leg"
+                assert await eventually(lambda: traffic.record.open_legs_of(groups)), "none of its runs had an open leg"
                 await stack.stop("scheduler-1")
                 assert ended_in_order(stack, "scheduler-1")
                 await eventually(lambda: owned_by(traffic, "scheduler-2", groups), timeout_s=20)

@@ -57,20 +57,23 @@ async def test_kill_worker(tmp_path: Path) -> None:
 async def test_kill_owner(tmp_path: Path) -> None:
     async with traffic_in_the_middle(tmp_path) as (stack, traffic):
         before = await traffic.record.terms()
-        groups = await traffic.record.groups_of("scheduler-1")
+        owned = {name: await traffic.record.groups_of(name) for name in ("scheduler-1", "scheduler-2")}
+        open_legs = {name: await traffic.record.open_legs_of(owned[name]) for name in owned}
+        victim = max(open_legs, key=lambda name: len(open_legs[name]))
+        other = "scheduler-2" if victim == "scheduler-1" else "scheduler-1"
+        groups, held = owned[victim], open_legs[victim]
         assert groups, "the victim owned nothing"
-        held = await traffic.record.open_legs_of(groups)
         assert held, "no run of the victim's groups had an open leg"
-        await stack.kill("scheduler-1", hold=True)
+        await stack.kill(victim, hold=True)
         await traffic.finish()
         after = await traffic.record.terms()
         assert all(after[g] > before[g] for g in groups), "a term did not rise"
-        assert await traffic.record.groups_of("scheduler-2") == set(after)
+        assert await traffic.record.groups_of(other) == set(after)
         assert await traffic.judge() == {}, "a step ran again although no worker was lost"
         legs = await traffic.record.legs()
         assert {legs[run] for run in held} == {1}, "a leg was raised although its worker lived"
-        await stack.start("scheduler-1")
-        await eventually(lambda: traffic.record.groups_of("scheduler-1"), timeout_s=30)
+        await stack.start(victim)
+        await eventually(lambda: traffic.record.groups_of(victim), timeout_s=30)
 
 
 async def test_kill_registry(tmp_path: Path) -> None:
