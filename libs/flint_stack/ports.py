@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,8 @@ __all__ = ["DEFAULT_PORT_BASE", "Counts", "Ports", "check_free"]
 DEFAULT_PORT_BASE = 7470
 _HOST = "127.0.0.1"
 _FREE_RANGE = range(12_000, 32_000)  # below the range from which systems take outgoing ports
+_BLOCK = 500
+_chosen: set[int] = set()  # by this process: what it chose a moment ago may not be bound yet
 _BEYOND = 100  # offset of whatever the plan of fixed offsets has no place for
 
 
@@ -66,7 +69,10 @@ class Ports:
 
     @classmethod
     def free(cls, counts: Counts) -> Ports:
-        """Ports that nobody listens on now. Several stacks may choose at the same moment and rarely collide."""
+        """Ports that nobody listens on now, and that this process has not chosen before.
+
+        Stacks of several processes may choose at the same moment and rarely collide.
+        """
         found = _free_ports()
         many = {"schedulers": counts.schedulers, "registries": counts.registries, "workers": counts.workers}
         groups = {name: tuple(next(found) for _ in range(count)) for name, count in many.items()}
@@ -104,12 +110,17 @@ def _take(places: tuple[int, ...], count: int, beyond: Iterator[int]) -> tuple[i
 
 def _free_ports() -> Iterator[int]:
     choose = random.SystemRandom()  # not the shared generator: tests seed that one alike in every process
-    seen: set[int] = set()
-    while len(seen) < len(_FREE_RANGE):
-        port = choose.choice(_FREE_RANGE)
-        if port not in seen:
-            seen.add(port)
-            if _is_free(port):
+    # Between the look and the server's bind another process may look too: each begins with a block of its own.
+    if len(_chosen) > len(_FREE_RANGE) // 2:
+        _chosen.clear()  # long since bound, or given up
+    blocks = len(_FREE_RANGE) // _BLOCK
+    own = _FREE_RANGE[os.getpid() % blocks * _BLOCK :][:_BLOCK]
+    for ports in (own, _FREE_RANGE):
+        untried = [port for port in ports if port not in _chosen]
+        choose.shuffle(untried)
+        for port in untried:
+            if port not in _chosen and _is_free(port):
+                _chosen.add(port)
                 yield port
     raise PortTaken("No free port was found.")
 
