@@ -11,7 +11,7 @@ SERIAL := tests/acceptance tests/robustness
 WORKERS ?= auto
 
 .DEFAULT_GOAL := up
-.PHONY: up test lint proto bench bench-quick simulate fuzz clean
+.PHONY: up test lint proto bench bench-quick simulate soak fuzz clean
 
 up: $(STAMP)
 	$(VENV)/bin/flint up --demo
@@ -54,6 +54,11 @@ bench-quick: $(DEV_STAMP)
 # Days of work against the code that sizes pools: cost against waiting, into docs/elastic.md. Some minutes.
 simulate: $(DEV_STAMP)
 	$(VENV)/bin/python -m flint_elastic.simulate --report docs/elastic.md --image docs/images/elastic.png
+
+# Random faults under mixed traffic, judged afterwards: SEEDS trials of about a minute, each on a stack of its own.
+SEEDS ?= 50
+soak: $(DEV_STAMP)
+	cd tests && ../$(VENV)/bin/python -m support.soak --seeds $(SEEDS)
 
 # Coverage-guided fuzzing of the compiler for FUZZ_S seconds; finds go to .build/fuzz. Skips where there is no atheris.
 FUZZ_S ?= 60
