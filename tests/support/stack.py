@@ -146,7 +146,7 @@ async def running_stack(
 
 
 async def eventually(
-    condition: Callable[[], Awaitable[Found] | Found], timeout_s: float = 20.0, interval_s: float = 0.02
+    condition: Callable[[], Awaitable[Found] | Found], timeout_s: float = 60.0, interval_s: float = 0.02
 ) -> Found:
     """The first true answer of `condition`, asked again and again; fails after `timeout_s`."""
     loop = asyncio.get_running_loop()

@@ -29,7 +29,7 @@ async def fill(bus: Bus, begin: int, count: int, group: int = 0, size: int = 0) 
 
 async def take(consumer: Consumer, count: int) -> list[StoredMessage]:
     messages: list[StoredMessage] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(messages) < count:
             messages += await consumer.next_batch()
     return messages
@@ -133,7 +133,7 @@ async def test_a_wiped_store_is_told(own_bus: Bus, own_nats: NatsServer) -> None
     own_nats.wipe()
     own_nats.start()
     await eventually(lambda: not consumer.live.is_set())
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         assert len(await consumer.next_batch()) == 3
         with pytest.raises(StreamLost):
             await consumer.next_batch()
@@ -148,7 +148,7 @@ async def test_a_stream_made_anew_is_told_even_when_it_is_ahead(own_bus: Bus) ->
     await own_bus.create_journal(1, JournalSettings())
     await fill(own_bus, 1, 10)
     consumer._ask_restart("test")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with pytest.raises(StreamLost):
             await consumer.next_batch()
     await consumer.close()

@@ -114,7 +114,7 @@ async def test_a_lease_revoked_by_somebody_else_is_noticed(coord: Coord) -> None
     keeper = lease.keep()
     assert lease.keep() is keeper
     await coord.revoke(lease.id)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await lease.lost.wait()
     assert not lease.valid
 
@@ -160,10 +160,10 @@ async def test_without_etcd_every_request_ends_in_time(coord: Coord, etcd: Any, 
         coord.ping(timeout_s=0.3),
     ):
         with pytest.raises(CoordUnavailable):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await request
     assert not coord.connected
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await lease.lost.wait()
     assert boottime() >= lease.valid_until
     etcd.start()
@@ -175,7 +175,7 @@ async def test_a_kept_lease_ends_here_before_a_hung_etcd_answers(coord: Coord, e
     lease = await coord.grant(2)
     lease.keep()
     etcd.pause()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await lease.lost.wait()
     assert not lease.valid
     etcd.resume()

@@ -382,7 +382,7 @@ async def test_a_cancelled_call_closes_its_connection(executor: HttpExecutor) ->
         await reader.read()
         closed.set()
 
-    async with raw_server(handle) as address, asyncio.timeout(10):
+    async with raw_server(handle) as address, asyncio.timeout(60):
         calling = asyncio.create_task(executor.execute(call(endpoint=f"http://{address}/")))
         await came.wait()
         calling.cancel()
@@ -491,7 +491,7 @@ async def test_a_cancelled_http2_call_ends_its_stream(authority: Trust) -> None:
     async with (
         http2_server(app, authority.server("127.0.0.1")) as h2,
         executor_for(settings(ca_file=str(authority.ca_file))) as executor,
-        asyncio.timeout(10),
+        asyncio.timeout(60),
     ):
         calling = asyncio.create_task(executor.execute(call(endpoint=f"{h2}/")))
         await came.wait()

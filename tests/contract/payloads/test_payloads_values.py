@@ -89,7 +89,7 @@ async def test_contents_that_grow_beyond_the_limit_are_refused(shop: Any, values
 
 async def test_a_running_call_leaves_room_for_others(shop: Any, values: Values) -> None:
     big = await stored(shop, "x" * 400_000)
-    async with values.resolved("default", {"a": big}), asyncio.timeout(20):
+    async with values.resolved("default", {"a": big}), asyncio.timeout(60):
         assert await values.evaluate("default", RUN, Evaluate(1, "length", big, {}, 0)) == 400_000
         await values.spill("default", RUN, orjson.dumps("y" * 300_000))
 

@@ -112,7 +112,7 @@ async def test_notices_at_once_when_told(engine: AsyncEngine, cache: DefinitionC
 async def waiter(connection: AsyncConnection, other_than: int = 0) -> int:
     """The process id of a backend that waits for a lock, as soon as there is one."""
     query = text("SELECT pid FROM pg_locks WHERE NOT granted AND pid <> :other")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:  # each round is a round trip
             pid = (await connection.execute(query, {"other": other_than})).scalar()
             if pid is not None:

@@ -122,7 +122,7 @@ async def inboxes(engine: AsyncEngine) -> dict[bytes, list[str]]:
 
 async def settled(engine: AsyncEngine) -> None:
     """Until every event is matched."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             async with engine.connect() as connection:
                 if not (await connection.execute(text("SELECT count(*) FROM event WHERE NOT matched"))).scalar_one():
@@ -292,7 +292,7 @@ async def test_what_arrives_waits_for_a_catch_up_and_leaves_the_others(
     async with transaction(engine) as connection:
         assert await store.begin_catch_up(connection, [pair]) == {pair}
         looking = asyncio.create_task(record.read(lambda c: store.read_caught_up(c, [pair])))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not await blocked(engine):
                 await asyncio.sleep(0.01)
         await settle_opened(connection, rows)

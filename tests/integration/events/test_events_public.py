@@ -64,7 +64,7 @@ async def following(house: House, **arguments: Any) -> AsyncIterator[Follower]:
         # It stands when something published now comes through.
         types = arguments.get("types")
         if types is None and not arguments.get("sources"):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not any(r.type == beacon for r in follower.received):
                     await house.flint.publish_events([{"type": beacon, "source": "/beacon"}])
                     await asyncio.wait({task}, timeout=0.1)

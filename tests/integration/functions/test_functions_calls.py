@@ -104,13 +104,13 @@ async def test_progress_is_seen(house: House) -> None:
 
     async with serving(house, progress):
         handle = await house.flint.start(await house.apply(call("tests/progress")))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             async for event in handle.watch():
                 if isinstance(event, StepBegan) and event.step.progress_percent == 42:
                     assert event.step.progress_message == "halfway, nearly"
                     assert event.step.provisional
                     gate.set()
-        assert await handle.result(10) == "done"
+        assert await handle.result(60) == "done"
 
 
 async def test_a_failure_is_caught_by_type_and_retried(house: House) -> None:
@@ -179,7 +179,7 @@ async def test_a_timeout_and_a_cancel_reach_the_function(house: House) -> None:
         await asyncio.wait_for(began.wait(), 10)
         await handle.cancel()
         await asyncio.wait_for(cancelled.wait(), 10)
-        assert (await house.flint.wait(handle.id, 10)).state is RunState.CANCELLED
+        assert (await house.flint.wait(handle.id, 60)).state is RunState.CANCELLED
         await house.run(call("tests/endless-thread", "{}", ", timeout: {after: {milliseconds: 300}}"))
         await asyncio.to_thread(told.wait, 10)
         assert told.is_set()
@@ -201,7 +201,7 @@ async def test_an_unknown_version_waits_and_runs_when_it_registers(house: House)
         assert run.output == "first"
         assert (await handle.get()).state is RunState.RUNNING
         async with serving(house, second):
-            assert await handle.result(20) == "second"
+            assert await handle.result(60) == "second"
             # The highest version that is connected is what a call without one gets.
             run = await house.run(call("tests/late"))
             assert run.output == "second"

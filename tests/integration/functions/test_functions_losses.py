@@ -61,7 +61,7 @@ async def test_another_takes_over_from_one_that_was_killed(house: House, start: 
     first.kill()
     await eventually(lambda: len(calls(tmp_path)) == 2, 30)
     open_gate(tmp_path)
-    assert await handle.result(20) == {"by": "second", "number": 0, "dispatch": 2}
+    assert await handle.result(60) == {"by": "second", "number": 0, "dispatch": 2}
     (_, key, one, _), (_, again, two, _) = calls(tmp_path)
     assert key == again, "the repeat has another idempotency key"
     assert (one, two) == ("1", "2")
@@ -78,7 +78,7 @@ async def test_one_that_falls_silent_loses_its_call_and_comes_too_late(
     await eventually(lambda: len(calls(tmp_path)) == 2, 30)
     open_gate(tmp_path)
     os.kill(first.pid, signal.SIGCONT)  # it has an outcome now, of an older handing-out
-    assert (await handle.result(20))["by"] == "second"
+    assert (await handle.result(60))["by"] == "second"
 
 
 async def test_a_function_worker_that_is_told_to_stop_gives_back_what_it_cannot_finish(
@@ -92,7 +92,7 @@ async def test_a_function_worker_that_is_told_to_stop_gives_back_what_it_cannot_
     await eventually(lambda: len(calls(tmp_path)) == 2, 30)
     assert await asyncio.to_thread(first.wait, 15) == 0
     open_gate(tmp_path)
-    assert (await handle.result(20))["by"] == "second"
+    assert (await handle.result(60))["by"] == "second"
 
 
 async def test_a_gateway_that_restarts_costs_nothing(house: House, start: Start, tmp_path: Path) -> None:

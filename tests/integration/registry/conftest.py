@@ -40,7 +40,7 @@ class Registry:
 
     async def stop(self) -> None:
         self.lifecycle.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await self._task
         assert self.lifecycle.failure is None
         await self.client.close()
@@ -111,7 +111,7 @@ def eventually() -> Eventually:
     """Waits until an asynchronous condition holds, at most 20 seconds."""
 
     async def wait(condition: Callable[[], Awaitable[bool]]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not await condition():
                 await asyncio.sleep(0.02)
 

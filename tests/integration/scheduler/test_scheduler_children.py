@@ -75,7 +75,7 @@ async def test_a_detached_child_is_not_waited_for(house: House) -> None:
 
     await eventually(sleeps)
     await house.flint.cancel(child_id)
-    assert (await house.flint.wait(child_id, 20)).state == "CANCELLED"
+    assert (await house.flint.wait(child_id, 60)).state == "CANCELLED"
 
 
 async def test_a_childs_error_is_caught_in_the_parent(house: House) -> None:
@@ -113,7 +113,7 @@ async def test_a_parents_cancel_cancels_its_child(house: House) -> None:
     ((middle_id, _),) = await children_of(house, handle.id)
     await house.flint.cancel(handle.id)
     for run_id in (handle.id, middle_id, bottom):
-        assert (await house.flint.wait(run_id, 20)).state == "CANCELLED"
+        assert (await house.flint.wait(run_id, 60)).state == "CANCELLED"
     await eventually(lambda: nothing_left(house, handle.id, middle_id, bottom))
 
 
@@ -124,7 +124,7 @@ async def test_a_parents_timeout_cancels_its_child(house: House) -> None:
     assert run.error is not None
     assert run.error.status == 408
     ((child_id, _),) = await children_of(house, run.id)
-    assert (await house.flint.wait(child_id, 20)).state == "CANCELLED"
+    assert (await house.flint.wait(child_id, 60)).state == "CANCELLED"
 
 
 async def test_a_cancelled_child_fails_its_parent(house: House) -> None:
@@ -132,7 +132,7 @@ async def test_a_cancelled_child_fails_its_parent(house: House) -> None:
     handle = await house.flint.start(await house.apply(parent(child)))
     ((child_id, _),) = await eventually(lambda: children_of(house, handle.id))
     await house.flint.cancel(child_id, reason="enough")
-    run = await house.flint.wait(handle.id, 20)
+    run = await house.flint.wait(handle.id, 60)
     assert run.error is not None
     assert (run.state, run.error.status) == ("FAILED", 499)
 
@@ -196,7 +196,7 @@ async def test_children_that_run_are_not_refused_when_their_awaits_are_served_ag
     assert (await house.flint.get_run(handle.id)).state == "WAITING"
     assert not await house.record.number("SELECT count(*) FROM inbox WHERE run_id = CAST(:r AS uuid)", r=handle.id)
     await house.flint.cancel(handle.id)
-    assert (await house.flint.wait(handle.id, 20)).state == "CANCELLED"
+    assert (await house.flint.wait(handle.id, 60)).state == "CANCELLED"
 
 
 async def test_a_tree_of_runs_has_a_bound(house: House) -> None:

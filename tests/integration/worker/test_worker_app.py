@@ -88,7 +88,7 @@ class Room:
         return dispatch_pb2.ControlResponse.FromString(data)
 
     async def entries_until_end(self, job: dispatch_pb2.Job) -> list[Any]:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             while True:
                 entries = await self.bench.entries(job)
                 if entries and entries[-1].HasField("end"):
@@ -123,7 +123,7 @@ async def room(own_nats: NatsServer) -> AsyncIterator[Room]:
     room = Room(bench, registry, settings)
     yield room
     room.lifecycle.stop()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await room.worker
     await bench.close()
     await bus.close()
@@ -192,7 +192,7 @@ async def test_stopping_gives_legs_back_and_deregisters(room: Room) -> None:
     jobs = [await room.send(room.bench.job(program)) for _ in range(6)]
     await eventually(lambda: bool(room.registry.beats) and room.registry.beats[-1].legs == 6)
     room.lifecycle.stop()
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         await room.worker
     ends = [(await room.entries_until_end(job))[-1] for job in jobs]
     assert [entry.end.WhichOneof("end") for entry in ends] == ["yielded"] * 6
@@ -203,7 +203,7 @@ async def test_stopping_gives_legs_back_and_deregisters(room: Room) -> None:
 async def test_the_registry_can_ask_it_to_drain(room: Room) -> None:
     await room.ready()
     room.registry.drain = True
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         await room.worker
     assert room.lifecycle.stopping.is_set()
     assert room.lifecycle.failure is None

@@ -175,7 +175,7 @@ async def test_ctrl_c_is_code_130_and_tells_how_to_come_back(gateway: ScriptedGa
     process = await begin(tmp_path, gateway, "run", "greet")
     await eventually(lambda: gateway.script.awaited == [RUN], timeout_s=20)
     process.send_signal(signal.SIGINT)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         out, err = await process.communicate()
     assert process.returncode == 130
     assert out == b""
