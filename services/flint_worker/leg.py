@@ -93,6 +93,41 @@ class LegServices:
 class Leg:
     """One leg. `run` is its task's body; the other methods may be called from the same event loop at any time."""
 
+    __slots__ = (
+        "_answered",
+        "_asked",
+        "_bytes_since_snapshot",
+        "_cancel_pending",
+        "_cancel_requested",
+        "_compensates",
+        "_consumed",
+        "_draining",
+        "_dropped",
+        "_effects",
+        "_entries_since_snapshot",
+        "_fed",
+        "_giving_up",
+        "_journal",
+        "_lease",
+        "_letters",
+        "_loaded",
+        "_machine",
+        "_origin",
+        "_rebuilt",
+        "_records",
+        "_replaying",
+        "_services",
+        "_taken",
+        "_told",
+        "_trace_id",
+        "_unrecorded",
+        "_unrecorded_bytes",
+        "begun",
+        "job",
+        "run_id",
+        "task",
+    )
+
     def __init__(self, job: dispatch_pb2.Job, lease: Lease, services: LegServices) -> None:
         self.job = job
         self.run_id = run_id_text(job.run_id)

@@ -78,6 +78,35 @@ _SUSPENDED: Final = Suspended()
 class DataFlow:
     """The state of one run, and how values are read from it."""
 
+    __slots__ = (
+        "answers",
+        "cancelled",
+        "context",
+        "context_size",
+        "evaluating",
+        "exported",
+        "facts",
+        "kept",
+        "large",
+        "limits",
+        "next_effect",
+        "next_strand",
+        "notes",
+        "now",
+        "outbox",
+        "output_sizes",
+        "outputs",
+        "owners",
+        "payloads",
+        "plan",
+        "question",
+        "ready",
+        "records",
+        "started",
+        "steps_begun",
+        "strands",
+    )
+
     def __init__(self, plan: Plan, facts: RunFacts, limits: MachineLimits) -> None:
         self.plan = plan
         self.facts = facts

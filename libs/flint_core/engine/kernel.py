@@ -70,6 +70,17 @@ CONTINUE: Final = Flow()
 class Kernel(Room):
     """State of one run and the moves on it."""
 
+    __slots__ = (
+        "branch",
+        "end",
+        "ending",
+        "entry",
+        "place",
+        "reset",
+        "taken",
+        "watched",
+    )
+
     def __init__(self, plan: Plan, facts: RunFacts, limits: MachineLimits) -> None:
         super().__init__(plan, facts, limits)
         self.end: End | None = None

@@ -35,6 +35,8 @@ _FRAME: Final = 160
 class Room(DataFlow):
     """The state of one run with the account of its size."""
 
+    __slots__ = ()
+
     # --- values
 
     def measure(self, frame: Frame, value: Any, what: str) -> int:
