@@ -21,6 +21,7 @@ __all__ = [
     "PAYLOADS",
     "RECORD",
     "WORKFLOWS",
+    "RESETS",
     "control_subject",
     "definition_subject",
     "events_stored_subject",
@@ -44,6 +45,10 @@ OWNERS: Final = "flint.owners"
 """Broadcast after a group changed hands: OwnerChanged."""
 
 WORKFLOWS: Final = "flint.workflows"
+RESETS: Final = "flint.resets"
+"""Broadcast to the gateways before the commit that takes a run back: ChangeBatch of names and the numbers of changes
+below which what was said of them counts no more."""
+
 """Broadcast among the schedulers after a version was stored or deleted: WorkflowsChanged."""
 
 NAMESPACES: Final = "flint.namespaces"

@@ -1,7 +1,8 @@
 """The ended runs that this gateway has heard of lately, bounded by bytes.
 
-An ended run never changes, so an entry is right for ever. Entries leave in the order in which they came. Keys are full
-resource names, namespace included, so an answer can never cross namespaces.
+An ended run never changes but by a reset, of which its owner tells every gateway before it happens (`outdate`); a
+gateway that may have missed it forgets everything (`clear`). Entries leave in the order in which they came. Keys are
+full resource names, namespace included, so an answer can never cross namespaces.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ __all__ = ["TERMINAL", "ResultCache"]
 TERMINAL = frozenset(
     {runs_pb2.Run.STATE_SUCCEEDED, runs_pb2.Run.STATE_FAILED, runs_pb2.Run.STATE_CANCELLED},
 )
-"""States that a run never leaves."""
+"""States that a run never leaves but by a reset."""
 
 _OVERHEAD = 512
 _EXPANSION = 2  # a parsed message takes more memory than its encoding
+_MAX_OUTDATED = 10_000
 
 _BYTES = metrics.gauge("gateway_result_cache_bytes", "Estimated memory of the result cache")
 
@@ -29,6 +31,7 @@ class ResultCache:
         self._limit = limit_bytes
         self._runs: dict[str, tuple[int, runs_pb2.Run]] = {}
         self._bytes = 0
+        self._outdated: dict[str, int] = {}  # by name: the change below which nothing is kept any more
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -42,7 +45,7 @@ class ResultCache:
         """Keeps an ended run. It shares memory with the message it came in: pass a copy of one that is large
         otherwise.
         """
-        if run.name in self._runs:
+        if run.name in self._runs or run.change < self._outdated.get(run.name, 0):
             return
         cost = run.ByteSize() * _EXPANSION + _OVERHEAD
         if cost > self._limit:
@@ -53,3 +56,22 @@ class ResultCache:
         self._runs[run.name] = (cost, run)
         self._bytes += cost
         _BYTES.set(self._bytes)
+
+    def outdate(self, name: str, below: int) -> None:
+        """The run is taken back: what was or will be said of its changes below this number is not kept."""
+        kept = self._runs.get(name)
+        if kept is not None and kept[1].change < below:
+            self._bytes -= kept[0]
+            del self._runs[name]
+            _BYTES.set(self._bytes)
+        self._outdated.pop(name, None)  # it becomes the youngest
+        if len(self._outdated) >= _MAX_OUTDATED:
+            # Of the oldest nothing is on its way any more.
+            del self._outdated[next(iter(self._outdated))]
+        self._outdated[name] = below
+
+    def clear(self) -> None:
+        """Forgets all ends."""
+        self._runs.clear()
+        self._bytes = 0
+        _BYTES.set(0)

@@ -8,6 +8,9 @@ reconnects.
 Safety net: while anybody waits, every run that is waited for longer than 2 s is read again each 2 s, in batches. So a
 lost message, owner or NATS delays an answer by some seconds and loses none. With nobody waiting the hub is idle.
 
+Ends that were heard of are kept, and a wait for such a run is answered at once; a reset, of which its owner tells every
+gateway before its commit, ends that.
+
 States: CLOSED → OPEN (`start`) → CLOSED (`close`: all who wait are told UNAVAILABLE with RetryInfo, so that clients go
 on at another gateway). When the safety net's task dies (only of a defect) the gateway stops in order.
 """
@@ -25,7 +28,7 @@ from prometheus_client import Counter
 
 from flint_bus.bus import Bus
 from flint_bus.messages import Message
-from flint_bus.subjects import OWNERS
+from flint_bus.subjects import OWNERS, RESETS
 from flint_bus.subscription import Subscription
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
@@ -110,6 +113,7 @@ class Hub:
         self._subscriptions = [
             await self._bus.subscribe(self._watcher, self._on_changes),
             await self._bus.subscribe(OWNERS, self._on_owners),
+            await self._bus.subscribe(RESETS, self._on_resets),
         ]
         self._forget_reconnect = self._bus.on_reconnect(self._renew_all)
         return asyncio.create_task(self._safety_net(), name="hub-safety-net")
@@ -229,6 +233,9 @@ class Hub:
         groups = set(dispatch_pb2.OwnerChanged.FromString(message.data).groups)
         group = self._interests.group
         now = time.monotonic()
+        # The earlier owner may have been lost between a commit and what it had to tell of it.
+        for name in [name for name, run in self._started.items() if group(run.run_id) in groups]:
+            del self._started[name]
         for entry in self._awaited.values():
             if group(entry.name.run_id) in groups:
                 self._renew(entry, now)
@@ -236,7 +243,14 @@ class Hub:
             if group(watches[0].name.run_id) in groups:
                 self._interests.want(watches[0].name.run_id, steps=True)
 
+    def _on_resets(self, message: Message) -> None:
+        for change in dispatch_pb2.ChangeBatch.FromString(message.data).changes:
+            self._results.outdate(change.run.name, change.run.change)
+
     def _renew_all(self) -> None:
+        """After a reconnect: ends of runs and resets may have been told meanwhile."""
+        self._started.clear()
+        self._results.clear()
         now = time.monotonic()
         for entry in self._awaited.values():
             self._renew(entry, now)

@@ -15,6 +15,7 @@ from uuid import UUID
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from flint_bus import Bus, BusError
+from flint_bus.subjects import RESETS
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_ops.logging import get_logger
@@ -114,6 +115,11 @@ class Announcer:
         if card.watcher and len(self._starters) < _MAX_INTERESTS:
             self._starters[card.run_id] = asyncio.get_running_loop().time() + _STARTER_S, card.watcher
 
+    def takes_back(self, card: RunCard, change: int) -> None:
+        """A commit follows that takes the run back, as this change: gateways forget the end that they know."""
+        run = runs_pb2.Run(name=_name(card), change=change)
+        self._send(RESETS, dispatch_pb2.ChangeBatch(changes=[runs_pb2.RunChange(run=run)]))
+
     def opened(self, card: RunCard, *, with_start: bool = False) -> None:
         """A leg was opened by a commit of its own; `with_start`: by the one that stored the run, which is no change."""
         if self.feed is not None and self.feed.active:
@@ -169,10 +175,14 @@ def _stamp(ms: int) -> Timestamp:
     return Timestamp(seconds=ms // 1000, nanos=(ms % 1000) * 1_000_000)
 
 
+def _name(card: RunCard) -> str:
+    return f"namespaces/{card.namespace}/runs/{UUID(bytes=card.run_id)}"
+
+
 def _run(card: RunCard, ending: Ending | None) -> runs_pb2.Run:
     namespace = f"namespaces/{card.namespace}"
     run = runs_pb2.Run(
-        name=f"{namespace}/runs/{UUID(bytes=card.run_id)}",
+        name=_name(card),
         workflow=f"{namespace}/workflows/{card.workflow_id}/versions/{card.version}",
         state=ending.state if ending else card.state,
         level=card.level,

@@ -167,6 +167,7 @@ class Commander:
         wanted = orjson.loads(row.payload)
         card.phase = Phase.RESETTING
         change = card.change + 1
+        self._announcer.takes_back(card, change)
         try:
             at = await self._record.lane(
                 "control",

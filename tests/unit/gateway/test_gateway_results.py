@@ -20,6 +20,24 @@ def test_oldest_leave_first_and_bytes_are_bounded() -> None:
     assert cache._bytes <= 20_000
 
 
+def test_what_was_said_before_a_reset_is_kept_no_more() -> None:
+    cache = ResultCache(20_000)
+    first, again = ended(1, 10), ended(1, 10)
+    first.change, again.change = 4, 9
+    cache.put(first)
+    cache.outdate(first.name, 5)
+    cache.put(first)  # it was on its way
+    assert cache.get(first.name) is None
+    assert cache._bytes == 0
+    cache.put(again)
+    assert cache.get(first.name) == again
+    for number in range(20_000):
+        cache.outdate(str(number), 1)
+    assert len(cache._outdated) == 10_000
+    cache.clear()
+    assert (len(cache), cache._bytes) == (0, 0)
+
+
 def test_one_that_can_never_fit_is_not_kept() -> None:
     cache = ResultCache(4000)
     cache.put(ended(1, 10))

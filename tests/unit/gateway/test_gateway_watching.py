@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from flint_bus.subjects import OWNERS, hints_subject, owner_subject
+from flint_bus.subjects import OWNERS, RESETS, hints_subject, owner_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_core.ids import group_of_run
@@ -99,6 +99,31 @@ async def test_interests_are_said_again_when_a_group_changes_hands(house: Any) -
     await eventually(lambda: len(nudges) == 2)
     await house.publish(nudges[1].watcher, house.record.change(run, Run.STATE_SUCCEEDED))
     await waiting
+
+
+async def test_what_an_earlier_owner_would_have_told_is_read(house: Any) -> None:
+    run = await house.admin.start()
+    assert house.gateway._hub._started
+    house.record.change(house.record.runs[bytes.fromhex(run.name[-36:].replace("-", ""))], Run.STATE_SUCCEEDED)
+    await house.bus.publish(OWNERS, dispatch_pb2.OwnerChanged(groups=range(16)).SerializeToString())
+    await eventually(lambda: not house.gateway._hub._started)
+    assert (await wait(house, run.name)).run.state == Run.STATE_SUCCEEDED
+
+
+async def test_a_run_that_was_taken_back_is_waited_for_anew(house: Any) -> None:
+    run = house.record.runs[bytes.fromhex((await house.admin.start()).name[-36:].replace("-", ""))]
+    await house.finish(run, b"1")
+    assert (await wait(house, run.name)).run.output == b"1"
+    cached = house.gateway._hub._results
+    assert cached.get(run.name) is not None
+    again = runs_pb2.RunChange(run=Run(name=run.name, change=run.change + 1))
+    await house.bus.publish(RESETS, dispatch_pb2.ChangeBatch(changes=[again]).SerializeToString())
+    await eventually(lambda: cached.get(run.name) is None)
+    house.record.change(run, Run.STATE_QUEUED)
+    waiting = wait(house, run.name)
+    await eventually(lambda: bool(house.gateway._hub._awaited))
+    await house.finish(run, b"2")
+    assert (await waiting).run.output == b"2"
 
 
 async def test_a_stream_of_waits_answers_each_name_once_many_at_a_time(house: Any) -> None:
