@@ -12,6 +12,7 @@ __all__ = [
     "FLEET_BEATS",
     "FLEET_POOLS",
     "FLEET_QUARANTINES",
+    "FLEET_SETTINGS",
     "FUNCTIONS_REGISTERED",
     "FUNCTION_OFFERS",
     "JOBS_STREAM",
@@ -20,8 +21,8 @@ __all__ = [
     "OWNERS",
     "PAYLOADS",
     "RECORD",
-    "WORKFLOWS",
     "RESETS",
+    "WORKFLOWS",
     "control_subject",
     "definition_subject",
     "events_stored_subject",
@@ -44,11 +45,11 @@ __all__ = [
 OWNERS: Final = "flint.owners"
 """Broadcast after a group changed hands: OwnerChanged."""
 
-WORKFLOWS: Final = "flint.workflows"
 RESETS: Final = "flint.resets"
 """Broadcast to the gateways before the commit that takes a run back: ChangeBatch of names and the numbers of changes
 below which what was said of them counts no more."""
 
+WORKFLOWS: Final = "flint.workflows"
 """Broadcast among the schedulers after a version was stored or deleted: WorkflowsChanged."""
 
 NAMESPACES: Final = "flint.namespaces"
@@ -62,6 +63,9 @@ FLEET_BEATS: Final = "flint.fleet.beats"
 
 FLEET_POOLS: Final = "flint.fleet.pools"
 """Broadcast by the leading registry: PoolOutlooks."""
+
+FLEET_SETTINGS: Final = "flint.fleet.settings"
+"""Broadcast by a registry after settings of a pool were changed: PoolChanged."""
 
 FLEET_QUARANTINES: Final = "flint.fleet.quarantines"
 """Broadcast by the leading registry when a worker is quarantined: Quarantine."""

@@ -91,7 +91,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
                 ("view-workers", view.follow_workers()),
                 ("view-drains", view.follow_drains()),
                 ("view-quarantines", view.follow_quarantines()),
-                ("bus", _exchange(settings, beats, autoscaler, quarantine, backlogs, outlooks)),
+                ("bus", _exchange(settings, beats, autoscaler, quarantine, pools, backlogs, outlooks)),
                 ("readiness", _report_readiness(lifecycle, coord, view, beats)),
             )
         ]
@@ -111,6 +111,7 @@ async def _exchange(
     beats: BeatExchange,
     autoscaler: Autoscaler,
     quarantine: Quarantine,
+    pools: Pools,
     backlogs: Backlogs,
     outlooks: Outlooks,
 ) -> None:
@@ -126,10 +127,10 @@ async def _exchange(
         await beats.attach(bus)
         subscriptions.append(await bus.subscribe(BACKLOG, hear_backlog))
         subscriptions.append(await bus.subscribe(FLEET_POOLS, outlooks.hear))
-        autoscaler.bus = quarantine.bus = bus
+        autoscaler.bus = quarantine.bus = pools.bus = bus
         await asyncio.Event().wait()
     finally:
-        autoscaler.bus = quarantine.bus = None
+        autoscaler.bus = quarantine.bus = pools.bus = None
         for subscription in subscriptions:
             await subscription.close()
         await beats.close()

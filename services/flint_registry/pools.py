@@ -8,11 +8,15 @@ from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from flint_bus import Bus, BusError
+from flint_bus.subjects import FLEET_SETTINGS
 from flint_contracts.gen.flint.fleet.v1 import fleet_pb2
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_ops.config import FleetSettings, PoolSettings
+from flint_ops.config.pools import merged
+from flint_ops.logging import get_logger
 from flint_registry.scaling.outlook import Outlooks
-from flint_registry.scaling.policies import Policies, PoolKey, merged
+from flint_registry.scaling.policies import Policies, PoolKey
 from flint_registry.view import FleetView
 from flint_rpc.errors import FieldViolation, component_unavailable, field_invalid
 from flint_rpc.names import is_label
@@ -20,6 +24,8 @@ from flint_store import scaling
 from flint_store.errors import StoreUnavailable
 
 __all__ = ["Pools"]
+
+_log = get_logger("flint_registry.pools")
 
 _RETRY_AFTER_S: Final = 0.5
 _MODE = fleet_pb2.PoolSettings.Mode
@@ -59,6 +65,8 @@ class Pools:
         self._view = view
         self._outlooks = outlooks
         self._policies = policies
+        self.bus: Bus | None = None
+        """Where changes are told to the schedulers; None while there is no connection."""
 
     async def listed(self) -> list[fleet_pb2.Pool]:
         """Pools with workers, with work, or configured, by region and name."""
@@ -95,6 +103,7 @@ class Pools:
         except StoreUnavailable as error:
             raise component_unavailable("PostgreSQL", str(error), retry_after_s=_RETRY_AFTER_S) from error
         await self._read()
+        self._tell(region, pool)
         return self._shown((region, pool))
 
     async def decisions(self, request: registry_pb2.ListScalingDecisionsRequest) -> list[fleet_pb2.ScalingDecision]:
@@ -111,6 +120,14 @@ class Pools:
         except StoreUnavailable as error:
             raise component_unavailable("PostgreSQL", str(error), retry_after_s=_RETRY_AFTER_S) from error
         return [_decision(row) for row in rows]
+
+    def _tell(self, region: str, pool: str) -> None:
+        if self.bus is None:
+            return  # schedulers read again by themselves
+        try:
+            self.bus.publish_now(FLEET_SETTINGS, registry_pb2.PoolChanged(region=region, pool=pool).SerializeToString())
+        except BusError as error:
+            _log.info("pool_change_not_told", error=str(error))
 
     async def _read(self) -> None:
         try:

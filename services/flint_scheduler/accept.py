@@ -200,8 +200,11 @@ class Acceptor(Lane[_Unit]):
         if self.holds is not None and self.holds.any:
             return claims  # the queue knows which workflows are on hold
         generation = self._holdings.generation
+        only = self._fleet.only(DEFAULT_POOL, "") if self._fleet.ruled else None
         for unit in batch:
             for run in unit.runs:
+                if only is not None and run.namespace != only:
+                    continue  # the pool is another's
                 if run.hints is not None or run.namespace in self._shares.limited:
                     continue  # the queue knows when and where
                 worker = self._fleet.reserve(level=run.level)

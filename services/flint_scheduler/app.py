@@ -61,6 +61,7 @@ from flint_scheduler.namespaces import NamespaceDesk, NamespaceSettingsServicer
 from flint_scheduler.nudges import nudge_forks, nudge_inboxes
 from flint_scheduler.payloads import PayloadDesk
 from flint_scheduler.permits import Permits
+from flint_scheduler.pool_rules import PoolDesk
 from flint_scheduler.principals import PrincipalServicer
 from flint_scheduler.readers import Readers
 from flint_scheduler.ready import ReadyQueue
@@ -154,6 +155,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     commander = Commander(record, bus, holdings, book, queue, folder, announcer, clock)
     control = RunControl(settings, engine, record, bus, holdings, commander, holds, eventing, clock)
     namespaces = NamespaceDesk(engine, bus, queue, shares, book)
+    pool_desk = PoolDesk(settings.fleet, engine, bus, fleet)
     timetable = Timetable(settings, engine, record, holdings, acceptor, queue, clock, bus, namespaces.level_named)
     acceptor.quotas = lambda: namespaces.quotas
     folder.level_named = namespaces.level_named
@@ -218,6 +220,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     # Who tells whom: each room knows only what it calls; what calls back is wired here.
     fleet.on_ended = recovery.worker_ended
     fleet.on_room = dispatcher.wake
+    fleet.on_rules = queue.admit_all
     queue.on_ready = dispatcher.wake
     folder.on_ready = dispatcher.wake
     folder.on_waiting = timers.add
@@ -287,6 +290,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     await bus.subscribe(FLEET_BEATS, on_beats(fleet))
     await bus.subscribe(WORKFLOWS, workflows_changed)
     await namespaces.open()
+    await pool_desk.open()
     await DefinitionDesk(bus, engine).open()
     payload_desk = PayloadDesk(bus, engine, settings.payloads)
     await payload_desk.open()
@@ -307,6 +311,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     spawn("fold", folder.run())
     spawn("timers", timers.run())
     spawn("namespaces", namespaces.run())
+    spawn("pools", pool_desk.run())
     spawn("backlog", publish_backlog(queue, fleet, bus, mine.id, clock))
     spawn("recovery", recovery.run())
     spawn("attention", attention.run())

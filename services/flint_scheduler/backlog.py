@@ -10,6 +10,7 @@ followed by the next one.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from flint_bus import Bus, BusError
 from flint_bus.subjects import BACKLOG
@@ -19,6 +20,7 @@ from flint_ops.logging import get_logger
 from flint_scheduler.clock import RecordClock
 from flint_scheduler.fleet import FleetView
 from flint_scheduler.metrics import QUEUE_DEPTH
+from flint_scheduler.places import NOBODY
 from flint_scheduler.ready import SPARE, ReadyQueue
 
 __all__ = ["backlog_of", "publish_backlog"]
@@ -42,22 +44,35 @@ def backlog_of(queue: ReadyQueue, fleet: FleetView, scheduler_id: str, now: floa
             backlog.pools.add(pool=pool, region=region, ready=[0] * LEVELS, running=legs)
             continue
         held = lane.held + lane.live[SPARE]
-        ready = lane.ready
+        live = lane.live[:LEVELS]
+        only = fleet.only(pool, region) if fleet.ruled else None
+        foreign = lane.foreign(only) if only is not None else None
+        if foreign is not None:  # theirs are no reason for more workers
+            live = [max(0, count - others) for count, others in zip(live, foreign, strict=True)]
+            held += lane.ready - sum(live)
+        ready = sum(live) if foreign is not None else lane.ready
         if not (ready or held or legs or lane.rate >= 0.05):
             continue
-        oldest = lane.oldest() if ready else None
+        oldest = lane.oldest(only) if ready else None
         backlog.pools.add(
             pool=pool,
             region=region,
-            ready=lane.live[:LEVELS],
+            ready=live,
             held=held,
             oldest_wait_ms=max(0, int((now - oldest) * 1000)) if oldest is not None else 0,
             arrivals_per_s=round(lane.rate, 2),
             running=legs,
             next_ready_ms=moment_ms if held else 0,
-            waiting_for=fleet.why_not(pool, region) if ready else "",
+            waiting_for=_why(fleet, pool, region, ready, foreign, only),
         )
     return backlog
+
+
+def _why(fleet: FleetView, pool: str, region: str, ready: int, foreign: Sequence[int] | None, only: str | None) -> str:
+    why = fleet.why_not(pool, region) if ready or only == NOBODY else ""
+    if why or not only or foreign is None or not sum(foreign):
+        return why
+    return f"pool {pool} is dedicated to the namespace {only}; runs of others wait in vain"
 
 
 async def publish_backlog(queue: ReadyQueue, fleet: FleetView, bus: Bus, scheduler_id: str, clock: RecordClock) -> None:

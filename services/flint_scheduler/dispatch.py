@@ -149,6 +149,8 @@ class Dispatcher:
     def _next(self) -> tuple[RunCard, WorkerView] | None:
         """The run whose turn it is, of those for which there is room, with a slot for it."""
         for lane in self._queue.order():
+            if self._fleet.ruled:
+                lane.admit(self._fleet.only(lane.pool, lane.region))
             least = self._fleet.least(lane.pool, lane.region)
             while least >= lane.top and (card := self._queue.take(lane, least)) is not None:
                 if self._book.get(card.run_id) is not card or not self._holdings.owns(card.group):

@@ -15,16 +15,30 @@ An entry is valid while the card is READY and its token is the entry's; others a
 from __future__ import annotations
 
 import heapq
+from collections.abc import Container
 from typing import TypeAlias
 
 from flint_scheduler.cards import Phase, RunCard
 
-__all__ = ["DEFAULT_WEIGHT", "FairQueue"]
+__all__ = ["DEFAULT_WEIGHT", "FairQueue", "Others"]
 
 DEFAULT_WEIGHT = 100
 _IDLE_TENANTS = 1000
 
 Entry: TypeAlias = tuple[int, int, int, RunCard]  # due, arrival, token, card
+
+
+class Others:
+    """Every namespace but one, and those of `full`: what may not be served where a place is dedicated."""
+
+    __slots__ = ("_full", "_only")
+
+    def __init__(self, only: str, full: Container[str]) -> None:
+        self._only = only
+        self._full = full
+
+    def __contains__(self, namespace: object) -> bool:
+        return namespace != self._only or namespace in self._full
 
 
 class _Flow:
@@ -139,7 +153,7 @@ class FairQueue:
             if flow is not None:
                 flow.credit = True
 
-    def pop(self, full: set[str]) -> RunCard | None:
+    def pop(self, full: Container[str]) -> RunCard | None:
         """The next card, or None. Namespaces in `full` are parked until `unpark`."""
         order = self._order
         while order:
@@ -174,6 +188,15 @@ class FairQueue:
             tenant.parked = False
             self.count += tenant.count
             self._activate(tenant)
+
+    def unpark_all(self) -> None:
+        """Every namespace may begin runs again."""
+        for namespace in [*self._parked]:
+            self.unpark(namespace)
+
+    def foreign(self, only: str) -> int:
+        """Entries of all namespaces but one, stale ones included."""
+        return sum(tenant.count for namespace, tenant in self._tenants.items() if namespace != only)
 
     def reweigh(self) -> None:
         """Weights have changed."""

@@ -28,6 +28,7 @@ from math import ceil
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_core.queueing import DEFAULT_POOL, LEVELS
 from flint_ops.clock import boottime
+from flint_scheduler.places import NO_RULES, NOBODY, Place, Places, PoolRules, places_of
 
 __all__ = ["FleetView", "WorkerView"]
 
@@ -37,7 +38,7 @@ _MARGIN_S = 1.0
 class PoolView:
     """The room of one pool for this scheduler. `room` and `free` are legs; workers that drain have none."""
 
-    __slots__ = ("free", "headroom", "name", "order", "regions", "room", "spare")
+    __slots__ = ("free", "headroom", "name", "order", "places", "regions", "room", "spare")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -47,6 +48,7 @@ class PoolView:
         self.free = 0
         self.headroom = 0  # legs kept free for urgent levels
         self.spare = 0  # legs that off-peak runs leave free
+        self.places: Places | None = None  # None: no rules count in it
 
     def workers(self, region: str) -> list[WorkerView]:
         """Those of a region; of all for ""."""
@@ -66,6 +68,7 @@ class WorkerView:
     settled: set[int] = field(default_factory=set)
     watermark: int = 0
     pool: PoolView | None = None
+    place: Place | None = None
 
     @property
     def leaving(self) -> bool:
@@ -108,9 +111,11 @@ class FleetView:
         self._doubts: dict[str, float] = {}  # claimants without a key → boot time after which they have surely ended
         self._ended: dict[str, None] = {}  # the latest 10,000, oldest first
         self._sharers = 1
+        self._rules = NO_RULES
         self._known = asyncio.Event()
         self.on_ended: Callable[[str, bool], None] = lambda incarnation, left: None
         self.on_room: Callable[[], None] = lambda: None
+        self.on_rules: Callable[[], None] = lambda: None
 
     # -- what etcd says ------------------------------------------------------------------------------------------------
 
@@ -192,13 +197,34 @@ class FleetView:
         self._sharers = max(1, schedulers)
         self._reorder()
 
+    def rule(self, rules: PoolRules) -> None:
+        """Which rules of pools count from now on."""
+        rules = rules or NO_RULES
+        if rules != self._rules:
+            self._rules = rules
+            self._reorder()
+            self.on_rules()
+
+    @property
+    def ruled(self) -> bool:
+        """Whether any pool has rules."""
+        return self._rules is not NO_RULES
+
+    def only(self, pool: str, region: str) -> str | None:
+        """The one namespace whose legs begin there (NOBODY: none's do); None: all. `region` empty: any."""
+        view = self._pools.get(pool)
+        if view is not None and view.order:
+            return None if view.places is None else view.places.only(region)
+        return self._rules.of(region or self._rules.home, pool).namespace or None
+
     def _borrow(self, worker: WorkerView, others: int) -> None:
         """Take half of what the others leave beyond my share, with each heartbeat that finds my room used up."""
         most = int(worker.card.slots * self._overcommit)
         share = most // self._sharers
         left = max(0, most - others - share)
-        wanted = worker.borrowed if worker.legs > share else 0  # what is not needed is not kept
-        if worker.legs >= worker.room:
+        used_up = worker.legs >= worker.room or _all_kept(worker)
+        wanted = worker.borrowed if worker.legs > share or used_up else 0  # what is not needed is not kept
+        if used_up:
             wanted += (left - worker.borrowed + 1) // 2
         borrowed = max(0, min(wanted, left))
         if borrowed != worker.borrowed:
@@ -209,6 +235,7 @@ class FleetView:
         for worker in self._workers.values():
             share = int(worker.card.slots * self._overcommit) // self._sharers
             worker.room = 0 if worker.leaving else max(1, share + worker.borrowed)
+            worker.place = None
         pools: dict[str, PoolView] = {}
         for worker in self._workers.values():
             name = worker.card.pool or DEFAULT_POOL
@@ -223,8 +250,12 @@ class FleetView:
                 pool.free += max(0, worker.room - worker.legs)
         for pool in pools.values():
             kept = self._headroom.get(pool.name, self._headroom.get("*", 0.0))
+            if kept:  # slots, not legs that wait at a worker: the overcommit is not for the others either
+                kept = round(1 - (1 - kept) / self._overcommit, 6)
             pool.headroom = min(ceil(pool.room * kept), max(0, pool.room - 1))
             pool.spare = int(pool.room * self._spare_share)
+            if self._rules:
+                pool.places = places_of(pool.name, pool.regions, self._rules, self._overcommit)
         self._pools = pools
         if self.has_room():
             self.on_room()
@@ -238,11 +269,21 @@ class FleetView:
         view = self._pools.get(pool)
         if view is None or view.free <= 0:
             return -1
+        if view.places is not None:
+            return self._least_of_places(view, view.places, region)
         if region and not any(w.legs < w.room for w in view.workers(region)):
             return -1
         if view.free <= view.headroom:
             return self._urgent_level
         return LEVELS if view.free > view.headroom + view.spare else LEVELS - 1
+
+    def _least_of_places(self, view: PoolView, places: Places, region: str) -> int:
+        free, beyond = places.free(region)
+        if free <= 0:
+            return -1
+        if beyond <= 0 or view.free <= view.headroom:
+            return self._urgent_level
+        return LEVELS if min(beyond, view.free - view.headroom) > view.spare else LEVELS - 1
 
     def reserve(
         self, pool: str = DEFAULT_POOL, region: str = "", *, level: int = 0, sticky: tuple[str, str] | None = None
@@ -254,7 +295,10 @@ class FleetView:
         view = self._pools.get(pool)
         if view is None or view.free <= (0 if level <= self._urgent_level else view.headroom):
             return None
-        order = view.workers(region)
+        if view.places is None:
+            order = view.workers(region)
+        else:
+            order = view.places.workers(region, urgent=level <= self._urgent_level)
         if not order:
             return None
         if sticky is not None:
@@ -271,19 +315,22 @@ class FleetView:
             if found is None:
                 return None
             worker = found
-        if sticky is not None:
+        if sticky is not None or worker.place is not None:
             return self._taken(view, worker, sticky)
         worker.legs += 1
         view.free -= 1
         return worker
 
-    def _taken(self, view: PoolView, worker: WorkerView, sticky: tuple[str, str]) -> WorkerView:
-        self._sticky[sticky] = worker.card.incarnation
-        self._sticky.move_to_end(sticky)
-        if len(self._sticky) > 10_000:
-            self._sticky.popitem(last=False)
+    def _taken(self, view: PoolView, worker: WorkerView, sticky: tuple[str, str] | None) -> WorkerView:
+        if sticky is not None:
+            self._sticky[sticky] = worker.card.incarnation
+            self._sticky.move_to_end(sticky)
+            if len(self._sticky) > 10_000:
+                self._sticky.popitem(last=False)
         worker.legs += 1
         view.free -= 1
+        if worker.place is not None:
+            worker.place.free -= 1
         return worker
 
     def legs(self) -> dict[str, int]:
@@ -300,6 +347,8 @@ class FleetView:
         view = self._pools.get(pool)
         of_pool = [w for w in self._workers.values() if (w.card.pool or DEFAULT_POOL) == pool]
         here = [w for w in of_pool if not region or w.card.region == region]
+        if self.ruled and self.only(pool, region) == NOBODY and here:
+            return f"each region of pool {pool} is dedicated to another namespace: the step has to name one"
         if here and view is not None:
             return "" if any(not w.leaving for w in here) else f"all workers of pool {pool} drain"
         if of_pool:
@@ -318,6 +367,8 @@ class FleetView:
             if worker.legs < worker.room:
                 if worker.pool is not None:
                     worker.pool.free += 1
+                    if worker.place is not None:
+                        worker.place.free += 1
                 self.on_room()
 
     def hold(self, incarnation: str | None) -> bool:
@@ -327,6 +378,8 @@ class FleetView:
             return False
         if worker.legs < worker.room and worker.pool is not None:
             worker.pool.free -= 1
+            if worker.place is not None:
+                worker.place.free -= 1
         worker.legs += 1
         return True
 
@@ -359,3 +412,9 @@ class FleetView:
     def live(self) -> list[WorkerView]:
         """All live incarnations."""
         return list(self._workers.values())
+
+
+def _all_kept(worker: WorkerView) -> bool:
+    """Whether all the room that is left where it is is kept for urgent levels."""
+    pool, place = worker.pool, worker.place
+    return (pool is not None and pool.free <= pool.headroom) or (place is not None and place.free <= place.kept)

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
+from itertools import islice
 from time import time
 
 from flint_core.queueing import DEFAULT_POOL, LEVELS, URGENT, QueueHints
 from flint_core.windows import Window
 from flint_scheduler.cards import Phase, RunCard
-from flint_scheduler.fairness import DEFAULT_WEIGHT, FairQueue
+from flint_scheduler.fairness import DEFAULT_WEIGHT, FairQueue, Others
 
 __all__ = ["SPARE", "Lane", "ReadyQueue"]
 
@@ -37,7 +38,20 @@ _SPAN_S = 10.0
 class Lane:
     """The runs for one pool and region."""
 
-    __slots__ = ("_levels", "_mask", "_weights", "arrived", "held", "live", "pool", "rate", "region", "turn", "waiting")
+    __slots__ = (
+        "_levels",
+        "_mask",
+        "_weights",
+        "arrived",
+        "held",
+        "live",
+        "only",
+        "pool",
+        "rate",
+        "region",
+        "turn",
+        "waiting",
+    )
 
     def __init__(self, pool: str, region: str, weights: dict[str, int]) -> None:
         self.pool = pool
@@ -45,6 +59,7 @@ class Lane:
         self.live = [0] * (LEVELS + 1)  # cards by level
         self.held = 0  # cards that wait for their moment, those at SPARE apart
         self.turn = 0
+        self.only: str | None = None  # the one namespace that is served; None: all
         self.arrived = 0
         self.rate = 0.0  # arrivals per second
         self.waiting: deque[tuple[float, int, RunCard]] = deque()  # (when it ages, token, card), in that order
@@ -76,8 +91,10 @@ class Lane:
         self.live[level] += 1
         self._mask |= 1 << level
 
-    def pop(self, least: int, full: set[str]) -> RunCard | None:
+    def pop(self, least: int, full: Container[str]) -> RunCard | None:
         """The next card of a level up to `least`, or None."""
+        if self.only is not None:
+            full = Others(self.only, full)
         while self._mask:
             level = (self._mask & -self._mask).bit_length() - 1
             if level > least:
@@ -112,6 +129,20 @@ class Lane:
                 if queue.count:
                     self._mask |= 1 << level
 
+    def admit(self, only: str | None) -> None:
+        """Serve one namespace alone, or (None) all."""
+        if only != self.only:
+            self.only = only
+            for level, queue in enumerate(self._levels):
+                if queue is not None:
+                    queue.unpark_all()  # those that may not begin runs for another reason are parked again
+                    if queue.count:
+                        self._mask |= 1 << level
+
+    def foreign(self, only: str) -> list[int]:
+        """How many runs of other namespaces wait, by level."""
+        return [queue.foreign(only) if queue is not None else 0 for queue in self._levels[:LEVELS]]
+
     def reweigh(self) -> None:
         """Weights have changed."""
         for queue in self._levels:
@@ -124,11 +155,12 @@ class Lane:
             self.live[level] = len(queue.compact()) if queue is not None else 0
         self.waiting = deque(e for e in self.waiting if _valid(e[2], e[1]))
 
-    def oldest(self) -> float | None:
-        """Since when the longest waiting ready run waits (loop time); None when there is none."""
+    def oldest(self, only: str | None = None) -> float | None:
+        """Since when the longest waiting ready run (of a namespace) waits (loop time); None when there is none."""
         while self.waiting and not _valid(self.waiting[0][2], self.waiting[0][1]):
             self.waiting.popleft()
-        return min((c.ready_since for _, _, c in list(self.waiting)[:64]), default=None)
+        first = [c for _, token, c in islice(self.waiting, 64) if _valid(c, token)]
+        return min((c.ready_since for c in first if only is None or c.namespace == only), default=None)
 
 
 class ReadyQueue:
@@ -264,6 +296,12 @@ class ReadyQueue:
             for lane in self._lanes.values():
                 lane.unpark(namespace)
             self.on_ready()
+
+    def admit_all(self) -> None:
+        """Rules of pools have changed: which lanes serve one namespace alone is told anew."""
+        for lane in self._lanes.values():
+            lane.admit(None)
+        self.on_ready()
 
     # -- time ----------------------------------------------------------------------------------------------------------
 

@@ -14,11 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from flint_elastic import PolicyInvalid, PoolPolicy
 from flint_ops.config import FleetSettings
+from flint_ops.config.pools import merged
 from flint_ops.config.settings import PoolSettings
 from flint_ops.logging import get_logger
 from flint_store import scaling
 
-__all__ = ["DEFAULT_POOL", "USUAL_SLOTS", "Policies", "PoolKey", "PoolPlan", "merged", "policy_of"]
+__all__ = ["DEFAULT_POOL", "USUAL_SLOTS", "Policies", "PoolKey", "PoolPlan", "policy_of"]
 
 DEFAULT_POOL: Final = "default"
 USUAL_SLOTS: Final = 500
@@ -75,19 +76,6 @@ class Policies:
         """What an earlier leader learned of a pool."""
         row = self._rows.get(key)
         return None if row is None else row.learned
-
-
-def merged(settings: FleetSettings, pool: str, own: Mapping[str, Any]) -> PoolSettings:
-    """A pool's settings: its own over the configured ones over the defaults.
-
-    Where bounds contradict each other the minimum counts.
-    """
-    members = settings.defaults.model_dump()
-    if (configured := settings.pools.get(pool)) is not None:
-        members |= {name: getattr(configured, name) for name in configured.model_fields_set}
-    members |= {name: value for name, value in own.items() if name in members}
-    members["maximum_workers"] = max(1, members["maximum_workers"], members["minimum_workers"])
-    return PoolSettings.model_validate(members)
 
 
 def policy_of(settings: PoolSettings, seen_slots: int, decide_s: float) -> PoolPolicy:

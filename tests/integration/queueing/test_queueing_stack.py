@@ -270,3 +270,53 @@ async def test_a_step_is_executed_in_its_pool_and_moves_on_when_its_worker_is_lo
         r=handle.id,
     )
     assert moves == 2
+
+
+KEPT = "do: [{a: {call: http, with: {method: post, endpoint: '${ .url }'}, metadata: {flint: {pool: critical}}}}]"
+
+
+async def test_standby_slots_are_for_the_urgent_and_a_dedicated_pool_for_its_namespace(
+    house: House, world: Holders
+) -> None:
+    """Eight slots, four of them standby, of a pool that is the default namespace's own."""
+    slots, standby = 8, 4
+    world.gate.clear()
+    await house.record.rows("INSERT INTO namespace (namespace_id) VALUES ('stranger') RETURNING 1")
+    stranger = AsyncFlint(house.stack.gateway, namespace="stranger", key=house.stack.admin_key)
+    held: list[str] = []
+    try:
+        pool = await house.flint.update_pool("critical", standby_slots=standby, dedicated_to="default")
+        assert (pool.settings.standby_slots, pool.settings.dedicated_to) == (standby, "default")
+        name = house.name("kept")
+        await stranger.apply(f"document: {{dsl: 1.0.3, namespace: stranger, name: {name}, version: 1.0.0}}\n{KEPT}")
+        foreign = [(await stranger.start(name, {"url": world.url}, level=0)).id for _ in range(4)]
+
+        async def told() -> bool:
+            whys = {queue.waiting_for for queue in await house.flint.describe_queue() if queue.pool == "critical"}
+            return any("dedicated to the namespace default" in why for why in whys)
+
+        await eventually(told, 60)
+        await house.stack.add_worker("worker-critical", pool="critical", slots=slots)
+        mine = await house.apply(KEPT)
+        # One call is accepted by one scheduler: two that begin at once may lend themselves the same slots for a moment.
+        starts = [StartRequest(mine, {"url": world.url}, level=5) for _ in range(2 * slots)]
+        answers = await house.flint.start_many(starts, timeout_s=60)
+        held = [answer.id for answer in answers if not isinstance(answer, Exception)]
+        assert len(held) == len(starts)
+        await eventually(lambda: len(world.holding) == slots - standby, 60)
+        urgent = [(await house.flint.start(mine, {"url": world.url}, level=0)).id for _ in range(2)]
+        await eventually(lambda: len(world.holding) == slots - standby + len(urgent), 60)
+        assert not world.calls, "nothing had to end for them"
+        assert not {run for run in world.holding if run in foreign}
+        waiting = sum([(await house.flint.get_run(run)).state is RunState.QUEUED for run in held])
+        assert waiting == len(held) - (slots - standby), "the standby is not for these"
+        world.gate.set()
+        for run in [*held, *urgent]:
+            assert (await house.flint.wait(run, 60)).state is RunState.SUCCEEDED
+        assert not {run for run, _, _ in world.calls} & set(foreign)
+        await house.flint.update_pool("critical", dedicated_to=None, standby_slots=None)
+        for run in foreign:
+            assert (await stranger.wait(run, 60)).state is RunState.SUCCEEDED
+    finally:
+        world.gate.set()
+        await stranger.close()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_ops.config import FleetSettings
+from flint_ops.config.pools import merged
 from flint_ops.config.settings import PoolSettings
 from flint_registry.scaling.memory import LegTimes, WorkerMemory
-from flint_registry.scaling.policies import merged, policy_of
+from flint_registry.scaling.policies import policy_of
 from flint_registry.view import LiveWorker
 
 

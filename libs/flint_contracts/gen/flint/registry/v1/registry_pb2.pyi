@@ -587,6 +587,32 @@ class UpdatePoolRequest(_message.Message):
 Global___UpdatePoolRequest: _TypeAlias = UpdatePoolRequest  # noqa: Y015
 
 @_typing.final
+class PoolChanged(_message.Message):
+    """Broadcast on flint.fleet.settings by a registry after settings of a pool were changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGION_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    region: _builtins.str
+    """Region; a DNS label."""
+    pool: _builtins.str
+    """Pool; a DNS label."""
+    def __init__(
+        self,
+        *,
+        region: _builtins.str = ...,
+        pool: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "region", b"region"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoolChanged: _TypeAlias = PoolChanged  # noqa: Y015
+
+@_typing.final
 class UpdatePoolResponse(_message.Message):
     """Response of UpdatePool."""
 
