@@ -67,6 +67,9 @@ __all__ = [
 ]
 
 _SNAPSHOT: Final = 1
+_ANSWERS: Final = (Evaluated, EvaluateFailed)  # a union written where it is asked for is made anew each time
+_COMMANDS: Final = (CancelRequested, ResetBegun)
+_OUTCOMES: Final = (CallSucceeded, CallFailed)
 _SPILL_DEPTH: Final = 1
 """`spill` puts references no deeper than the members of a value."""
 
@@ -176,13 +179,13 @@ class Machine:
 
     def apply(self, event: Event) -> None:
         """Note an event. Cheap; what it causes happens in `advance`. Answers to unknown effects are ignored."""
-        if isinstance(event, Evaluated | EvaluateFailed):
+        if isinstance(event, _ANSWERS):
             self._kernel.answers[event.effect_id] = event
             if isinstance(event, Evaluated) and holds_reference(event.value, _SPILL_DEPTH):
                 self._kernel.large = True
             return
         self._queue.append(event)
-        if not isinstance(event, CancelRequested | ResetBegun):
+        if not isinstance(event, _COMMANDS):
             self._queued[event.effect_id] = self._queued.get(event.effect_id, 0) + 1
 
     def advance(self, budget: int) -> bool:
@@ -339,7 +342,7 @@ class Machine:
                 self._queued.clear()
             return
         owner = kernel.owners.get(effect_id)
-        if owner is None or isinstance(event, Evaluated | EvaluateFailed):
+        if owner is None or isinstance(event, _ANSWERS):
             return
         strand, frame = owner
         if not self._answers(event, frame):
@@ -377,7 +380,7 @@ class Machine:
         if of_body and (plan.awaits or _is_spread(frame)):
             return isinstance(event, Received)
         if of_body and plan.function:
-            return isinstance(event, Moved) if frame.moving else isinstance(event, CallSucceeded | CallFailed)
+            return isinstance(event, Moved) if frame.moving else isinstance(event, _OUTCOMES)
         return isinstance(event, TimerFired)
 
     def _fire(self, strand: Strand, frame: Frame, effect_id: int) -> None:

@@ -147,6 +147,8 @@ def splice(data: bytes, contents: Mapping[Reference, bytes]) -> bytes:
 
 def holds_reference(value: Any, depth: int = 1_000) -> bool:
     """Whether there is a reference within the first `depth` levels of the value."""
+    if not value or (type(value) is not dict and type(value) is not list):
+        return False
     level = [value]
     while level and depth >= 0:
         below: list[Any] = []

@@ -24,7 +24,7 @@ from flint_jq import EvaluationFailed
 from flint_ops import failpoints
 from flint_ops.clock import now_ms
 from flint_ops.logging import get_logger
-from flint_worker.executors import ExecutionFailed, Executor, RawJson, ResolvedCall
+from flint_worker.executors import ExecutionFailed, Executor, RawJson, ResolvedCall, unheard
 from flint_worker.figures import FIGURES
 from flint_worker.journal import LegStopped
 from flint_worker.lease import Lease
@@ -71,7 +71,7 @@ class Caller:
         call: Call,
         lease: Lease,
         origin: Origin,
-        report: Callable[[float | None, str], None] | None = None,
+        report: Callable[[float | None, str], None] = unheard,
         *,
         large: bool = False,
     ) -> CallSucceeded | CallFailed:
@@ -99,7 +99,8 @@ class Caller:
                     output = await self._execute(call, executor, contents, lease, origin, report, redaction, started_ms)
             else:
                 output = await self._execute(call, executor, arguments, lease, origin, report, redaction, started_ms)
-            output = await self._checked(output, call.step, redaction, lease, origin)
+            if output is not None:
+                output = await self._checked(output, call.step, redaction, lease, origin)
             if call.cache_key:
                 await self._values.cache(origin.namespace, call.cache_key, output, call.cache_ttl_ms)
         except ExecutionFailed as failure:
@@ -155,7 +156,7 @@ class Caller:
         arguments: Any,
         lease: Lease,
         origin: Origin,
-        report: Callable[[float | None, str], None] | None,
+        report: Callable[[float | None, str], None],
         redaction: Redaction | None,
         started_ms: int,
     ) -> Any:
@@ -184,10 +185,9 @@ class Caller:
             None if deadline_ms is None else max(0.0, (deadline_ms - started_ms) / 1000 + _GRACE_S),
             origin.namespace,
             call.attempt,
-            workflow=origin.workflow,
+            report if redaction is None else _redacted(report, redaction),
+            origin.workflow,
         )
-        if report is not None:
-            resolved = resolved._replace(report=report if redaction is None else _redacted(report, redaction))
         if failpoints.ARMED:
             failpoints.reach("call.before")
         output = await executor.execute(resolved)
@@ -208,7 +208,7 @@ class Caller:
 
     async def _checked(self, output: Any, step: str, redaction: Redaction | None, lease: Lease, origin: Origin) -> Any:
         """The output as the JSON that a replay will read; a large one by reference. Raises ExecutionFailed."""
-        if output is None or output is True or output is False:
+        if output is True or output is False:
             return output
         unread: list[RawJson] = []
         try:

@@ -73,7 +73,7 @@ class Effects:
         self.opened_bytes = 0
         self.closed: list[str] = []
         """Keys of awaits that the record has as open and that are not."""
-        self._recorded = {int(key) for key in recorded}
+        self._recorded = set(map(int, recorded))
         self.progress: dict[int, Progress] = {}
         self.question: Evaluate | None = None
         """The expression that stops everything until it is answered."""

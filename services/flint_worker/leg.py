@@ -161,7 +161,8 @@ class Leg:
         self._cancel_pending = False  # in its grace: nothing new begins, what runs may end
         self._rebuilt = False  # the next entry holds the state that was rebuilt after a reset
         self._taken: list[str] = []
-        self.deliver(job.inbox)
+        if job.inbox:
+            self.deliver(job.inbox)
 
     # -- from outside -------------------------------------------------------------------------------------------------
 
@@ -440,7 +441,8 @@ class Leg:
             records, payloads = machine.take_records(), machine.take_payloads()
             if not self._replaying:
                 self._records += records
-            self._taken += machine.take_signals()
+            if signals := machine.take_signals():
+                self._taken += signals
             if payloads:  # in a replay too: what was made after the last entry may have been lost with the worker
                 await self._keep_payloads(payloads)  # a call or a question that follows may name them
             effects.note(machine.take_effects(), self._answered)
@@ -531,12 +533,15 @@ class Leg:
             if self._effects.opened:
                 opened = self._effects.take_opened(_ENTRY_AWAITS, _ENTRY_AWAIT_BYTES)
                 add_awaits(entry, opened, self._machine.now_ms)
-            entry.awaits_closed.extend(self._effects.closed)
-            self._effects.closed = []
-        entry.consumed.extend(self._consumed)
-        self._consumed = []
-        entry.taken.extend(self._taken)
-        self._taken = []
+            if self._effects.closed:
+                entry.awaits_closed.extend(self._effects.closed)
+                self._effects.closed = []
+        if self._consumed:
+            entry.consumed.extend(self._consumed)
+            self._consumed = []
+        if self._taken:
+            entry.taken.extend(self._taken)
+            self._taken = []
         try:
             await self._journal.append(entry)
         except MessageTooLarge as error:

@@ -200,7 +200,8 @@ class Kernel(Room):
             self.step_key(frame),
             self.deadline_of(strand),
             plan.arguments is None or plan.arguments.deferred,
-            *((frame.keys[1], frame.keys[2]) if frame.keys else ()),
+            frame.keys[1] if frame.keys else "",
+            frame.keys[2] if frame.keys else 0,
         )
 
     def step_key(self, frame: Frame) -> str:
@@ -211,7 +212,7 @@ class Kernel(Room):
         if frame.keys and frame.keys[0]:
             key: str = frame.keys[0]
             return key
-        return f"{self.key_prefix()}{frame.plan.pointer}/{frame.iteration}"
+        return f"{self.facts.run_id}/{self.reset}{frame.plan.pointer}/{frame.iteration}"
 
     def key_prefix(self) -> str:
         """What the idempotency keys of all steps begin with."""
@@ -274,9 +275,8 @@ class Kernel(Room):
             for frame in strand.stack:
                 if frame.deadline and (earliest is None or frame.deadline_until < earliest):
                     earliest = frame.deadline_until
-                attempt = frame.effect and frame.station == TRYING and frame.plan.catch is not None
-                if attempt and (earliest is None or frame.effect_until < earliest):
-                    earliest = frame.effect_until
+                if frame.effect and frame.station == TRYING and frame.plan.catch is not None:
+                    earliest = frame.effect_until if earliest is None else min(earliest, frame.effect_until)
             if strand.parent < 0:
                 return earliest
             strand = self.strands[strand.parent]

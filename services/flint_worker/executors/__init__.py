@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from flint_jq import EvaluatorPool
     from flint_worker.executors.outbound import Outbound
 
-__all__ = ["ExecutionFailed", "Executor", "ExecutorFactory", "RawJson", "ResolvedCall", "build_executors"]
+__all__ = ["ExecutionFailed", "Executor", "ExecutorFactory", "RawJson", "ResolvedCall", "build_executors", "unheard"]
 
 
-def _unheard(percent: float | None, message: str) -> None:
+def unheard(percent: float | None, message: str) -> None:
     """Nobody hears of the call's progress."""
 
 
@@ -40,7 +40,7 @@ class ResolvedCall(NamedTuple):
     deadline_s: float | None = None
     namespace: str = ""
     attempt: int = 1
-    report: Callable[[float | None, str], None] = _unheard
+    report: Callable[[float | None, str], None] = unheard
     """Tells whoever watches the run: progress (0 to 100, None leaves it as it was) and a text (empty: likewise)."""
     workflow: str = ""
 
