@@ -13,6 +13,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -27,6 +28,8 @@ from flint_registry.cards import WorkerState, shown
 __all__ = ["FleetView", "LiveWorker", "read_card"]
 
 _log = get_logger("flint_registry.view")
+
+_GAUGE_S: Final = 0.25
 
 
 @dataclass(slots=True)
@@ -59,6 +62,7 @@ class FleetView:
         self._drains: set[str] = set()
         self._quarantines: dict[str, registry_pb2.Quarantine] = {}
         self._gauged: set[tuple[str, str]] = set()
+        self._gauge_timer: asyncio.TimerHandle | None = None
         self.known = asyncio.Event()
         """Set once etcd has been read."""
 
@@ -116,7 +120,7 @@ class FleetView:
                 for figures in beat.functions:
                     worker.figures[figures.function] = figures
         if changed:
-            self._gauge()
+            self._gauge_soon()
 
     async def follow_workers(self) -> None:
         """Follows the workers' keys until cancelled."""
@@ -131,7 +135,7 @@ class FleetView:
                     self._put(change.key, change.value, self._workers)
                 else:
                     self._workers.pop(change.key.removeprefix(keys.WORKERS), None)
-                self._gauge()
+                self._gauge_soon()
 
     async def follow_drains(self) -> None:
         """Follows who is asked to drain, until cancelled."""
@@ -143,7 +147,7 @@ class FleetView:
                     self._drains.add(change.key.removeprefix(keys.DRAINS))
                 else:
                     self._drains.discard(change.key.removeprefix(keys.DRAINS))
-                self._gauge()
+                self._gauge_soon()
 
     async def follow_quarantines(self) -> None:
         """Follows who is quarantined, until cancelled."""
@@ -157,7 +161,7 @@ class FleetView:
                     self._quarantined(change.key, change.value)
                 else:
                     self._quarantines.pop(change.key.removeprefix(keys.QUARANTINES), None)
-                self._gauge()
+                self._gauge_soon()
 
     def _quarantined(self, key: str, value: bytes) -> None:
         try:
@@ -176,7 +180,13 @@ class FleetView:
         worker.card = card
         self._workers[incarnation] = worker
 
+    def _gauge_soon(self) -> None:
+        """Counting takes a look at every worker: the changes of a moment share one."""
+        if self._gauge_timer is None:
+            self._gauge_timer = asyncio.get_running_loop().call_later(_GAUGE_S, self._gauge)
+
     def _gauge(self) -> None:
+        self._gauge_timer = None
         names = fleet_pb2.Worker.State
         counts = Counter(
             (worker.card.pool, names.Name(self.state(worker)).removeprefix("STATE_").lower())

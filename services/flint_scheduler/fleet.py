@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -147,11 +147,20 @@ class FleetView:
 
     def beat(self, beat: registry_pb2.Beat) -> None:
         """A heartbeat: whether the worker takes legs, and how many it holds for all schedulers together."""
-        worker = self._workers.get(beat.incarnation)
-        if worker is not None:
-            self._borrow(worker, max(0, beat.legs - worker.legs))
-        if beat.draining:
-            self.drains(beat.incarnation)
+        self.beats((beat,))
+
+    def beats(self, beats: Iterable[registry_pb2.Beat]) -> None:
+        """The heartbeats of one message: the workers are put in order once, however many have changed."""
+        changed = False
+        for beat in beats:
+            worker = self._workers.get(beat.incarnation)
+            if worker is None:
+                continue
+            changed |= self._borrow(worker, max(0, beat.legs - worker.legs))
+            if beat.draining and not worker.draining:
+                worker.draining = changed = True
+        if changed:
+            self._reorder()
 
     def drains(self, incarnation: str) -> None:
         """It gives its legs back and takes no more, for the rest of its life."""
@@ -217,8 +226,11 @@ class FleetView:
             return None if view.places is None else view.places.only(region)
         return self._rules.of(region or self._rules.home, pool).namespace or None
 
-    def _borrow(self, worker: WorkerView, others: int) -> None:
-        """Take half of what the others leave beyond my share, with each heartbeat that finds my room used up."""
+    def _borrow(self, worker: WorkerView, others: int) -> bool:
+        """Take half of what the others leave beyond my share, with each heartbeat that finds my room used up.
+
+        Whether the worker's room has changed with it.
+        """
         most = int(worker.card.slots * self._overcommit)
         share = most // self._sharers
         left = max(0, most - others - share)
@@ -227,9 +239,9 @@ class FleetView:
         if used_up:
             wanted += (left - worker.borrowed + 1) // 2
         borrowed = max(0, min(wanted, left))
-        if borrowed != worker.borrowed:
-            worker.borrowed = borrowed
-            self._reorder()
+        changed = borrowed != worker.borrowed
+        worker.borrowed = borrowed
+        return changed
 
     def _reorder(self) -> None:
         for worker in self._workers.values():

@@ -69,7 +69,6 @@ def on_beats(fleet: FleetView) -> Callable[[Message], None]:
         except DecodeError:
             log.warning("beats_undecodable")
             return
-        for beat in beats.beats:
-            fleet.beat(beat)
+        fleet.beats(beats.beats)
 
     return handle
