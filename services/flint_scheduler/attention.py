@@ -265,6 +265,7 @@ class Attention:
                     self._book.add(card)  # also a wait that is far off: it ends now
                     if card.phase is Phase.READY:
                         self._queue.push(card, now)
+                        self._dispatcher.wake()
                     elif card.phase is Phase.OPEN:
                         self._hold(card)
         opened: list[RunCard] = []

@@ -79,6 +79,7 @@ class Draft:
     over: bool = False  # its leg told so itself, or a SEAL stands for it: nobody executes it any more
     expected_sequence: int | None = None
     blocked: bool = False  # the run waits: for `wake_at_ms`, unless that is 0, and for its awaits
+    waits: bool = False  # that is what the commit records: no message had come by then
     wake_at_ms: int = 0
     placement: journal_pb2.Placement | None = None  # where it goes on, as its step names it
     undoing: bool = False  # and is in the middle of undoing what it did
@@ -336,7 +337,8 @@ def fold_of(draft: Draft, groups: int) -> RunFold:
     elif draft.paused:
         state = _RUN.STATE_PAUSED
     elif draft.closed:
-        if draft.blocked and not _has_mail(draft):
+        draft.waits = draft.blocked and not _has_mail(draft)
+        if draft.waits:
             state = _RUN.STATE_WAITING
             wake_at_ms = draft.wake_at_ms
         else:

@@ -407,7 +407,7 @@ class Folder(Lane[Reading | Command]):
             if draft.generation == self._holdings.generation:
                 card.expected_sequence = draft.expected_sequence
             card.start = None
-            if draft.blocked and not card.has_mail:  # else it came while the leg was ending
+            if draft.waits and not card.has_mail:  # else it came while the leg was ending
                 card.phase = Phase.WAITING
                 card.wake_at_ms = draft.wake_at_ms
                 self._announcer.changed(card, steps)

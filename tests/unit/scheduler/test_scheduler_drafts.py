@@ -95,6 +95,17 @@ def test_a_blocked_run_with_mail_is_ready(mail: tuple[str, ...], more: bool, con
     assert fold.leg_closed
 
 
+def test_what_the_commit_records_of_a_wait_counts_after_it() -> None:
+    """Mail that turns out to be none while the commit is under way does not make it a wait: it has no wake time."""
+    made = card(more_mail=True)
+    draft = drafted(made, entry(end=blocked(77)))
+    fold_of(draft, GROUPS)
+    made.more_mail = False
+    assert draft.blocked and not draft.waits
+    fold_of(draft, GROUPS)  # asked again after a commit that failed
+    assert draft.waits
+
+
 def test_blocked_without_a_timer_has_no_wake_time() -> None:
     fold = fold_of(drafted(card(), entry(awaits_opened=opened("1"), end=blocked())), GROUPS)
     assert (fold.state, fold.wake_at_ms) == (STATE.STATE_WAITING, None)
