@@ -186,6 +186,7 @@ class Program:
     schedule: Schedule | None = None
     level: int | None = None  # of runs whose start names none
     queue: dict[str, Any] | None = None  # how its runs queue (flint_core.queue_hints)
+    retention_s: int | None = None  # how long its ended runs are kept; 0: for ever; None: as the namespace says
     escalation: dict[str, Any] | None = None  # what is to happen when they fail again and again (definition.escalating)
 
     def encode(self) -> bytes:
@@ -214,6 +215,8 @@ class Program:
             document["queue"] = self.queue
         if self.escalation is not None:
             document["escalation"] = self.escalation
+        if self.retention_s is not None:
+            document["retention_s"] = self.retention_s
         return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
 
     @cached_property

@@ -102,7 +102,7 @@ from flint_sdk._models import (
     WorkerState,
     Workflow,
 )
-from flint_sdk._namespaces import NamespaceSettings, QueuedPool
+from flint_sdk._namespaces import NamespaceSettings, QueuedPool, Retention
 from flint_sdk._schedule_models import (
     Backfill,
     BackfillState,
@@ -184,6 +184,7 @@ __all__ = [
     "ResetPointNotFound",
     "ResetUnderWay",
     "ResourceExhausted",
+    "Retention",
     "Role",
     "RoleInsufficient",
     "Run",

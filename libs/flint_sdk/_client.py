@@ -57,7 +57,14 @@ from flint_sdk._models import (
     Workflow,
 )
 from flint_sdk._names import key_name, run_name, worker_name, workflow_name
-from flint_sdk._namespaces import NamespaceSettings, QueuedPool, pool_from, settings_from
+from flint_sdk._namespaces import (
+    NamespaceSettings,
+    QueuedPool,
+    Retention,
+    pool_from,
+    retention_from,
+    settings_from,
+)
 from flint_sdk._payloads import INLINE_BYTES, resolve, upload
 from flint_sdk._pools import decision_from, fleet_pool_from, pool_name, update_request
 from flint_sdk._schedules import AsyncSchedules
@@ -493,7 +500,8 @@ class AsyncFlint(AsyncControl):
         return settings_from(answer.settings)
 
     async def set_namespace(self, namespace: str | None = None, **changes: float) -> NamespaceSettings:
-        """Changes some of weight, max_running, max_queued, starts_per_second, starts_burst; 0 takes a quota away.
+        """Changes some of weight, max_running, max_queued, starts_per_second, starts_burst, retention_days; 0 takes it
+        away.
 
         Needs a key of the cluster's administrator.
         """
@@ -504,6 +512,13 @@ class AsyncFlint(AsyncControl):
             request.update_mask.paths.append(name)
         answer = await self._transport.call(lambda gateway: gateway.namespaces.UpdateNamespaceSettings, request)
         return settings_from(answer.settings)
+
+    async def describe_retention(self, namespace: str | None = None) -> Retention:
+        """How long ended runs of a namespace are kept, and what was deleted so far."""
+        name = namespace or self.namespace
+        request = namespaces_pb2.DescribeRetentionRequest(name=f"namespaces/{name}/settings")
+        answer = await self._transport.call(lambda gateway: gateway.namespaces.DescribeRetention, request)
+        return retention_from(name, answer.retention)
 
     async def name_level(self, name: str, level: int) -> NamespaceSettings:
         """Names a level of the namespace, 0 (most urgent) to 9."""

@@ -33,7 +33,7 @@ from flint_sdk._models import (
     Worker,
     Workflow,
 )
-from flint_sdk._namespaces import NamespaceSettings, QueuedPool
+from flint_sdk._namespaces import NamespaceSettings, QueuedPool, Retention
 from flint_sdk._schedules import Schedules
 from flint_sdk._sync_control import SyncControl
 
@@ -397,7 +397,8 @@ class Flint(SyncControl):
         return self._thread.run(self._client.namespace_settings(namespace))
 
     def set_namespace(self, namespace: str | None = None, **changes: float) -> NamespaceSettings:
-        """Changes some of weight, max_running, max_queued, starts_per_second, starts_burst; 0 takes a quota away.
+        """Changes some of weight, max_running, max_queued, starts_per_second, starts_burst, retention_days; 0 takes it
+        away.
 
         Needs a key of the cluster's administrator.
         """
@@ -410,6 +411,10 @@ class Flint(SyncControl):
     def forget_level(self, name: str) -> NamespaceSettings:
         """Forgets the name of a level; starts and definitions that use it are refused from then on."""
         return self._thread.run(self._client.forget_level(name))
+
+    def describe_retention(self, namespace: str | None = None) -> Retention:
+        """How long ended runs of a namespace are kept, and what was deleted so far."""
+        return self._thread.run(self._client.describe_retention(namespace))
 
     def describe_queue(self) -> list[QueuedPool]:
         """What waits for slots in the whole cluster, by pool and region; at most some seconds old."""

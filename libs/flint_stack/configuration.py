@@ -37,6 +37,7 @@ _SECTIONS = {
         "log",
         "events",
         "payloads",
+        "retention",
         "registry",
         "scheduler",
     ),

@@ -34,7 +34,7 @@ from flint_store.errors import NamespaceNotFound, WorkflowNotFound
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["DefinitionCache", "ResolvedDefinition", "queue_of"]
+__all__ = ["DefinitionCache", "ResolvedDefinition", "queue_of", "retention_of"]
 
 # Primary key of namespace.
 READ_EPOCH = text("SELECT definition_epoch FROM namespace WHERE namespace_id = :namespace")
@@ -202,12 +202,22 @@ class DefinitionCache:
 
 def queue_of(program: bytes) -> bytes | None:
     """What an encoded program says of how its runs queue, JSON; None where it says nothing."""
+    queue = _member(program, "queue")
+    return orjson.dumps(queue) if isinstance(queue, dict) else None
+
+
+def retention_of(program: bytes) -> int | None:
+    """How long an encoded program's ended runs are kept, seconds; 0: for ever, None where it says nothing."""
+    retention_s = _member(program, "retention_s")
+    return retention_s if isinstance(retention_s, int) else None
+
+
+def _member(program: bytes, name: str) -> Any:
     try:
         document = orjson.loads(program)
     except orjson.JSONDecodeError:
         return None
-    queue = document.get("queue") if isinstance(document, dict) else None
-    return orjson.dumps(queue) if isinstance(queue, dict) else None
+    return document.get(name) if isinstance(document, dict) else None
 
 
 def _found(answer: ResolvedDefinition | None, key: tuple[str, str]) -> ResolvedDefinition:

@@ -44,7 +44,7 @@ FIND = text("SELECT bytes, chunks, location FROM payload WHERE namespace_id = :n
 # Not at each look: a value that many runs share would be written all the time.
 RENEW = text("""
 UPDATE payload SET touched_at = now()
-WHERE namespace_id = :namespace AND sha256 = :sha256 AND touched_at < now() - interval '5 minutes'
+WHERE namespace_id = :namespace AND sha256 = :sha256 AND touched_at < now() - interval '20 seconds'
 RETURNING 1
 """)
 

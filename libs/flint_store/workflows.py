@@ -53,6 +53,7 @@ class NewVersion:
     schedule: bytes | None = None
     level: int | None = None
     queue: bytes | None = None  # what it says of how its runs queue, JSON
+    retention_s: int | None = None  # how long its ended runs are kept; 0: for ever
 
 
 # Inserts unless the name is taken, and raises the epoch only then. Unique index workflow_version_name (the conflict),
@@ -60,9 +61,9 @@ class NewVersion:
 INSERT_VERSION = text("""
 WITH inserted AS (
     INSERT INTO workflow_version (namespace_id, workflow_id, version, version_sort, title, summary, source, program,
-                                  definition_hash, schedule, level, queue)
+                                  definition_hash, schedule, level, queue, retention_s)
     SELECT namespace_id, :workflow_id, :version, :version_sort, :title, :summary, :source, :program, :definition_hash,
-           :schedule, CAST(:level AS smallint), CAST(:queue AS bytea)
+           :schedule, CAST(:level AS smallint), CAST(:queue AS bytea), CAST(:retention_s AS bigint)
     FROM namespace WHERE namespace_id = :namespace
     ON CONFLICT (namespace_id, workflow_id, version) WHERE deleted_at IS NULL DO NOTHING
     RETURNING definition_id),
@@ -161,6 +162,7 @@ async def put_version(engine: AsyncEngine, new: NewVersion) -> tuple[workflows_p
         "schedule": new.schedule,
         "level": new.level,
         "queue": new.queue,
+        "retention_s": new.retention_s,
     }
     # A version that is deleted between the refused insert and the read is neither inserted nor found: begin again.
     for _ in range(PUT_ATTEMPTS):

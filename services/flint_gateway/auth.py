@@ -122,6 +122,7 @@ POLICIES: dict[str, Policy] = {
     "/flint.namespaces.v1.NamespaceService/SetLevel": Policy(_ADMIN, Scope.NAME),
     "/flint.namespaces.v1.NamespaceService/DeleteLevel": Policy(_ADMIN, Scope.NAME),
     "/flint.namespaces.v1.NamespaceService/DescribeQueue": Policy(_VIEWER, Scope.ANY),
+    "/flint.namespaces.v1.NamespaceService/DescribeRetention": Policy(_VIEWER, Scope.NAME),
     "/flint.limits.v1.LimitService/SetLimit": Policy(_OPERATOR, Scope.NAME),
     "/flint.limits.v1.LimitService/ListLimits": Policy(_VIEWER, Scope.PARENT),
     "/flint.limits.v1.LimitService/DeleteLimit": Policy(_OPERATOR, Scope.NAME),

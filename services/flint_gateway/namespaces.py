@@ -34,8 +34,15 @@ _TIMEOUT_S: Final = 10.0
 _FRESH_S: Final = 10.0
 _LEVELS: Final = 10
 _LEVEL_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
-_MOST: Final = {"weight": 1000, "max_running": 10**9, "max_queued": 10**9, "starts_per_second": 1e6}
+_MOST: Final = {
+    "weight": 1000,
+    "max_running": 10**9,
+    "max_queued": 10**9,
+    "starts_per_second": 1e6,
+    "retention_days": 36_500,
+}
 _NUMBERS: Final = (*_MOST, "starts_burst")
+_LEAST: Final = {"retention_days": -1}
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -105,7 +112,7 @@ class NamespaceServicer(NamespaceServiceServicer):
     async def UpdateNamespaceSettings(
         self, request: namespaces_pb2.UpdateNamespaceSettingsRequest, context: Context
     ) -> namespaces_pb2.UpdateNamespaceSettingsResponse:
-        """Weight and quotas."""
+        """Weight, quotas and how long runs are kept."""
         namespace = _namespace(request.settings.name, "settings.name")
         paths = list(request.update_mask.paths) or list(_NUMBERS)
         violations = [
@@ -115,8 +122,9 @@ class NamespaceServicer(NamespaceServiceServicer):
         ]
         for name in _NUMBERS:
             most = _MOST.get(name, 10**6)
-            if name in paths and not 0 <= getattr(request.settings, name) <= most:
-                violations.append(FieldViolation(f"settings.{name}", f"must be 0 to {most:g}"))
+            least = _LEAST.get(name, 0)
+            if name in paths and not least <= getattr(request.settings, name) <= most:
+                violations.append(FieldViolation(f"settings.{name}", f"must be {least} to {most:g}"))
         if violations:
             raise field_invalid(*violations)
         inner = scheduling_pb2.ChangeNamespaceSettingsRequest(namespace=namespace, settings=request.settings)
@@ -153,6 +161,14 @@ class NamespaceServicer(NamespaceServiceServicer):
     ) -> namespaces_pb2.DescribeQueueResponse:
         """What waits, for the whole cluster."""
         return namespaces_pb2.DescribeQueueResponse(pools=self._backlogs.pools())
+
+    async def DescribeRetention(
+        self, request: namespaces_pb2.DescribeRetentionRequest, context: Context
+    ) -> namespaces_pb2.DescribeRetentionResponse:
+        """How long runs are kept, and what was deleted."""
+        inner = scheduling_pb2.ReadRetentionRequest(namespace=_namespace(request.name))
+        response = await self._client.call(lambda stub: stub.ReadRetention, inner, _TIMEOUT_S)
+        return namespaces_pb2.DescribeRetentionResponse(retention=response.retention)
 
     async def _change(self, request: scheduling_pb2.ChangeNamespaceSettingsRequest) -> namespaces_pb2.NamespaceSettings:
         response = await self._client.call(lambda stub: stub.ChangeNamespaceSettings, request, _TIMEOUT_S)

@@ -67,6 +67,7 @@ from flint_scheduler.readers import Readers
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record
 from flint_scheduler.recovery import Recovery
+from flint_scheduler.retention import Retention
 from flint_scheduler.roster import follow_workers, on_beats
 from flint_scheduler.servicer import SchedulingServicer
 from flint_scheduler.shares import Shares
@@ -157,6 +158,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     namespaces = NamespaceDesk(engine, bus, queue, shares, book)
     pool_desk = PoolDesk(settings.fleet, engine, bus, fleet)
     timetable = Timetable(settings, engine, record, holdings, acceptor, queue, clock, bus, namespaces.level_named)
+    retention = Retention(record, holdings, clock, settings.retention, namespaces.retention_days)
     acceptor.quotas = lambda: namespaces.quotas
     folder.level_named = namespaces.level_named
     servicer = SchedulingServicer(
@@ -188,7 +190,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
             Service(
                 namespaces_pb2.DESCRIPTOR.services_by_name["NamespaceSettingsService"],
                 namespaces_pb2_grpc.add_NamespaceSettingsServiceServicer_to_server,
-                NamespaceSettingsServicer(engine, namespaces),
+                NamespaceSettingsServicer(engine, namespaces, settings.retention.keep_s),
             ),
             *eventing.services,
             *control.services,
@@ -322,6 +324,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     spawn("roster", follow_workers(coord, fleet, claimants))
     spawn("steward", steward.run())
     spawn("payloads", payload_desk.sweep())
+    spawn("retention", retention.run())
     eventing.spawn(spawn)
     control.spawn(spawn)
     timetable.spawn(spawn)

@@ -20,6 +20,9 @@ __all__ = [
     "PERMITS",
     "QUEUE_DEPTH",
     "QUEUE_WAIT",
+    "RETENTION_DELETED",
+    "RETENTION_OLDEST",
+    "RETENTION_SWEPT",
     "RUNS_ENDED",
     "RUNS_PARKED",
     "SCHEDULES",
@@ -43,6 +46,11 @@ MESSAGES_DELIVERED = counter("scheduler_messages_delivered", "Messages sent to o
 PERMITS = counter("scheduler_permit_requests", "Runs that asked for permits", ("answer",))
 QUEUE_DEPTH = gauge("scheduler_queue_depth", "Runs that wait for a slot", ("pool", "level"))
 QUEUE_WAIT = histogram("scheduler_queue_wait_seconds", "From ready to the leg's opening", ("pool", "level"))
+RETENTION_DELETED = counter("scheduler_retention_deleted", "Rows deleted because they were kept long enough", ("what",))
+RETENTION_OLDEST = gauge(
+    "scheduler_retention_oldest_seconds", "Age of the oldest run past its time that something needs still; 0: none"
+)
+RETENTION_SWEPT = gauge("scheduler_retention_swept_timestamp_seconds", "When all old runs were looked at last")
 RUNS_ENDED = counter("scheduler_runs_ended", "Runs that reached a terminal state", ("state",))
 RUNS_PARKED = gauge("scheduler_runs_parked", "Runs that wait for a permit")
 SCHEDULES = counter("scheduler_schedules", "What schedules did: started, missed, skipped and so on", ("outcome",))

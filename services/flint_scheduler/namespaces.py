@@ -27,10 +27,13 @@ from flint_rpc.errors import ErrorReason, Refused, field_invalid
 from flint_scheduler.cards import RunBook
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.refusals import store_refusals
+from flint_scheduler.retention import keep_s_of
 from flint_scheduler.shares import Shares
 from flint_store import namespaces as store
+from flint_store import retention
 from flint_store.accept import Quota
 from flint_store.errors import StoreUnavailable
+from flint_store.timestamps import set_timestamp
 
 __all__ = ["NamespaceDesk", "NamespaceSettingsServicer"]
 
@@ -38,7 +41,8 @@ log = get_logger(__name__)
 
 _EVERY_S: Final = 30.0
 _MOST_LEVELS: Final = 100
-_NUMBERS: Final = ("weight", "max_running", "max_queued", "starts_per_second", "starts_burst")
+_NUMBERS: Final = ("weight", "max_running", "max_queued", "starts_per_second", "starts_burst", "retention_days")
+_MOST_WORKFLOWS: Final = 100
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Settings = namespaces_pb2.NamespaceSettings
@@ -81,6 +85,11 @@ class NamespaceDesk:
         """The level to which the namespace gave this name."""
         return self._levels.get(namespace, {}).get(name)
 
+    def retention_days(self, namespace: str) -> int:
+        """How long the namespace keeps its ended runs; 0: as long as the cluster says."""
+        known = self._known.get(namespace)
+        return known.retention_days if known is not None else 0
+
     def changed(self, namespace: str, settings: Settings) -> None:
         """This replica changed them: they are in force here from now on, and the others are told."""
         self._take(self._known | {namespace: settings})
@@ -115,9 +124,11 @@ class NamespaceDesk:
 class NamespaceSettingsServicer(namespaces_pb2_grpc.NamespaceSettingsServiceServicer):
     """Reads and changes; gateways have authorised the caller and checked the values."""
 
-    def __init__(self, engine: AsyncEngine, desk: NamespaceDesk) -> None:
+    def __init__(self, engine: AsyncEngine, desk: NamespaceDesk, keep_s: float) -> None:
+        """`keep_s`: how long the cluster keeps ended runs."""
         self._engine = engine
         self._desk = desk
+        self._keep_s = keep_s
 
     async def ReadNamespaceSettings(
         self, request: pb.ReadNamespaceSettingsRequest, context: Context
@@ -157,3 +168,19 @@ class NamespaceSettingsServicer(namespaces_pb2_grpc.NamespaceSettingsServiceServ
             settings = await store.change_settings(self._engine, request.namespace, change)
         self._desk.changed(request.namespace, settings)
         return pb.ChangeNamespaceSettingsResponse(settings=settings)
+
+    async def ReadRetention(self, request: pb.ReadRetentionRequest, context: Context) -> pb.ReadRetentionResponse:
+        """What the record says; how long the cluster keeps runs is this replica's configuration."""
+        with store_refusals():
+            settings = await store.read_settings(self._engine, request.namespace)
+            summary = await retention.read_summary(self._engine, request.namespace, _MOST_WORKFLOWS)
+        found = namespaces_pb2.Retention(cluster_s=int(self._keep_s))
+        found.namespace_s = int(keep_s_of(self._keep_s, settings.retention_days, None))
+        if summary is not None:
+            found.runs_deleted, found.rows_deleted = summary.runs, summary.records
+            set_timestamp(found.last_deletion_time, summary.deleted_at)
+            set_timestamp(found.oldest_run_time, summary.oldest_at)
+            set_timestamp(found.last_sweep_time, summary.passed_at)
+            for kept in summary.workflows:
+                found.workflows.add(workflow_id=kept.workflow_id, retention_s=kept.retention_s)
+        return pb.ReadRetentionResponse(retention=found)

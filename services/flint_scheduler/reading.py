@@ -18,7 +18,7 @@ from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2 as pb
 from flint_rpc.errors import ErrorReason, Refused, field_invalid
 from flint_scheduler.refusals import store_refusals
 from flint_store import history, runs_read, workflows
-from flint_store.definitions import DefinitionCache, queue_of
+from flint_store.definitions import DefinitionCache, queue_of, retention_of
 from flint_store.schedules import spec_of
 from flint_store.timestamps import from_timestamp
 from flint_store.version_order import version_sort
@@ -133,6 +133,7 @@ class Reading:
                     schedule=schedule,
                     level=level,
                     queue=queue_of(request.program),
+                    retention_s=retention_of(request.program),
                 ),
             )
         # Also when it was there before: the answer to the call that stored it may have been lost, and its hint with it.

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flint_cli.exits import CommandFailed, say
-from flint_cli.output import Format, FormatOption, print_json, print_table
+from flint_cli.output import Format, FormatOption, moment, print_json, print_table
 from flint_cli.session import session_of, with_client
 from flint_sdk import NamespaceSettings
 
@@ -33,6 +33,9 @@ def set_(
     max_queued: Annotated[int | None, typer.Option(min=0, help="Runs that wait for a slot; 0: no limit.")] = None,
     starts_per_second: Annotated[float | None, typer.Option(min=0, help="Starts per second; 0: no limit.")] = None,
     starts_burst: Annotated[int | None, typer.Option(min=0, help="Starts that may come at once.")] = None,
+    retention_days: Annotated[
+        int | None, typer.Option(min=-1, help="Days that ended runs are kept; 0: as the cluster says, -1: for ever.")
+    ] = None,
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Change what a namespace may use. What is not named stays as it is."""
@@ -42,6 +45,7 @@ def set_(
         "max_queued": max_queued,
         "starts_per_second": starts_per_second,
         "starts_burst": starts_burst,
+        "retention_days": retention_days,
     }
     given = {name: value for name, value in changes.items() if value is not None}
     if not given:
@@ -101,6 +105,37 @@ def queue(context: typer.Context, output: FormatOption = Format.TABLE) -> None:
     print_table(header, rows, "Nothing waits.")
 
 
+def retention(context: typer.Context, namespace: NamespaceArgument = None, output: FormatOption = Format.TABLE) -> None:
+    """Show how long ended runs of a namespace are kept, and what was deleted so far."""
+    found = with_client(context, lambda client: client.describe_retention(namespace))
+    if output is Format.JSON:
+        print_json(found)
+        return
+    rows = [
+        ("kept", _length(found.namespace_s)),
+        ("kept, cluster", _length(found.cluster_s)),
+        *((f"kept, {workflow}", _length(kept_s)) for workflow, kept_s in found.workflows.items()),
+        ("runs deleted", str(found.runs_deleted)),
+        ("rows deleted", str(found.rows_deleted)),
+        ("last deletion", moment(found.last_deletion_time) or "never"),
+        ("last sweep", moment(found.last_sweep_time) or "not over yet"),
+        ("oldest run", moment(found.oldest_run_time) or "none"),
+    ]
+    print_table((found.namespace.upper(), "VALUE"), rows, "")
+
+
+def _length(seconds: int) -> str:
+    """A time that runs are kept."""
+    if not seconds:
+        return "for ever"
+    days, rest = divmod(seconds, 86_400)
+    return f"{days} days" if days and not rest else f"{seconds / 3600:g} h" if seconds >= 3600 else f"{seconds} s"
+
+
+def _days(days: int) -> str:
+    return "as the cluster says" if not days else "for ever" if days < 0 else str(days)
+
+
 def _show(settings: NamespaceSettings, output: Format) -> None:
     if output is Format.JSON:
         print_json(settings)
@@ -111,6 +146,7 @@ def _show(settings: NamespaceSettings, output: Format) -> None:
         ("max-queued", str(settings.max_queued or "any")),
         ("starts-per-second", f"{settings.starts_per_second:g}" if settings.starts_per_second else "any"),
         ("starts-burst", str(settings.starts_burst or "as many as a second allows")),
+        ("retention-days", _days(settings.retention_days)),
         ("levels", ", ".join(f"{name}={level}" for name, level in settings.levels.items()) or "no names"),
     ]
     print_table((settings.namespace.upper(), "VALUE"), rows, "")

@@ -10,6 +10,7 @@ from flint_core.definition.escalating import escalation_hint
 from flint_core.definition.findings import Rule, suggestion
 from flint_core.definition.queueing import DOCUMENT_QUEUE_HINTS, PLACE_HINTS, document_queue, level_of, task_place
 from flint_core.definition.reader import join_pointer
+from flint_core.definition.retaining import retention_hint
 from flint_core.schedule_policy import POLICY_MEMBERS, read_policy
 from flint_core.zones import ZoneUnknown, zone_named, zone_names
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["DOCUMENT_HINTS", "TASK_HINTS", "document_hints", "hints_of", "task_hints"]
 
 TASK_HINTS: Final = ("idempotencyKey", "cache", "compensate", "parallel", *PLACE_HINTS)
-DOCUMENT_HINTS: Final = ("timezone", "schedule", "level", "escalation", *DOCUMENT_QUEUE_HINTS)
+DOCUMENT_HINTS: Final = ("timezone", "schedule", "level", "escalation", "retention", *DOCUMENT_QUEUE_HINTS)
 _KEYED: Final = ("call", "emit", "run")
 _CACHED: Final = ("call", "run")
 _PLACED: Final = ("call", "emit", "run", "do", "for", "fork", "try")
@@ -69,6 +70,10 @@ def document_hints(context: Context, metadata: Any) -> dict[str, Any]:
         escalation = escalation_hint(context, hints["escalation"], join_pointer(place, "escalation"))
         if escalation is not None:
             result["escalation"] = escalation
+    if "retention" in hints:
+        retention_s = retention_hint(context, hints["retention"], join_pointer(place, "retention"))
+        if retention_s is not None:
+            result["retention_s"] = retention_s
     queue = document_queue(context, hints, place)
     if "level" in hints and isinstance(level, str):
         queue["level"] = level  # what it stands for is the namespace's, when a run is accepted

@@ -269,6 +269,10 @@ _HINTS: Final[dict[str, Schema]] = {
             "pause": {"type": "boolean", "description": "hold the workflow: its starts wait until it is released"},
         },
     ),
+    "retention": {
+        "description": "how long ended runs are kept: an hour to 36500 days, or forever",
+        "anyOf": [{"const": "forever"}, ref("duration")],
+    },
     "schedule": object_of(
         [],
         {

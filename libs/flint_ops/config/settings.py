@@ -157,6 +157,23 @@ class PayloadSettings(_Section):
     s3_secret_key: SecretStr = Field(SecretStr(""), description="secret access key")
 
 
+class RetentionSettings(_Section):
+    """How long what is over is kept: ended runs with their record, and what belongs to no run."""
+
+    keep_s: float = Field(
+        2_592_000.0,
+        ge=0,
+        le=3_155_760_000,
+        description="ended runs are kept this long unless their namespace or workflow says otherwise; 0: for ever",
+    )
+    sweep_s: float = Field(60.0, ge=0.1, le=86_400, description="time between two looks of a scheduler at its old runs")
+    batch_runs: int = Field(100, ge=1, le=1_000, description="runs that one commit deletes at most")
+    batch_entries: int = Field(
+        10_000, ge=1, le=1_000_000, description="their journal entries in it at most, unless one run alone has more"
+    )
+    runs_per_s: float = Field(200.0, gt=0, le=100_000, description="runs that one scheduler deletes in a second")
+
+
 class EventSettings(_Section):
     """CloudEvents in and out."""
 
@@ -444,6 +461,7 @@ class Settings(_Section):
     log: LogSettings = LogSettings()
     events: EventSettings = EventSettings()
     payloads: PayloadSettings = PayloadSettings()
+    retention: RetentionSettings = RetentionSettings()
     gateway: GatewaySettings = GatewaySettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     registry: RegistrySettings = RegistrySettings()

@@ -14,7 +14,10 @@ from support.outside import Outside, outside_world
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House]:
     async with open_house(
-        tmp_path_factory.mktemp("house"), scheduler={"sweep_interval_s": 1.0}, worker={"inline_wait_s": 0.5}
+        tmp_path_factory.mktemp("house"),
+        scheduler={"sweep_interval_s": 1.0},
+        worker={"inline_wait_s": 0.5},
+        retention={"sweep_s": 0.5},
     ) as house:
         yield house
 

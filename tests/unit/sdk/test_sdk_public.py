@@ -76,6 +76,7 @@ EXPORTS = [
     "ResetPointNotFound",
     "ResetUnderWay",
     "ResourceExhausted",
+    "Retention",
     "Role",
     "RoleInsufficient",
     "Run",

@@ -26,7 +26,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$flint/namespaces/v1/namespaces.proto\x12\x13\x66lint.namespaces.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\x01\n\x11NamespaceSettings\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x05\x12\x13\n\x0bmax_running\x18\x03 \x01(\x03\x12\x12\n\nmax_queued\x18\x04 \x01(\x03\x12\x19\n\x11starts_per_second\x18\x05 \x01(\x01\x12\x14\n\x0cstarts_burst\x18\x06 \x01(\x03\x12/\n\x06levels\x18\x07 \x03(\x0b\x32\x1f.flint.namespaces.v1.NamedLevel\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\")\n\nNamedLevel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05level\x18\x02 \x01(\x05\"+\n\x1bGetNamespaceSettingsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"X\n\x1cGetNamespaceSettingsResponse\x12\x38\n\x08settings\x18\x01 \x01(\x0b\x32&.flint.namespaces.v1.NamespaceSettings\"\x8b\x01\n\x1eUpdateNamespaceSettingsRequest\x12\x38\n\x08settings\x18\x01 \x01(\x0b\x32&.flint.namespaces.v1.NamespaceSettings\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"[\n\x1fUpdateNamespaceSettingsResponse\x12\x38\n\x08settings\x18\x01 \x01(\x0b\x32&.flint.namespaces.v1.NamespaceSettings\"O\n\x0fSetLevelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x05level\x18\x02 \x01(\x0b\x32\x1f.flint.namespaces.v1.NamedLevel\"L\n\x10SetLevelResponse\x12\x38\n\x08settings\x18\x01 \x01(\x0b\x32&.flint.namespaces.v1.NamespaceSettings\"6\n\x12\x44\x65leteLevelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nlevel_name\x18\x02 \x01(\t\"O\n\x13\x44\x65leteLevelResponse\x12\x38\n\x08settings\x18\x01 \x01(\x0b\x32&.flint.namespaces.v1.NamespaceSettings\"\x16\n\x14\x44\x65scribeQueueRequest\"G\n\x15\x44\x65scribeQueueResponse\x12.\n\x05pools\x18\x01 \x03(\x0b\x32\x1f.flint.namespaces.v1.QueuedPool\"\x85\x01\n\nQueuedPool\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x03(\x03\x12\x0c\n\x04held\x18\x04 \x01(\x03\x12\x16\n\x0eoldest_wait_ms\x18\x05 \x01(\x03\x12\x0f\n\x07running\x18\x06 \x01(\x03\x12\x13\n\x0bwaiting_for\x18\x07 \x01(\t2\xb9\x04\n\x10NamespaceService\x12{\n\x14GetNamespaceSettings\x12\x30.flint.namespaces.v1.GetNamespaceSettingsRequest\x1a\x31.flint.namespaces.v1.GetNamespaceSettingsResponse\x12\x84\x01\n\x17UpdateNamespaceSettings\x12\x33.flint.namespaces.v1.UpdateNamespaceSettingsRequest\x1a\x34.flint.namespaces.v1.UpdateNamespaceSettingsResponse\x12W\n\x08SetLevel\x12$.flint.namespaces.v1.SetLevelRequest\x1a%.flint.namespaces.v1.SetLevelResponse\x12`\n\x0b\x44\x65leteLevel\x12\'.flint.namespaces.v1.DeleteLevelRequest\x1a(.flint.namespaces.v1.DeleteLevelResponse\x12\x66\n\rDescribeQueue\x12).flint.namespaces.v1.DescribeQueueRequest\x1a*.flint.namespaces.v1.DescribeQueueResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$flint/namespaces/v1/namespaces.proto\x12\x13\x66lint.namespaces.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x85\x02\n\x11NamespaceSettings\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06weight\x18\x02 \x01(\x05\x12\x13\n\x0bmax_running\x18\x03 \x01(\x03\x12\x12\n\nmax_queued\x18\x04 \x01(\x03\x12\x19\n\x11starts_per_second\x18\x05 \x01(\x01\x12\x14\n\x0cstarts_burst\x18\x06 \x01(\x03\x12/\n\x06levels\x18\x07 \x03(\x0b\x32\x1f.flint.namespaces.v1.NamedLevel\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0eretention_days\x18\t \x01(\x05\")\n\nNamedLevel\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05level\x18\x02 \x01(\x05\"+\n\x1bGetNamespaceSettingsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"X\n\x1cGetNamespaceSettingsResponse\x12\x38\n\x08settings\x18\x01 \x01(\x0b\x32&.flint.namespaces.v1.NamespaceSettings\"\x8b\x01\n\x1eUpdateNamespaceSettingsRequest\x12\x38\n\x08settings\x18\x01 \x01(\x0b\x32&.flint.namespaces.v1.NamespaceSettings\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"[\n\x1fUpdateNamespaceSettingsResponse\x12\x38\n\x08settings\x18\x01 \x01(\x0b\x32&.flint.namespaces.v1.NamespaceSettings\"O\n\x0fSetLevelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12.\n\x05level\x18\x02 \x01(\x0b\x32\x1f.flint.namespaces.v1.NamedLevel\"L\n\x10SetLevelResponse\x12\x38\n\x08settings\x18\x01 \x01(\x0b\x32&.flint.namespaces.v1.NamespaceSettings\"6\n\x12\x44\x65leteLevelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nlevel_name\x18\x02 \x01(\t\"O\n\x13\x44\x65leteLevelResponse\x12\x38\n\x08settings\x18\x01 \x01(\x0b\x32&.flint.namespaces.v1.NamespaceSettings\"\x16\n\x14\x44\x65scribeQueueRequest\"G\n\x15\x44\x65scribeQueueResponse\x12.\n\x05pools\x18\x01 \x03(\x0b\x32\x1f.flint.namespaces.v1.QueuedPool\"\x85\x01\n\nQueuedPool\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\r\n\x05ready\x18\x03 \x03(\x03\x12\x0c\n\x04held\x18\x04 \x01(\x03\x12\x16\n\x0eoldest_wait_ms\x18\x05 \x01(\x03\x12\x0f\n\x07running\x18\x06 \x01(\x03\x12\x13\n\x0bwaiting_for\x18\x07 \x01(\t\"(\n\x18\x44\x65scribeRetentionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"N\n\x19\x44\x65scribeRetentionResponse\x12\x31\n\tretention\x18\x01 \x01(\x0b\x32\x1e.flint.namespaces.v1.Retention\"\xbc\x02\n\tRetention\x12\x11\n\tcluster_s\x18\x01 \x01(\x03\x12\x13\n\x0bnamespace_s\x18\x02 \x01(\x03\x12\x39\n\tworkflows\x18\x03 \x03(\x0b\x32&.flint.namespaces.v1.WorkflowRetention\x12\x14\n\x0cruns_deleted\x18\x04 \x01(\x03\x12\x14\n\x0crows_deleted\x18\x05 \x01(\x03\x12\x36\n\x12last_deletion_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0flast_sweep_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0foldest_run_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"=\n\x11WorkflowRetention\x12\x13\n\x0bworkflow_id\x18\x01 \x01(\t\x12\x13\n\x0bretention_s\x18\x02 \x01(\x03\x32\xad\x05\n\x10NamespaceService\x12{\n\x14GetNamespaceSettings\x12\x30.flint.namespaces.v1.GetNamespaceSettingsRequest\x1a\x31.flint.namespaces.v1.GetNamespaceSettingsResponse\x12\x84\x01\n\x17UpdateNamespaceSettings\x12\x33.flint.namespaces.v1.UpdateNamespaceSettingsRequest\x1a\x34.flint.namespaces.v1.UpdateNamespaceSettingsResponse\x12W\n\x08SetLevel\x12$.flint.namespaces.v1.SetLevelRequest\x1a%.flint.namespaces.v1.SetLevelResponse\x12`\n\x0b\x44\x65leteLevel\x12\'.flint.namespaces.v1.DeleteLevelRequest\x1a(.flint.namespaces.v1.DeleteLevelResponse\x12\x66\n\rDescribeQueue\x12).flint.namespaces.v1.DescribeQueueRequest\x1a*.flint.namespaces.v1.DescribeQueueResponse\x12r\n\x11\x44\x65scribeRetention\x12-.flint.namespaces.v1.DescribeRetentionRequest\x1a..flint.namespaces.v1.DescribeRetentionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,31 +34,39 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'flint.namespaces.v1.namespa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NAMESPACESETTINGS']._serialized_start=129
-  _globals['_NAMESPACESETTINGS']._serialized_end=366
-  _globals['_NAMEDLEVEL']._serialized_start=368
-  _globals['_NAMEDLEVEL']._serialized_end=409
-  _globals['_GETNAMESPACESETTINGSREQUEST']._serialized_start=411
-  _globals['_GETNAMESPACESETTINGSREQUEST']._serialized_end=454
-  _globals['_GETNAMESPACESETTINGSRESPONSE']._serialized_start=456
-  _globals['_GETNAMESPACESETTINGSRESPONSE']._serialized_end=544
-  _globals['_UPDATENAMESPACESETTINGSREQUEST']._serialized_start=547
-  _globals['_UPDATENAMESPACESETTINGSREQUEST']._serialized_end=686
-  _globals['_UPDATENAMESPACESETTINGSRESPONSE']._serialized_start=688
-  _globals['_UPDATENAMESPACESETTINGSRESPONSE']._serialized_end=779
-  _globals['_SETLEVELREQUEST']._serialized_start=781
-  _globals['_SETLEVELREQUEST']._serialized_end=860
-  _globals['_SETLEVELRESPONSE']._serialized_start=862
-  _globals['_SETLEVELRESPONSE']._serialized_end=938
-  _globals['_DELETELEVELREQUEST']._serialized_start=940
-  _globals['_DELETELEVELREQUEST']._serialized_end=994
-  _globals['_DELETELEVELRESPONSE']._serialized_start=996
-  _globals['_DELETELEVELRESPONSE']._serialized_end=1075
-  _globals['_DESCRIBEQUEUEREQUEST']._serialized_start=1077
-  _globals['_DESCRIBEQUEUEREQUEST']._serialized_end=1099
-  _globals['_DESCRIBEQUEUERESPONSE']._serialized_start=1101
-  _globals['_DESCRIBEQUEUERESPONSE']._serialized_end=1172
-  _globals['_QUEUEDPOOL']._serialized_start=1175
-  _globals['_QUEUEDPOOL']._serialized_end=1308
-  _globals['_NAMESPACESERVICE']._serialized_start=1311
-  _globals['_NAMESPACESERVICE']._serialized_end=1880
+  _globals['_NAMESPACESETTINGS']._serialized_end=390
+  _globals['_NAMEDLEVEL']._serialized_start=392
+  _globals['_NAMEDLEVEL']._serialized_end=433
+  _globals['_GETNAMESPACESETTINGSREQUEST']._serialized_start=435
+  _globals['_GETNAMESPACESETTINGSREQUEST']._serialized_end=478
+  _globals['_GETNAMESPACESETTINGSRESPONSE']._serialized_start=480
+  _globals['_GETNAMESPACESETTINGSRESPONSE']._serialized_end=568
+  _globals['_UPDATENAMESPACESETTINGSREQUEST']._serialized_start=571
+  _globals['_UPDATENAMESPACESETTINGSREQUEST']._serialized_end=710
+  _globals['_UPDATENAMESPACESETTINGSRESPONSE']._serialized_start=712
+  _globals['_UPDATENAMESPACESETTINGSRESPONSE']._serialized_end=803
+  _globals['_SETLEVELREQUEST']._serialized_start=805
+  _globals['_SETLEVELREQUEST']._serialized_end=884
+  _globals['_SETLEVELRESPONSE']._serialized_start=886
+  _globals['_SETLEVELRESPONSE']._serialized_end=962
+  _globals['_DELETELEVELREQUEST']._serialized_start=964
+  _globals['_DELETELEVELREQUEST']._serialized_end=1018
+  _globals['_DELETELEVELRESPONSE']._serialized_start=1020
+  _globals['_DELETELEVELRESPONSE']._serialized_end=1099
+  _globals['_DESCRIBEQUEUEREQUEST']._serialized_start=1101
+  _globals['_DESCRIBEQUEUEREQUEST']._serialized_end=1123
+  _globals['_DESCRIBEQUEUERESPONSE']._serialized_start=1125
+  _globals['_DESCRIBEQUEUERESPONSE']._serialized_end=1196
+  _globals['_QUEUEDPOOL']._serialized_start=1199
+  _globals['_QUEUEDPOOL']._serialized_end=1332
+  _globals['_DESCRIBERETENTIONREQUEST']._serialized_start=1334
+  _globals['_DESCRIBERETENTIONREQUEST']._serialized_end=1374
+  _globals['_DESCRIBERETENTIONRESPONSE']._serialized_start=1376
+  _globals['_DESCRIBERETENTIONRESPONSE']._serialized_end=1454
+  _globals['_RETENTION']._serialized_start=1457
+  _globals['_RETENTION']._serialized_end=1773
+  _globals['_WORKFLOWRETENTION']._serialized_start=1775
+  _globals['_WORKFLOWRETENTION']._serialized_end=1836
+  _globals['_NAMESPACESERVICE']._serialized_start=1839
+  _globals['_NAMESPACESERVICE']._serialized_end=2524
 # @@protoc_insertion_point(module_scope)

@@ -34,6 +34,7 @@ class NamespaceSettings(_message.Message):
     STARTS_BURST_FIELD_NUMBER: _builtins.int
     LEVELS_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    RETENTION_DAYS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name: namespaces/{namespace}/settings."""
     weight: _builtins.int
@@ -50,6 +51,10 @@ class NamespaceSettings(_message.Message):
     """Starts per second, over the whole cluster; starts beyond are refused (QUOTA_EXCEEDED). 0 means no limit."""
     starts_burst: _builtins.int
     """How many starts may come at once; 0 means as many as one second allows, at least 1."""
+    retention_days: _builtins.int
+    """How many days ended runs are kept, 1 to 36500; 0 means as long as the cluster says, -1 for ever. A workflow's own word
+    (metadata.flint.retention) counts first.
+    """
     @_builtins.property
     def levels(self) -> _containers.RepeatedCompositeFieldContainer[Global___NamedLevel]:
         """Names of levels, at most 100. Names are 1 to 63 characters: a lower-case letter first, then also digits, - and _."""
@@ -69,10 +74,11 @@ class NamespaceSettings(_message.Message):
         starts_burst: _builtins.int = ...,
         levels: _abc.Iterable[Global___NamedLevel] | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        retention_days: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["levels", b"levels", "max_queued", b"max_queued", "max_running", b"max_running", "name", b"name", "starts_burst", b"starts_burst", "starts_per_second", b"starts_per_second", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["levels", b"levels", "max_queued", b"max_queued", "max_running", b"max_running", "name", b"name", "retention_days", b"retention_days", "starts_burst", b"starts_burst", "starts_per_second", b"starts_per_second", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -164,7 +170,9 @@ class UpdateNamespaceSettingsRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Which of weight, max_running, max_queued, starts_per_second and starts_burst to change; empty means all of them."""
+        """Which of weight, max_running, max_queued, starts_per_second, starts_burst and retention_days to change; empty means all
+        of them.
+        """
 
     def __init__(
         self,
@@ -396,3 +404,133 @@ class QueuedPool(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QueuedPool: _TypeAlias = QueuedPool  # noqa: Y015
+
+@_typing.final
+class DescribeRetentionRequest(_message.Message):
+    """Request of DescribeRetention."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """namespaces/{namespace}/settings. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeRetentionRequest: _TypeAlias = DescribeRetentionRequest  # noqa: Y015
+
+@_typing.final
+class DescribeRetentionResponse(_message.Message):
+    """Response of DescribeRetention."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RETENTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def retention(self) -> Global___Retention:
+        """How long runs are kept, and what was deleted."""
+
+    def __init__(
+        self,
+        *,
+        retention: Global___Retention | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retention", b"retention"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retention", b"retention"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribeRetentionResponse: _TypeAlias = DescribeRetentionResponse  # noqa: Y015
+
+@_typing.final
+class Retention(_message.Message):
+    """How long ended runs of a namespace are kept, and what was deleted so far. Durations are seconds; 0 means for ever."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_S_FIELD_NUMBER: _builtins.int
+    NAMESPACE_S_FIELD_NUMBER: _builtins.int
+    WORKFLOWS_FIELD_NUMBER: _builtins.int
+    RUNS_DELETED_FIELD_NUMBER: _builtins.int
+    ROWS_DELETED_FIELD_NUMBER: _builtins.int
+    LAST_DELETION_TIME_FIELD_NUMBER: _builtins.int
+    LAST_SWEEP_TIME_FIELD_NUMBER: _builtins.int
+    OLDEST_RUN_TIME_FIELD_NUMBER: _builtins.int
+    cluster_s: _builtins.int
+    """What the cluster is configured to."""
+    namespace_s: _builtins.int
+    """What counts in this namespace for workflows that say nothing."""
+    runs_deleted: _builtins.int
+    """Runs deleted since the beginning."""
+    rows_deleted: _builtins.int
+    """Rows of the record deleted with them, they themselves included."""
+    @_builtins.property
+    def workflows(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkflowRetention]:
+        """Workflows whose latest version says something, by id, at most 100."""
+
+    @_builtins.property
+    def last_deletion_time(self) -> _timestamp_pb2.Timestamp:
+        """When something was deleted last; unset: never."""
+
+    @_builtins.property
+    def last_sweep_time(self) -> _timestamp_pb2.Timestamp:
+        """When the last part of the cluster had looked at all of its old runs; unset: not all parts have yet."""
+
+    @_builtins.property
+    def oldest_run_time(self) -> _timestamp_pb2.Timestamp:
+        """When the oldest run that is there was created; unset: there is none."""
+
+    def __init__(
+        self,
+        *,
+        cluster_s: _builtins.int = ...,
+        namespace_s: _builtins.int = ...,
+        workflows: _abc.Iterable[Global___WorkflowRetention] | None = ...,
+        runs_deleted: _builtins.int = ...,
+        rows_deleted: _builtins.int = ...,
+        last_deletion_time: _timestamp_pb2.Timestamp | None = ...,
+        last_sweep_time: _timestamp_pb2.Timestamp | None = ...,
+        oldest_run_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_deletion_time", b"last_deletion_time", "last_sweep_time", b"last_sweep_time", "oldest_run_time", b"oldest_run_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_s", b"cluster_s", "last_deletion_time", b"last_deletion_time", "last_sweep_time", b"last_sweep_time", "namespace_s", b"namespace_s", "oldest_run_time", b"oldest_run_time", "rows_deleted", b"rows_deleted", "runs_deleted", b"runs_deleted", "workflows", b"workflows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Retention: _TypeAlias = Retention  # noqa: Y015
+
+@_typing.final
+class WorkflowRetention(_message.Message):
+    """A workflow that says how long its runs are kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKFLOW_ID_FIELD_NUMBER: _builtins.int
+    RETENTION_S_FIELD_NUMBER: _builtins.int
+    workflow_id: _builtins.str
+    """Workflow id."""
+    retention_s: _builtins.int
+    """Seconds; 0 means for ever."""
+    def __init__(
+        self,
+        *,
+        workflow_id: _builtins.str = ...,
+        retention_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retention_s", b"retention_s", "workflow_id", b"workflow_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkflowRetention: _TypeAlias = WorkflowRetention  # noqa: Y015

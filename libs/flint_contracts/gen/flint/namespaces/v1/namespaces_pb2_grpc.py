@@ -60,6 +60,11 @@ class NamespaceServiceStub:
                 request_serializer=flint_dot_namespaces_dot_v1_dot_namespaces__pb2.DescribeQueueRequest.SerializeToString,
                 response_deserializer=flint_dot_namespaces_dot_v1_dot_namespaces__pb2.DescribeQueueResponse.FromString,
                 _registered_method=True)
+        self.DescribeRetention = channel.unary_unary(
+                '/flint.namespaces.v1.NamespaceService/DescribeRetention',
+                request_serializer=flint_dot_namespaces_dot_v1_dot_namespaces__pb2.DescribeRetentionRequest.SerializeToString,
+                response_deserializer=flint_dot_namespaces_dot_v1_dot_namespaces__pb2.DescribeRetentionResponse.FromString,
+                _registered_method=True)
 
 
 class NamespaceServiceServicer:
@@ -102,6 +107,13 @@ class NamespaceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribeRetention(self, request, context):
+        """Shows how long ended runs of a namespace are kept, and what was deleted. Role: viewer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NamespaceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +141,11 @@ def add_NamespaceServiceServicer_to_server(servicer, server):
                     servicer.DescribeQueue,
                     request_deserializer=flint_dot_namespaces_dot_v1_dot_namespaces__pb2.DescribeQueueRequest.FromString,
                     response_serializer=flint_dot_namespaces_dot_v1_dot_namespaces__pb2.DescribeQueueResponse.SerializeToString,
+            ),
+            'DescribeRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeRetention,
+                    request_deserializer=flint_dot_namespaces_dot_v1_dot_namespaces__pb2.DescribeRetentionRequest.FromString,
+                    response_serializer=flint_dot_namespaces_dot_v1_dot_namespaces__pb2.DescribeRetentionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -267,6 +284,33 @@ class NamespaceService:
             '/flint.namespaces.v1.NamespaceService/DescribeQueue',
             flint_dot_namespaces_dot_v1_dot_namespaces__pb2.DescribeQueueRequest.SerializeToString,
             flint_dot_namespaces_dot_v1_dot_namespaces__pb2.DescribeQueueResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flint.namespaces.v1.NamespaceService/DescribeRetention',
+            flint_dot_namespaces_dot_v1_dot_namespaces__pb2.DescribeRetentionRequest.SerializeToString,
+            flint_dot_namespaces_dot_v1_dot_namespaces__pb2.DescribeRetentionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class NamespaceServiceStub:
     """Forgets the name of a level. Starts and definitions that use it are refused from then on. Role: admin."""
     DescribeQueue: _grpc.UnaryUnaryMultiCallable[_namespaces_pb2.DescribeQueueRequest, _namespaces_pb2.DescribeQueueResponse]
     """Shows what waits, by pool and region, for the whole cluster, at most some seconds old. Role: viewer in any namespace."""
+    DescribeRetention: _grpc.UnaryUnaryMultiCallable[_namespaces_pb2.DescribeRetentionRequest, _namespaces_pb2.DescribeRetentionResponse]
+    """Shows how long ended runs of a namespace are kept, and what was deleted. Role: viewer."""
 
 @_typing.type_check_only
 class NamespaceServiceAsyncStub(NamespaceServiceStub):
@@ -63,6 +65,8 @@ class NamespaceServiceAsyncStub(NamespaceServiceStub):
     """Forgets the name of a level. Starts and definitions that use it are refused from then on. Role: admin."""
     DescribeQueue: _aio.UnaryUnaryMultiCallable[_namespaces_pb2.DescribeQueueRequest, _namespaces_pb2.DescribeQueueResponse]  # type: ignore[assignment]
     """Shows what waits, by pool and region, for the whole cluster, at most some seconds old. Role: viewer in any namespace."""
+    DescribeRetention: _aio.UnaryUnaryMultiCallable[_namespaces_pb2.DescribeRetentionRequest, _namespaces_pb2.DescribeRetentionResponse]  # type: ignore[assignment]
+    """Shows how long ended runs of a namespace are kept, and what was deleted. Role: viewer."""
 
 class NamespaceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads and changes the settings of namespaces; shows the queue."""
@@ -108,5 +112,13 @@ class NamespaceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_namespaces_pb2.DescribeQueueResponse, _abc.Awaitable[_namespaces_pb2.DescribeQueueResponse]]:
         """Shows what waits, by pool and region, for the whole cluster, at most some seconds old. Role: viewer in any namespace."""
+
+    @_abc_1.abstractmethod
+    def DescribeRetention(
+        self,
+        request: _namespaces_pb2.DescribeRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_namespaces_pb2.DescribeRetentionResponse, _abc.Awaitable[_namespaces_pb2.DescribeRetentionResponse]]:
+        """Shows how long ended runs of a namespace are kept, and what was deleted. Role: viewer."""
 
 def add_NamespaceServiceServicer_to_server(servicer: NamespaceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

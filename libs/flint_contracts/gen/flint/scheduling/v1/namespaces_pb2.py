@@ -26,7 +26,7 @@ from flint_contracts.gen.flint.namespaces.v1 import namespaces_pb2 as flint_dot_
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$flint/scheduling/v1/namespaces.proto\x12\x13\x66lint.scheduling.v1\x1a$flint/namespaces/v1/namespaces.proto\x1a google/protobuf/field_mask.proto\"1\n\x1cReadNamespaceSettingsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"Y\n\x1dReadNamespaceSettingsResponse\x12\x38\n\x08settings\x18\x01 \x01(\x0b\x32&.flint.namespaces.v1.NamespaceSettings\"\xe3\x01\n\x1e\x43hangeNamespaceSettingsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x38\n\x08settings\x18\x02 \x01(\x0b\x32&.flint.namespaces.v1.NamespaceSettings\x12(\n\x04mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x33\n\nset_levels\x18\x04 \x03(\x0b\x32\x1f.flint.namespaces.v1.NamedLevel\x12\x15\n\rdelete_levels\x18\x05 \x03(\t\"[\n\x1f\x43hangeNamespaceSettingsResponse\x12\x38\n\x08settings\x18\x01 \x01(\x0b\x32&.flint.namespaces.v1.NamespaceSettings2\xa1\x02\n\x18NamespaceSettingsService\x12~\n\x15ReadNamespaceSettings\x12\x31.flint.scheduling.v1.ReadNamespaceSettingsRequest\x1a\x32.flint.scheduling.v1.ReadNamespaceSettingsResponse\x12\x84\x01\n\x17\x43hangeNamespaceSettings\x12\x33.flint.scheduling.v1.ChangeNamespaceSettingsRequest\x1a\x34.flint.scheduling.v1.ChangeNamespaceSettingsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$flint/scheduling/v1/namespaces.proto\x12\x13\x66lint.scheduling.v1\x1a$flint/namespaces/v1/namespaces.proto\x1a google/protobuf/field_mask.proto\"1\n\x1cReadNamespaceSettingsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"Y\n\x1dReadNamespaceSettingsResponse\x12\x38\n\x08settings\x18\x01 \x01(\x0b\x32&.flint.namespaces.v1.NamespaceSettings\"\xe3\x01\n\x1e\x43hangeNamespaceSettingsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x38\n\x08settings\x18\x02 \x01(\x0b\x32&.flint.namespaces.v1.NamespaceSettings\x12(\n\x04mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x33\n\nset_levels\x18\x04 \x03(\x0b\x32\x1f.flint.namespaces.v1.NamedLevel\x12\x15\n\rdelete_levels\x18\x05 \x03(\t\"[\n\x1f\x43hangeNamespaceSettingsResponse\x12\x38\n\x08settings\x18\x01 \x01(\x0b\x32&.flint.namespaces.v1.NamespaceSettings\")\n\x14ReadRetentionRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"J\n\x15ReadRetentionResponse\x12\x31\n\tretention\x18\x01 \x01(\x0b\x32\x1e.flint.namespaces.v1.Retention2\x89\x03\n\x18NamespaceSettingsService\x12~\n\x15ReadNamespaceSettings\x12\x31.flint.scheduling.v1.ReadNamespaceSettingsRequest\x1a\x32.flint.scheduling.v1.ReadNamespaceSettingsResponse\x12\x84\x01\n\x17\x43hangeNamespaceSettings\x12\x33.flint.scheduling.v1.ChangeNamespaceSettingsRequest\x1a\x34.flint.scheduling.v1.ChangeNamespaceSettingsResponse\x12\x66\n\rReadRetention\x12).flint.scheduling.v1.ReadRetentionRequest\x1a*.flint.scheduling.v1.ReadRetentionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHANGENAMESPACESETTINGSREQUEST']._serialized_end=503
   _globals['_CHANGENAMESPACESETTINGSRESPONSE']._serialized_start=505
   _globals['_CHANGENAMESPACESETTINGSRESPONSE']._serialized_end=596
-  _globals['_NAMESPACESETTINGSSERVICE']._serialized_start=599
-  _globals['_NAMESPACESETTINGSSERVICE']._serialized_end=888
+  _globals['_READRETENTIONREQUEST']._serialized_start=598
+  _globals['_READRETENTIONREQUEST']._serialized_end=639
+  _globals['_READRETENTIONRESPONSE']._serialized_start=641
+  _globals['_READRETENTIONRESPONSE']._serialized_end=715
+  _globals['_NAMESPACESETTINGSSERVICE']._serialized_start=718
+  _globals['_NAMESPACESETTINGSSERVICE']._serialized_end=1111
 # @@protoc_insertion_point(module_scope)

@@ -45,6 +45,11 @@ class NamespaceSettingsServiceStub:
                 request_serializer=flint_dot_scheduling_dot_v1_dot_namespaces__pb2.ChangeNamespaceSettingsRequest.SerializeToString,
                 response_deserializer=flint_dot_scheduling_dot_v1_dot_namespaces__pb2.ChangeNamespaceSettingsResponse.FromString,
                 _registered_method=True)
+        self.ReadRetention = channel.unary_unary(
+                '/flint.scheduling.v1.NamespaceSettingsService/ReadRetention',
+                request_serializer=flint_dot_scheduling_dot_v1_dot_namespaces__pb2.ReadRetentionRequest.SerializeToString,
+                response_deserializer=flint_dot_scheduling_dot_v1_dot_namespaces__pb2.ReadRetentionResponse.FromString,
+                _registered_method=True)
 
 
 class NamespaceSettingsServiceServicer:
@@ -65,6 +70,13 @@ class NamespaceSettingsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadRetention(self, request, context):
+        """Reads how long runs are kept and what was deleted. NOT_FOUND when there is no such namespace.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NamespaceSettingsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +89,11 @@ def add_NamespaceSettingsServiceServicer_to_server(servicer, server):
                     servicer.ChangeNamespaceSettings,
                     request_deserializer=flint_dot_scheduling_dot_v1_dot_namespaces__pb2.ChangeNamespaceSettingsRequest.FromString,
                     response_serializer=flint_dot_scheduling_dot_v1_dot_namespaces__pb2.ChangeNamespaceSettingsResponse.SerializeToString,
+            ),
+            'ReadRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadRetention,
+                    request_deserializer=flint_dot_scheduling_dot_v1_dot_namespaces__pb2.ReadRetentionRequest.FromString,
+                    response_serializer=flint_dot_scheduling_dot_v1_dot_namespaces__pb2.ReadRetentionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +151,33 @@ class NamespaceSettingsService:
             '/flint.scheduling.v1.NamespaceSettingsService/ChangeNamespaceSettings',
             flint_dot_scheduling_dot_v1_dot_namespaces__pb2.ChangeNamespaceSettingsRequest.SerializeToString,
             flint_dot_scheduling_dot_v1_dot_namespaces__pb2.ChangeNamespaceSettingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flint.scheduling.v1.NamespaceSettingsService/ReadRetention',
+            flint_dot_scheduling_dot_v1_dot_namespaces__pb2.ReadRetentionRequest.SerializeToString,
+            flint_dot_scheduling_dot_v1_dot_namespaces__pb2.ReadRetentionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class NamespaceSettingsServiceStub:
     """Reads them; the defaults when nothing was set. NOT_FOUND when there is no such namespace."""
     ChangeNamespaceSettings: _grpc.UnaryUnaryMultiCallable[_namespaces_pb2.ChangeNamespaceSettingsRequest, _namespaces_pb2.ChangeNamespaceSettingsResponse]
     """Changes some of them in one commit, and tells the other replicas."""
+    ReadRetention: _grpc.UnaryUnaryMultiCallable[_namespaces_pb2.ReadRetentionRequest, _namespaces_pb2.ReadRetentionResponse]
+    """Reads how long runs are kept and what was deleted. NOT_FOUND when there is no such namespace."""
 
 @_typing.type_check_only
 class NamespaceSettingsServiceAsyncStub(NamespaceSettingsServiceStub):
@@ -47,6 +49,8 @@ class NamespaceSettingsServiceAsyncStub(NamespaceSettingsServiceStub):
     """Reads them; the defaults when nothing was set. NOT_FOUND when there is no such namespace."""
     ChangeNamespaceSettings: _aio.UnaryUnaryMultiCallable[_namespaces_pb2.ChangeNamespaceSettingsRequest, _namespaces_pb2.ChangeNamespaceSettingsResponse]  # type: ignore[assignment]
     """Changes some of them in one commit, and tells the other replicas."""
+    ReadRetention: _aio.UnaryUnaryMultiCallable[_namespaces_pb2.ReadRetentionRequest, _namespaces_pb2.ReadRetentionResponse]  # type: ignore[assignment]
+    """Reads how long runs are kept and what was deleted. NOT_FOUND when there is no such namespace."""
 
 class NamespaceSettingsServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads and changes the settings of namespaces. Any replica answers; callers are authorised already."""
@@ -66,5 +70,13 @@ class NamespaceSettingsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_namespaces_pb2.ChangeNamespaceSettingsResponse, _abc.Awaitable[_namespaces_pb2.ChangeNamespaceSettingsResponse]]:
         """Changes some of them in one commit, and tells the other replicas."""
+
+    @_abc_1.abstractmethod
+    def ReadRetention(
+        self,
+        request: _namespaces_pb2.ReadRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_namespaces_pb2.ReadRetentionResponse, _abc.Awaitable[_namespaces_pb2.ReadRetentionResponse]]:
+        """Reads how long runs are kept and what was deleted. NOT_FOUND when there is no such namespace."""
 
 def add_NamespaceSettingsServiceServicer_to_server(servicer: NamespaceSettingsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
