@@ -9,11 +9,12 @@ A fork stays in its leg where a branch does what concerns the whole run (see `sp
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from flint_core.branches import END, OUTPUTS, WON, BranchesRequest, chunk_size, divide, layout, payload_of
+from flint_core.branches import END, OUTPUTS, WON, BranchesRequest, chunk_size, divide, layout, payload_of, request_of
 from flint_core.effects import AwaitKind
 from flint_core.engine.dataflow import Fault, RunFacts
 from flint_core.engine.frames import NO_VARIABLES, Frame, Phase, Strand
@@ -30,6 +31,7 @@ __all__ = [
     "JOINED",
     "SPREAD",
     "SpreadPlan",
+    "ask_again",
     "begin_branch_run",
     "end_branch_run",
     "ended_by_branch",
@@ -156,16 +158,28 @@ def _ask(kernel: Kernel, strand: Strand, frame: Frame, division: dict[str, Any])
     count, size = division["count"], division["size"]
     most = min(plan.parallel, kernel.limits.parallel) if plan.parallel else count
     window, at_once = layout(count, size, most, spread)
-    entry = _entry_of(kernel, strand, frame)
-    encoded = orjson.dumps(entry)
-    if len(encoded) > _ENTRY_BYTES:
-        payload = payload_of(encoded)
-        kernel.payloads.append(payload)
-        entry = payload.reference.to_json()
+    entry = _kept_entry(kernel, strand, frame)
     request = BranchesRequest(count, size, window, at_once, plan.compete, entry, division["segments"])
     kernel.emit_await(strand, frame, request.to_json())
     frame.station = SPREAD
     kernel.sleep(strand)
+
+
+def ask_again(kernel: Kernel, strand: Strand, frame: Frame) -> None:
+    """A reset generation begins while branches are out: others are asked for, whose calls have keys of their own."""
+    request = replace(request_of(frame.args), entry=_kept_entry(kernel, strand, frame))
+    frame.args, frame.args_size = request.to_json(), -1
+
+
+def _kept_entry(kernel: Kernel, strand: Strand, frame: Frame) -> dict[str, Any]:
+    """What the branches begin from, or a reference to it."""
+    entry = _entry_of(kernel, strand, frame)
+    encoded = orjson.dumps(entry)
+    if len(encoded) <= _ENTRY_BYTES:
+        return entry
+    payload = payload_of(encoded)
+    kernel.payloads.append(payload)
+    return payload.reference.to_json()
 
 
 def _entry_of(kernel: Kernel, strand: Strand, frame: Frame) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from flint_core.engine.branching import SPREAD, ask_again
 from flint_core.engine.kernel import RUN_TIMER
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ def begin_generation(
         for frame in strand.stack:
             if frame.since:
                 frame.since += passed
+    for effect_id, (strand, frame) in kernel.owners.items():
+        if frame.effect == effect_id and frame.station == SPREAD and frame.plan.kind in ("for", "fork"):
+            ask_again(kernel, strand, frame)
+            kernel.outbox[effect_id] = effect_of(effect_id, strand, frame)
     if kernel.watched:
         kernel.retract(RUN_TIMER)
         kernel.outbox[RUN_TIMER] = kernel.run_timer()

@@ -16,8 +16,9 @@ from flint_core.branches import (
 )
 from flint_core.definition import compile_definition
 from flint_core.effects import Await, AwaitKind, CancelEffect
-from flint_core.events import Received
+from flint_core.events import Received, ResetBegun
 from flint_core.machine import Machine, MachineLimits, SnapshotError, Succeeded
+from flint_core.payloads import is_reference
 from flint_core.problems import ProblemType
 from flint_sdk.testing import Failure, simulate
 from support.machines import FACTS, HEAD, program_of, start
@@ -202,6 +203,27 @@ def test_the_await_is_one_and_is_taken_back():
     driver.cancel()
     driver.settle()
     assert CancelEffect(wait.effect_id) in driver.effects
+
+
+@pytest.mark.parametrize("length", [10, 9_000])
+def test_a_reset_asks_for_branches_with_keys_of_their_own(length):
+    """The entry that chunks begin from names the generation, inline or in the payload store."""
+    body = LOOP.replace("$input]", "($workflow.input | length)]")
+    driver = start(body, ["x" * length, *range(50)], limits=MachineLimits(spread=Spread(32)))
+    driver.settle()
+    (before,) = driver.awaits
+    driver.machine.take_payloads()
+    driver.machine.apply(ResetBegun(3, FACTS.created_ms + 60_000))
+    while driver.machine.advance(100):
+        pass
+    (after,) = (e for e in driver.machine.pending() if isinstance(e, Await))
+    entry = after.request["entry"]
+    if is_reference(entry):
+        (payload,) = driver.machine.take_payloads()
+        entry = orjson.loads(payload.data)
+    assert (entry["facts"][3], after.effect_id >> 32) == (3, 3)
+    asked, again = request_of(before.request), request_of(after.request)
+    assert (again.chunks, again.segments) == (asked.chunks, asked.segments)
 
 
 def test_a_branch_run_survives_a_restore_at_each_turn():
