@@ -47,6 +47,7 @@ PERMISSIONS: Mapping[str, Mapping[str, list[str]]] = {
             "flint.watchers.>",
             "flint.hints.>",
             "flint.owners",
+            "flint.resets",
             "flint.backlog",
             "flint.owner.>",
             "flint.events.stored.*",

@@ -162,6 +162,7 @@ async def test_roles_reach_each_other_on_their_subjects(servers: RunningStack) -
         ("gateway", "flint.owner.3", "scheduler"),
         ("scheduler", "flint.watchers.abc", "gateway"),
         ("scheduler", "flint.owners", "gateway"),
+        ("scheduler", "flint.resets", "gateway"),
         ("scheduler", "flint.control.abc", "worker"),
         ("worker", "flint.hints.run", "gateway"),
         ("registry", "flint.fleet.beats", "scheduler"),
