@@ -1,142 +1,258 @@
 """The judgement after the faults: what clients saw, what the outside saw and what is recorded must fit one story.
 
-Everything here is safety, but for one: every run has come to its end. Each rule names the promise it stands for.
+`PROMISES` holds one function for each promise; it yields what breaks it, in words. All of it is safety but for
+`every_run_ends`.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
+from typing import Final
 
-from flint_contracts.gen.flint.journal.v1 import journal_pb2
-from flint_sdk import AsyncFlint, FlintError, Run
-from support.outside import Outside
-from support.record_reader import Record
-from support.soak.traffic import History, Started
+from support.soak.evidence import ENDED, Evidence, Stall
+from support.soak.history import Seen, Started
+from support.soak.model import Expected, expect
+from support.soak.workflows import BY_NAME, LIMIT, RATE
+from support.soak.world import Arrival
 
-__all__ = ["judge"]
+__all__ = ["PROMISES", "judge"]
 
-_ENDED = {"SUCCEEDED", "FAILED", "CANCELLED"}
+_LEASE_S: Final = 1.0
+"""A worker that was held for less than this still has its lease: heartbeats are every 0.5 s, leases last 2 s."""
+_WAKING_S: Final = 5.0
+"""Within this time of going on, a worker sends the calls that it was about to send when it was held."""
 
 
-async def judge(history: History, flint: AsyncFlint, record: Record, world: Outside) -> list[str]:
-    """What is wrong, in words; empty when nothing is. Waits for the runs' ends first."""
-    wrong = list(history.refused)
-    ends: dict[str, Run] = {}
-    for started in history.starts.values():
+def judge(evidence: Evidence) -> list[str]:
+    """What is wrong, in words; empty when nothing is."""
+    return [f"{rule.__name__}: {problem}" for rule in PROMISES for problem in rule(evidence)]
+
+
+def each_start_is_one_run(evidence: Evidence) -> Iterator[str]:
+    """Answered starts are recorded, under the id that was answered, once; nothing is that nobody asked for."""
+    recorded: dict[str, set[str]] = defaultdict(set)
+    for row in evidence.rows.values():
+        if row.request_id.startswith("soak-"):
+            recorded[row.request_id].add(row.run)
+    starts = evidence.history.starts
+    for request, started in starts.items():
         if len(started.runs) != 1:
-            wrong.append(f"promise 1: {started.request_id} was answered with {len(started.runs)} runs: {started.runs}")
-            continue
-        (run,) = started.runs
-        try:
-            ends[started.request_id] = await flint.wait(run, 120.0)
-        except FlintError as error:
-            wrong.append(f"promise 2: {started.kind.name} {run} has not ended: {type(error).__name__}: {error}")
-    wrong += [problem for key, run in ends.items() for problem in _end(history.starts[key], run)]
-    wrong += _seen(history)
-    wrong += await _recorded(history, record)
-    wrong += await _executed(history, record, world, ends)
-    return wrong
+            yield f"{request} was answered with {sorted(started.runs)}"
+        elif recorded[request] != started.runs:
+            yield f"{request} was answered with {started.run}, and recorded is {sorted(recorded[request])}"
+    for request in recorded.keys() - starts.keys():
+        yield f"nobody asked for {request}"
 
 
-def _end(started: Started, run: Run) -> Iterator[str]:
-    """The end is the one that the workflow has, with the output of its last call."""
-    state, kind = run.state.value, started.kind
-    who = f"{kind.name} {run.id}"
-    if state not in _ENDED:
-        yield f"promise 2: {who} is {state}"
-    elif state == "CANCELLED":
-        if not started.cancel_asked:
-            yield f"{who} was cancelled by nobody"
-    elif state != kind.state:  # also when a cancel was answered: the end may have been on its way
-        yield f"{who} is {state}, not {kind.state}: {run.error}"
-    if state == "SUCCEEDED" and kind.last:
-        key = run.output.get("key", "") if isinstance(run.output, dict) else ""
-        if not key.startswith(run.id) or f"/{kind.last}/" not in f"{key}/":
-            yield f"{who} has the output {run.output!r}"
+def every_run_ends(evidence: Evidence) -> Iterator[str]:
+    """None is left behind, whether a client knows it or a run or a schedule has started it."""
+    for row in evidence.rows.values():
+        if row.state not in ENDED:
+            yield f"{row.run} ({row.request_id}) is in state {row.state}"
+    yield from evidence.missing
 
 
-def _seen(history: History) -> Iterator[str]:
-    """No reader and no watcher sees a run go back, or change after its end."""
-    for what, sequences in (("reader", list(history.reads.values())), ("watch", history.watches)):
-        for seen in sequences:
-            for (change, state), (later, after) in pairwise(seen):
-                if later < change or (later == change and state != after):
-                    yield f"a {what} saw change {change} ({state}) and then {later} ({after})"
-                if state in _ENDED and after != state:
-                    yield f"a {what} saw {state} and then {after}"
+def ends_are_the_models(evidence: Evidence) -> Iterator[str]:
+    """A run ends as the core itself makes it end, with the same output, unless somebody ended it."""
+    for run, seen in evidence.read.items():
+        started = evidence.history.by_run()[run]
+        expected = _expected(started)
+        who = f"{started.kind.name} {run}"
+        if seen.state == "CANCELLED":
+            if not started.ended_by:
+                yield f"{who} was ended by nobody"
+        elif (seen.state, seen.error) != (expected.state, expected.error):
+            yield f"{who} is {seen.state} {seen.error}, not {expected.state} {expected.error}"
+        elif seen.output != expected.output:
+            yield f"{who} has the output {_short(seen.output)}, not {_short(expected.output)}"
+        if run in evidence.history.taken and not evidence.entries.get(run):
+            yield f"{who} took a signal and recorded nothing"
 
 
-async def _recorded(history: History, record: Record) -> list[str]:
-    """Promises 1 and 4: one run for each start; its entries dense, each leg by one claimant, legs in order."""
-    wrong: list[str] = []
-    rows = await record.rows("SELECT request_id, run_id::text FROM run WHERE request_id LIKE 'soak-%'")
-    found: dict[str, list[str]] = defaultdict(list)
-    for request_id, run in rows:
-        found[str(request_id)].append(str(run))
-    for request_id, runs in found.items():
-        if request_id not in history.starts:
-            wrong.append(f"nobody asked for {request_id}")
-        elif set(runs) != history.starts[request_id].runs:
-            wrong.append(
-                f"promise 1: {request_id} is {runs} in the record, answered were {history.starts[request_id].runs}"
-            )
-    wrong += [f"promise 1: {key} is not in the record" for key in history.starts.keys() - found.keys()]
-    positions = {
-        str(run): int(str(position)) for run, position in await record.rows("SELECT run_id::text, position FROM run")
-    }
-    entries: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
-    for run, index, leg, claimant in await record.rows(
-        "SELECT run_id::text, index, leg, claimant FROM run_entry ORDER BY run_id, index"
-    ):
-        entries[str(run)].append((int(str(index)), int(str(leg)), str(claimant)))
-    for run, listed in entries.items():
-        if [index for index, _, _ in listed] != list(range(1, positions[run] + 1)):
-            wrong.append(f"promise 4: entries of {run} are {[i for i, _, _ in listed]} at position {positions[run]}")
-        legs = [leg for _, leg, _ in listed]
+def ended_runs_stay(evidence: Evidence) -> Iterator[str]:
+    """Nobody sees a run go back, or change after its end; one that a client reset may begin again."""
+    runs = evidence.history.by_run()
+    told = [("a reader", run, seen) for run, seen in evidence.history.reads.items()]
+    told += [("a watch", run, seen) for run, seen in evidence.history.watches]
+    told += [("a wait", run, [seen]) for run, seen in evidence.ends.items()]
+    for who, run, seen in told:
+        last = evidence.read.get(run)
+        for before, after in pairwise([*seen, *([] if last is None else [last])]):
+            if after.change < before.change:
+                yield f"{who} saw change {before.change} of {run} and then {after.change}"
+            elif after.change == before.change and after.state != before.state:
+                yield f"{who} saw {before.state} and then {after.state} at change {after.change} of {run}"
+            elif before.state in ENDED.values() and not runs[run].reset and _end(before) != _end(after):
+                yield f"{who} saw {run} end as {_end(before)} and then {_end(after)}"
+        if who == "a wait" and last is not None and seen[0].change < last.change:
+            yield f"a wait for {run} was answered with its earlier end, change {seen[0].change} of {last.change}"
+
+
+def record_is_in_order(evidence: Evidence) -> Iterator[str]:
+    """Entries are dense, legs in order, each leg by one claimant."""
+    for run, entries in evidence.entries.items():
+        position = evidence.rows[run].position
+        if [entry.index for entry in entries] != list(range(1, position + 1)):
+            yield f"entries of {run} are {[entry.index for entry in entries]} at position {position}"
+        legs = [entry.leg for entry in entries]
         if legs != sorted(legs):
-            wrong.append(f"promise 4: legs of {run} are recorded in the order {legs}")
-        if len({(leg, claimant) for _, leg, claimant in listed}) != len(set(legs)):
-            wrong.append(f"promise 4: a leg of {run} has two claimants: {listed}")
-    for table, what in (("run_await", "awaits"), ("inbox", "messages")):
-        left = await record.rows(
-            f"SELECT t.run_id::text FROM {table} t JOIN run r USING (run_id) WHERE r.state IN (4, 5, 6) LIMIT 3"
-        )
-        if left:
-            wrong.append(f"{what} of ended runs are left: {left}")
-    open_legs = await record.rows("SELECT run_id::text FROM run WHERE state IN (4, 5, 6) AND leg_nonce IS NOT NULL")
-    if open_legs:
-        wrong.append(f"ended runs with an open leg: {open_legs}")
-    return wrong
+            yield f"legs of {run} are recorded in the order {legs}"
+        if len({(entry.leg, entry.claimant) for entry in entries}) != len(set(legs)):
+            yield f"a leg of {run} has two claimants"
 
 
-async def _executed(history: History, record: Record, world: Outside, ends: dict[str, Run]) -> list[str]:
-    """Promise 3: nothing is executed after its outcome was folded; and what a run that succeeded did is complete."""
-    wrong: list[str] = []
-    last: dict[str, float] = {}
-    for run, steps, at in await record.rows(
-        "SELECT run_id::text, steps, extract(epoch FROM recorded_at)::float8 FROM run_entry"
-    ):
-        for step in journal_pb2.JournalEntry.FromString(bytes(steps)).steps:  # type: ignore[arg-type]
-            if step.kind == "call":
-                key = f"{run}/0{step.step}/{step.iteration}"
-                last[key] = max(last.get(key, 0.0), float(str(at)))
-    by_run: dict[str, set[str]] = defaultdict(set)
-    for key, executions in world.by_key().items():
+def nothing_is_left(evidence: Evidence) -> Iterator[str]:
+    """A run that has ended waits for nothing, is asked nothing, holds no permit and has no open leg."""
+    for table, count in evidence.left_over.items():
+        if count:
+            yield f"{count} rows of {table} belong to runs that have ended"
+    for row in evidence.rows.values():
+        if row.state in ENDED and row.leg_open:
+            yield f"{row.run} has ended and its leg is open"
+
+
+def nothing_recorded_is_executed_again(evidence: Evidence) -> Iterator[str]:
+    """No call comes for a step after that call's success was recorded.
+
+    But for a worker that was held in the moment between looking at its lease and sending: when it goes on, that call
+    leaves it, once. The outside can tell by the key.
+    """
+    recorded: dict[str, list[float]] = defaultdict(list)
+    for run, entries in evidence.entries.items():
+        for entry in entries:
+            for step, iteration in entry.succeeded:
+                recorded[f"{evidence.rows[run].belongs_to}{step}/{iteration}"].append(entry.recorded_at)
+    excused: Counter[tuple[Stall, str]] = Counter()
+    for key, arrivals in evidence.world.by_key().items():
         run, _, rest = key.partition("/")
-        by_run[run].add(rest)
-        if "/undo" in key or "compensate" in key:
-            continue  # has a key of its own kind; counted below
-        if key not in last:
-            continue  # of a run that was cancelled or failed meanwhile; those that succeeded are counted below
-        late = [e for e in executions if e.came_at > last[key]]
-        if late:
-            wrong.append(f"promise 3: {key} was executed again {late[0].came_at - last[key]:.3f} s after its fold")
-    for request_id, ended in ends.items():
-        kind = history.starts[request_id].kind
-        made = len(by_run[ended.id])
-        complete = ended.state.value == kind.state and not history.starts[request_id].cancel_asked
-        if complete and made != kind.calls:
-            wrong.append(f"{kind.name} {ended.id} made {made} calls of {kind.calls}: {by_run[ended.id]}")
-    return wrong
+        moments = recorded[f"{run}/{rest.partition('/')[2]}"]
+        for arrival in arrivals[1:]:
+            if not any(arrivals[0].came_at < moment < arrival.came_at for moment in moments):
+                continue
+            stall = _stalled(evidence, arrival)
+            if stall is None:
+                yield f"{key} was executed again after it had been recorded"
+                continue
+            excused[stall, run] += 1
+    for (stall, run), count in excused.items():
+        started = evidence.history.by_run().get(run)
+        if count > (1 if started is None else started.kind.breadth):
+            yield f"{stall.worker} went on with {count} calls of {run} after it had been held"
+
+
+def everything_is_executed(evidence: Evidence) -> Iterator[str]:
+    """A run makes the calls that the model makes, all of them if it came to the model's end, and no others."""
+    made: dict[str, set[str]] = defaultdict(set)
+    for key in evidence.world.by_key():
+        run, _, rest = key.partition("/")
+        made[run].add(rest)
+    for run, started in evidence.history.by_run().items():
+        expected, calls = _expected(started).calls, made[run]
+        if started.reset:  # each generation has keys of its own
+            expected, calls = _steps(expected), _steps(calls)
+        if more := calls - expected:
+            yield f"{started.kind.name} {run} made calls that are not its own: {sorted(more)}"
+        end = evidence.read.get(run)
+        if end is not None and end.state == _expected(started).state and (fewer := expected - calls):
+            yield f"{started.kind.name} {run} is {end.state} without {sorted(fewer)}"
+
+
+def permits_are_exact(evidence: Evidence) -> Iterator[str]:
+    """Never more than LIMIT runs of one key: by the record's own times, and as the outside saw them at work."""
+    shops: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for run, started in evidence.history.by_run().items():
+        row = evidence.rows.get(run)
+        if started.kind is BY_NAME["limited"] and row is not None and row.began_at:
+            shops[str(started.given["shop"])].append((row.began_at, row.ended_at or float("inf")))
+    for shop, spans in shops.items():
+        if (most := _most_at_once(spans)) > LIMIT:
+            yield f"{most} runs held {shop} at once in the record"
+    seen: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
+    for arrival in evidence.world.arrivals:
+        if arrival.group and _stalled(evidence, arrival) is None:
+            seen[arrival.group].append((arrival.came_at, arrival.left_at, arrival.run))
+    for shop, calls in seen.items():
+        for came_at, _, _ in calls:
+            runs = {run for begun, ended, run in calls if begun <= came_at < ended}
+            if len(runs) > LIMIT:
+                yield f"{sorted(runs)} were at work for {shop} at once"
+
+
+def rates_are_exact(evidence: Evidence) -> Iterator[str]:
+    """Never more than RATE runs of the paced workflow begin within a second."""
+    began = sorted(
+        evidence.rows[run].began_at
+        for run, started in evidence.history.by_run().items()
+        if started.kind is BY_NAME["paced"] and run in evidence.rows and evidence.rows[run].began_at
+    )
+    for first, last in zip(began, began[RATE:], strict=False):
+        if last - first < 0.999:  # times are kept in microseconds and read as floats
+            yield f"{RATE + 1} paced runs began within {last - first:.3f} s"
+
+
+def schedules_fire_once(evidence: Evidence) -> Iterator[str]:
+    """Each second of the schedule has one run, and none is left out."""
+    for moment, count in Counter(evidence.fired).items():
+        if count > 1:
+            yield f"{count} runs for {moment}"
+    for before, after in pairwise(sorted(set(evidence.fired))):
+        if (after - before).total_seconds() != 1.0:
+            yield f"no run between {before} and {after}"
+    if not evidence.fired:
+        yield "it did not fire"
+
+
+def answers_are_explained(evidence: Evidence) -> Iterator[str]:
+    """A client that asks rightly is answered, or told that something is away; nothing else."""
+    yield from evidence.history.surprises
+
+
+PROMISES: Final[tuple[Callable[[Evidence], Iterable[str]], ...]] = (
+    each_start_is_one_run,
+    every_run_ends,
+    ends_are_the_models,
+    ended_runs_stay,
+    record_is_in_order,
+    nothing_is_left,
+    nothing_recorded_is_executed_again,
+    everything_is_executed,
+    permits_are_exact,
+    rates_are_exact,
+    schedules_fire_once,
+    answers_are_explained,
+)
+
+
+def _expected(started: Started) -> Expected:
+    return expect(started.kind, started.given)
+
+
+def _end(seen: Seen) -> tuple[str, str]:
+    return seen.state, seen.error
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 200 else f"{text[:200]}…"
+
+
+def _steps(calls: Iterable[str]) -> frozenset[str]:
+    return frozenset(call.partition("/")[2] for call in calls)
+
+
+def _stalled(evidence: Evidence, arrival: Arrival) -> Stall | None:
+    """The worker's being held that may have delayed this call beyond its lease."""
+    for stall in evidence.stalls:
+        long = stall.ended_at - stall.began_at >= _LEASE_S
+        if long and stall.ended_at - 0.1 <= arrival.came_at <= stall.ended_at + _WAKING_S:
+            return stall
+    return None
+
+
+def _most_at_once(spans: Iterable[tuple[float, float]]) -> int:
+    """How many overlap at most; one that begins when another ends does not overlap it."""
+    moments = sorted(itertools.chain.from_iterable(((begun, 1), (ended, -1)) for begun, ended in spans))
+    return max(itertools.accumulate(change for _, change in moments), default=0)

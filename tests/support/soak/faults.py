@@ -10,11 +10,13 @@ import asyncio
 import os
 import random
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from flint_stack.errors import StackError
+from support.soak.evidence import Stall
 from support.soak.links import Links
 from support.stack import RunningStack
 
@@ -81,7 +83,7 @@ def draw_plan(seed: int, length_s: float, count: int) -> list[Fault]:
 
 
 class Saboteur:
-    """Does a plan's faults. `heal` takes everything back that still holds."""
+    """Does a plan's faults. `heal` takes everything back that still holds. `stalls`: for how long workers were held."""
 
     def __init__(self, stack: RunningStack, links: Links, points: Path, tell: Callable[[str], None]) -> None:
         self._stack = stack
@@ -89,6 +91,8 @@ class Saboteur:
         self._points = points
         self._tell = tell
         self._held: dict[int, float] = {}  # process → loop time at which it goes on
+        self._since: dict[int, tuple[str, float]] = {}  # process → name, and Unix epoch at which it was held
+        self.stalls: list[Stall] = []
         self._stop_for: dict[str, float] = {}
         self._own: list[asyncio.Task[None]] = []
         self._turns: dict[str, asyncio.Lock] = {}
@@ -128,7 +132,7 @@ class Saboteur:
             case "pause":
                 pid = stack.pids.get(fault.target)
                 if pid is not None:
-                    self._hold(pid, fault.for_s)
+                    self._hold(fault.target, pid, fault.for_s)
             case "hold" | "cut":
                 who, whom = fault.target.split()
                 (self._links.hold if fault.kind == "hold" else self._links.cut)(who, whom)
@@ -141,32 +145,42 @@ class Saboteur:
                 draft.write_text(f"{action} {fault.passes}")
                 draft.rename(self._points / fault.target)
 
-    def _hold(self, pid: int, for_s: float) -> None:
+    def _hold(self, name: str, pid: int, for_s: float) -> None:
         try:
             os.kill(pid, signal.SIGSTOP)
         except ProcessLookupError:
             return
-        self._held[pid] = asyncio.get_running_loop().time() + for_s
+        self._is_held(name, pid, for_s)
+
+    def _is_held(self, name: str, pid: int, for_s: float) -> None:
+        until = asyncio.get_running_loop().time() + for_s
+        self._held[pid] = max(until, self._held.get(pid, 0.0))
+        self._since.setdefault(pid, (name, time.time()))
 
     async def _watch_points(self) -> None:
         """Processes that held themselves at a point go on after a while."""
         loop = asyncio.get_running_loop()
         seen: set[str] = set()
         while True:
+            names = {pid: name for name, pid in self._stack.pids.items()}
             for taken in self._points.iterdir():
                 name, _, pid = taken.name.rpartition(".")
                 if taken.name in seen or not pid.isdigit():
                     continue
                 seen.add(taken.name)
-                self._tell(f"         process {pid} was at {name}")
+                who = names.get(int(pid), f"process {pid}")
+                self._tell(f"         {who} was at {name}")
                 if self._stop_for.get(name):
-                    self._held[int(pid)] = loop.time() + self._stop_for[name]
+                    self._is_held(who, int(pid), self._stop_for[name])
             for pid in [p for p, until in self._held.items() if loop.time() >= until]:
                 self._continue(pid)
             await asyncio.sleep(0.05)
 
     def _continue(self, pid: int) -> None:
         del self._held[pid]
+        name, since = self._since.pop(pid)
+        if name.startswith("worker"):
+            self.stalls.append(Stall(name, since, time.time()))
         try:
             os.kill(pid, signal.SIGCONT)
         except ProcessLookupError:
@@ -184,12 +198,12 @@ class Saboteur:
         while loop.time() < until or self._held:
             for pid in list(self._held):
                 self._continue(pid)
-            for pid in self._stack.pids.values():
-                if _stopped(pid):
-                    os.kill(pid, signal.SIGCONT)
+            for name, pid in self._stack.pids.items():
+                if _stopped(pid) and pid not in self._held:
+                    self._is_held(name, pid, 0.0)
             await asyncio.sleep(0.05)
         for name in (*SERVERS, *SERVICES):
-            await self._stack.ready(name, 60.0)
+            await self._stack.ready(name, 120.0)
 
 
 def _stopped(pid: int) -> bool:

@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
+from asyncio import TaskGroup
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from flint_ops.failpoints import VARIABLE
 from flint_sdk import AsyncFlint
 from flint_stack.layout import Layout
 from flint_stack.ports import Ports
-from support.outside import outside_world
 from support.record_reader import Record
 from support.soak.checker import judge
+from support.soak.evidence import Evidence, gather
 from support.soak.faults import Saboteur, draw_plan
 from support.soak.links import Links
 from support.soak.traffic import Traffic
+from support.soak.world import soak_world
 from support.stack import running_stack
 
-__all__ = ["trial"]
+__all__ = ["Verdict", "trial"]
 
 _SETTINGS = {
     "registry": {"lease_ttl_s": 2, "heartbeat_interval_s": 0.5},
     "etcd": {"lease_ttl_s": 2},
     "limits": {"leg_losses": 1_000},
 }
+_END_WITHIN_S = 120.0
+
+
+@dataclass
+class Verdict:
+    """What came of a trial. `wrong`: in words; empty when every promise held."""
+
+    wrong: list[str] = field(default_factory=list)
+    told: str = ""
 
 
 async def trial(
     seed: int, folder: Path, tell: Callable[[str], None], *, length_s: float = 20.0, faults: int = 10
-) -> list[str]:
-    """What the seed's faults broke, in words; empty when every promise held.
+) -> Verdict:
+    """What the seed's faults broke.
 
     `folder`: empty; the stack's data and logs stay there. `length_s`: how long faults begin. What the plan meets
     depends on the machine too, so that a seed which failed once may have to be tried again.
@@ -53,24 +64,26 @@ async def trial(
         tell(f"seed {seed} {time.monotonic() - began:6.1f} s  {what}")
 
     async with (
-        outside_world(delay_s=0.02) as world,
+        soak_world() as world,
         running_stack(folder, workers=3, overrides=_SETTINGS, process_settings=own, environ=environ) as stack,
     ):
-        world.failures = {"flaky": 2}
         record = Record(stack.settings.postgres)
         flint = AsyncFlint(address=stack.gateway, key=stack.admin_key)
         try:
             traffic = Traffic(flint, world.url, seed)
-            await traffic.apply()
+            await traffic.prepare()
             saboteur = Saboteur(stack, links, points, say)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(traffic.run(length_s + 3.0))
+            async with TaskGroup() as group:
+                group.create_task(traffic.run(length_s + 2.0))
                 group.create_task(saboteur.run(draw_plan(seed, length_s, faults)))
-            say(f"{len(traffic.history.starts)} starts, {traffic.history.unanswered} calls without an answer")
-            await traffic.settle()
-            wrong = await judge(traffic.history, flint, record, world)
-            say(f"judged: {len(wrong)} wrong")
-            return wrong
+            say(traffic.history.told())
+            await traffic.settle(record, _END_WITHIN_S)
+            evidence = Evidence(traffic.history, world, saboteur.stalls)
+            await gather(evidence, flint, record)
+            wrong = judge(evidence)
+            told = f"{len(evidence.rows)} runs, {len(world.arrivals)} calls outside, {len(evidence.fired)} fires"
+            say(f"{told}: {len(wrong)} wrong")
+            return Verdict(wrong, told)
         finally:
             await flint.close()
             await record.close()
