@@ -24,6 +24,8 @@ _LEASE_S: Final = 1.0
 """A worker that was held for less than this still has its lease: heartbeats are every 0.5 s, leases last 2 s."""
 _WAKING_S: Final = 5.0
 """Within this time of going on, a worker sends the calls that it was about to send when it was held."""
+_SLACK_S: Final = 0.02
+"""What a call may seem to end too late by: that its caller has gone is seen when this process comes to look."""
 
 
 def judge(evidence: Evidence) -> list[str]:
@@ -57,8 +59,9 @@ def every_run_ends(evidence: Evidence) -> Iterator[str]:
 
 def ends_are_the_models(evidence: Evidence) -> Iterator[str]:
     """A run ends as the core itself makes it end, with the same output, unless somebody ended it."""
+    runs = evidence.history.by_run()
     for run, seen in evidence.read.items():
-        started = evidence.history.by_run()[run]
+        started = runs[run]
         expected = _expected(started)
         who = f"{started.kind.name} {run}"
         if seen.state == "CANCELLED":
@@ -126,6 +129,7 @@ def nothing_recorded_is_executed_again(evidence: Evidence) -> Iterator[str]:
             for step, iteration in entry.succeeded:
                 recorded[f"{evidence.rows[run].belongs_to}{step}/{iteration}"].append(entry.recorded_at)
     excused: Counter[tuple[Stall, str]] = Counter()
+    runs = evidence.history.by_run()
     for key, arrivals in evidence.world.by_key().items():
         run, _, rest = key.partition("/")
         moments = recorded[f"{run}/{rest.partition('/')[2]}"]
@@ -138,7 +142,7 @@ def nothing_recorded_is_executed_again(evidence: Evidence) -> Iterator[str]:
                 continue
             excused[stall, run] += 1
     for (stall, run), count in excused.items():
-        started = evidence.history.by_run().get(run)
+        started = runs.get(run)
         if count > (1 if started is None else started.kind.breadth):
             yield f"{stall.worker} went on with {count} calls of {run} after it had been held"
 
@@ -176,7 +180,7 @@ def permits_are_exact(evidence: Evidence) -> Iterator[str]:
             seen[arrival.group].append((arrival.came_at, arrival.left_at, arrival.run))
     for shop, calls in seen.items():
         for came_at, _, _ in calls:
-            runs = {run for begun, ended, run in calls if begun <= came_at < ended}
+            runs = {run for begun, ended, run in calls if begun <= came_at < ended - _SLACK_S}
             if len(runs) > LIMIT:
                 yield f"{sorted(runs)} were at work for {shop} at once"
 

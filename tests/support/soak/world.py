@@ -2,7 +2,7 @@
 
 A step `POST`s `{"n": …}` to `/steps/<name>`; `answer` says what comes back, here and in the model. Steps of `FLAKY` are
 answered 503 the first times that a key comes. The log holds every call's idempotency key and the span in which it was
-under way, as the outside saw it: a call whose worker was killed goes on until it is answered.
+under way, as the outside saw it: a call ends when it is answered, or its caller has gone.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ LARGE_BYTES: Final = 300_000
 """Of what the step `big` gives: more than a run carries with it."""
 
 _DELAY_S: Final = 0.02
+_HOLD_S: Final = 0.06
+"""How long calls with a group take: those of runs that share a concurrency key."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,22 @@ class World:
             self._refused[key] += 1
             status, content = 503, {"problem": "not yet"}
         else:
-            await asyncio.sleep(_DELAY_S)
+            await _work(_HOLD_S if "group" in body else _DELAY_S, receive)
         self.arrivals.append(Arrival(key, step, str(body.get("group", "")), came_at, time.time()))
         await Response(orjson.dumps(content), status, media_type="application/json")(scope, receive, send)
+
+
+async def _work(for_s: float, receive: Receive) -> None:
+    """Takes its time, unless the caller goes."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    leaving = asyncio.create_task(gone())
+    await asyncio.wait({leaving}, timeout=for_s)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
 
 
 def answer(step: str, body: Any) -> dict[str, Any]:
