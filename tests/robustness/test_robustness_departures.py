@@ -93,18 +93,26 @@ async def owned_by(traffic: Traffic, scheduler: str, groups: set[int]) -> bool:
 
 
 async def test_a_run_that_kills_its_worker_is_poison(tmp_path: Path) -> None:
-    """Each time its step has begun the worker dies; after three losses the run fails, and its slot serves others."""
+    """Each time its step has begun the worker dies; after three losses the run fails, and its slot serves others.
+
+    Its workflow says that one failure is too many: that is told, and no run of it begins until somebody lets it, which
+    holds when every scheduler was killed, too.
+    """
     call = "do: [{deadly: {call: http, with: {method: post, endpoint: '${ .url + \"/steps/deadly\" }'}}}]"
     short = {"lease_ttl_s": 2, "heartbeat_interval_s": 0.5}
     limits = {"leg_losses": 3}
+    policy = "metadata: {flint: {escalation: {failures: 1, within: {hours: 1}, pause: true}}}"
+    head = f"document: {{dsl: 1.0.3, namespace: default, name: deadly, version: 1.0.0, {policy}}}"
     async with (
         outside_world(delay_s=0) as world,
-        open_house(tmp_path, worker={"slots": 1}, registry=short, limits=limits) as house,
+        open_house(
+            tmp_path, worker={"slots": 1}, registry=short, limits=limits, events={"lifecycle_to_listen": True}
+        ) as house,
     ):
         await house.stack.stop("worker-2")
         world.gate.clear()
         flint: AsyncFlint = house.flint
-        await flint.apply(definition(call, "deadly"))
+        await flint.apply(f"{head}\n{call}")
         await flint.apply(definition("do: [{ok: {call: noop, with: {output: 1}}}]", "harmless"))
         deadly = await flint.start("deadly", {"url": world.url})
         for losses in (1, 2, 3):
@@ -119,3 +127,26 @@ async def test_a_run_that_kills_its_worker_is_poison(tmp_path: Path) -> None:
         assert (ended.error.type, ended.error.status) == (ProblemType.POISON, 500)
         assert len(world.executions) == 3, "it was tried again after it was found to be poison"
         assert await harmless.result(60) == 1
+
+        async def told() -> bool:
+            kinds = await house.record.rows(
+                "SELECT DISTINCT type FROM event WHERE convert_from(content, 'UTF8') LIKE '%' || :run || '%'"
+                " OR (type = 'dev.flint.workflow.escalated' AND convert_from(content, 'UTF8') LIKE '%deadly%')",
+                run=deadly.id,
+            )
+            wanted = {"io.serverlessworkflow.workflow.faulted.v1", "dev.flint.workflow.escalated"}
+            return wanted <= {str(kind) for (kind,) in kinds}
+
+        await eventually(told, 60)
+        held = [hold.workflow_id for hold in await flint.list_holds()]
+        assert held == ["deadly"]
+        for scheduler in ("scheduler-1", "scheduler-2"):
+            await house.stack.kill(scheduler)
+            await house.stack.ready(scheduler, 60)
+        again = await flint.start("deadly", {"url": world.url})
+        assert await (await flint.start("harmless")).result(60) == 1
+        assert (await again.get()).state is RunState.QUEUED
+        assert len(world.executions) == 3, "a held workflow's run began"
+        world.gate.set()
+        assert await flint.release_workflow("deadly")
+        assert (await flint.wait(again.id, 60)).state is RunState.SUCCEEDED

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+from collections import Counter
+from dataclasses import dataclass, field
 
+import psutil
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
-from flint_sdk import RunState, Worker
+from flint_sdk import RunState, StartRequest, Worker
 from support.house import House
 from support.stack import eventually
+from support.web import web_server
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -102,6 +111,101 @@ async def test_pools_are_steered_and_watched_only_where_told_so(house: House) ->
     (decision, *_) = [d async for d in house.flint.list_scaling_decisions(pool="watched", changes_only=True)]
     assert decision.shadow and decision.wanted_workers == 3
     await house.flint.update_pool("watched", mode="fixed", minimum_workers=None)
+
+
+@dataclass
+class Ward:
+    """An outside service that refuses every call of one process: a worker whose network or credentials are ill."""
+
+    ill: int = 0
+    calls: Counter[int] = field(default_factory=Counter)
+    callers: dict[int, int] = field(default_factory=dict)
+
+    async def call(self, request: Request) -> JSONResponse:
+        assert request.client is not None
+        pid = self._caller(request.client.port)
+        self.calls[pid] += 1
+        await asyncio.sleep(0.1)
+        return JSONResponse({}, status_code=503 if pid == self.ill else 200)
+
+    def _caller(self, port: int) -> int:
+        """Whose end of the connection the port is."""
+        if port not in self.callers:
+            for pid in self.calls:
+                if psutil.pid_exists(pid) and port in {
+                    c.laddr.port for c in psutil.Process(pid).net_connections("tcp")
+                }:
+                    self.callers[port] = pid
+                    break
+        return self.callers.get(port, 0)
+
+
+WARD = """
+do:
+- rounds:
+    for: {each: n, in: '${ [range(60)] }'}
+    do:
+    - attempt:
+        try: [{call: {call: http, with: {method: get, endpoint: '${ $workflow.input.url }'}}}]
+        catch: {errors: {with: {type: https://serverlessworkflow.io/spec/1.0.0/errors/communication}}}
+"""
+
+
+async def test_an_ill_worker_is_put_away_and_its_legs_go_on_elsewhere(house: House) -> None:
+    await house.flint.update_pool("ward", minimum_workers=3, maximum_workers=4, worker_slots=4)
+    name = house.name("ward")
+    hints = "metadata: {flint: {pool: ward}}"
+    head = f"document: {{dsl: 1.0.3, namespace: default, name: {name}, version: 1.0.0, {hints}}}"
+    await house.flint.apply(f"{head}{WARD}")
+
+    async def ward() -> list[Worker]:
+        return [worker for worker in await live(house) if worker.pool == "ward"]
+
+    async def stands() -> list[Worker]:
+        found = await ward()
+        return found if len(found) == 3 else []
+
+    ill, *others = await eventually(stands, WITHIN_S)
+    service = Ward(ill.pid, Counter({worker.pid: 0 for worker in (ill, *others)}))
+    runs: list[str] = []
+    async with web_server(Starlette(routes=[Route("/", service.call)])) as url:
+        reasons: dict[str, str] = {}
+
+        async def quarantined() -> bool:
+            """Meanwhile there is always work for every slot."""
+            open_ = await house.record.number("SELECT count(*) FROM run WHERE state NOT IN (4, 5, 6)")
+            if open_ < 20:
+                starts = [StartRequest(name, {"url": f"{url}/"}) for _ in range(12)]
+                answers = await house.flint.start_many(starts, timeout_s=60)
+                runs.extend(answer.id for answer in answers if not isinstance(answer, Exception))
+            reasons.update({w.incarnation: w.quarantine_reason for w in await ward() if w.quarantine_reason})
+            return bool(reasons)
+
+        await eventually(quarantined, WITHIN_S)
+        assert set(reasons) == {ill.incarnation}
+        assert "calls of http failed" in reasons[ill.incarnation]
+
+        async def replaced() -> list[Worker]:
+            found = [worker for worker in await stands() if worker.incarnation != ill.incarnation]
+            return [worker for worker in found if worker.pid not in {other.pid for other in others}]
+
+        (successor,) = await eventually(replaced, WITHIN_S)
+        service.calls[successor.pid] = 0
+        more = await house.flint.start_many([StartRequest(name, {"url": f"{url}/"}) for _ in range(12)], timeout_s=60)
+        runs.extend(answer.id for answer in more if not isinstance(answer, Exception))
+        for run in runs:
+            assert (await house.flint.wait(run, WITHIN_S)).state is RunState.SUCCEEDED
+    ended = {worker.incarnation: worker.state.value async for worker in house.flint.list_workers(show_ended=True)}
+    assert ended[ill.incarnation] == "ENDED", "it left in order"
+    moved = await house.record.number(
+        "SELECT count(DISTINCT a.run_id) FROM run_entry a JOIN run_entry b ON a.run_id = b.run_id"
+        " WHERE a.claimant = :ill AND b.claimant <> :ill AND b.leg > a.leg",
+        ill=ill.incarnation,
+    )
+    assert moved, "what it gave back went on at others"
+    assert service.calls[successor.pid], "who came in its place has work"
+    await house.flint.update_pool("ward", minimum_workers=None)
+    await eventually(lambda: nobody(house), WITHIN_S)
 
 
 async def _leader(house: House) -> str:
