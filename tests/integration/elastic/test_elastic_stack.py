@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections import Counter
@@ -132,18 +133,16 @@ class Ward:
         """Whose end of the connection the port is."""
         if port not in self.callers:
             for pid in self.calls:
-                if psutil.pid_exists(pid) and port in {
-                    c.laddr.port for c in psutil.Process(pid).net_connections("tcp")
-                }:
-                    self.callers[port] = pid
-                    break
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if port in {connection.laddr.port for connection in psutil.Process(pid).net_connections("tcp")}:
+                        self.callers[port] = pid
         return self.callers.get(port, 0)
 
 
 WARD = """
 do:
 - rounds:
-    for: {each: n, in: '${ [range(60)] }'}
+    for: {each: n, in: '${ [range(30)] }'}
     do:
     - attempt:
         try: [{call: {call: http, with: {method: get, endpoint: '${ $workflow.input.url }'}}}]
