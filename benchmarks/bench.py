@@ -1,18 +1,22 @@
-"""`make bench`: Flint's first workloads and the raw limits of the servers underneath, in one run on one machine.
+"""`make bench`: Flint, the raw limits of the servers underneath, and other engines, in one run on one machine.
+
+    python benchmarks/bench.py [--quick] [--rounds N] [--rivals NAME,… | --rivals none]
 
 Everything is real and on this machine: all services, servers and the client. PostgreSQL with fsync, JetStream with
-its default sync. Each figure is the median of three rounds, interleaved with the raw limits; ratios are against those
-of the same run.
+its default sync. Each figure is the median of the rounds; in each round everything has its turn, so that what else the
+machine does falls on all of them. Ratios are against those of the same run. A rival is installed when it is first
+measured, started anew in each round, and left out with the reason when it cannot be.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import platform
-import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -20,102 +24,115 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import uvloop
 from rich.console import Console
-from rich.table import Table
 
+import contest
 import limits
+import report
 import workloads
+from budget import Budget, Meter
 from flint_sdk import AsyncFlint
-from support.stack import running_stack
+from support.stack import RunningStack, running_stack
 
 ROUNDS = 3
 
 
-async def main() -> None:
-    """Measure and print."""
-    quick = "--quick" in sys.argv
-    rounds = 1 if quick else ROUNDS
-    scale = 0.3 if quick else 1.0
-    figures: dict[str, list[float]] = {}
+def arguments() -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description="Measures Flint beside raw limits and other engines.")
+    parser.add_argument("--quick", action="store_true", help="one short round of Flint alone, with the budget of a run")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rivals", default="all", help=f"none, all or some of: {', '.join(contest.RIVALS)}")
+    return parser.parse_args()
+
+
+async def flint_round(
+    stack: RunningStack,
+    flint: AsyncFlint,
+    meter: Meter,
+    figures: report.Figures,
+    budgets: dict[str, Budget],
+    size: float,
+) -> None:
+    """One round of Flint and of what is underneath it."""
 
     def note(name: str, value: float) -> None:
-        figures.setdefault(name, []).append(value)
+        figures.add("Flint", name, value)
 
+    note("commits", await limits.commits(stack.settings))
+    note("publish", await limits.publish_pipelined(stack.settings))
+    note("publish_ms", await limits.publish_alone(stack.settings))
+    note("unary", await limits.unary_calls())
+    one = await workloads.alone(flint, "bench-one", int(200 * size))
+    note("one_ms", one.median)
+    note("one_p99", one.p99)
+    ten = await workloads.alone(flint, "bench-ten", int(200 * size))
+    note("ten_ms", ten.median)
+    note("ten_p99", ten.p99)
+
+    async def metered(name: str, title: str, runs: int, steps: int, workflow: str, batches: bool) -> None:
+        async def work() -> float:
+            if batches:
+                return await workloads.in_batches(flint, workflow, runs)
+            return await workloads.singly(flint, workflow, runs, 128)
+
+        rate, budgets[title] = await meter.measure(runs, work)
+        note(name, steps * rate)
+
+    await metered("w1", "1 step, singly", int(8000 * size), 1, "bench-one", False)
+    await metered("w1_batch", "1 step, in hundreds", int(20000 * size), 1, "bench-one", True)
+    await metered("w2", "10 steps, singly", int(2000 * size), 10, "bench-ten", False)
+    await metered("w2_batch", "10 steps, in hundreds", int(4000 * size), 10, "bench-ten", True)
+    for callers in (50, 500):
+        note(f"w2_{callers}", 10 * await workloads.singly(flint, "bench-ten", int(2000 * size), callers))
+    note("fan_s", await workloads.fan_out(flint, 1000))
+    begin = await workloads.begins(flint, int(100 * size))
+    note("begin_ms", begin.median)
+    note("begin_p99", begin.p99)
+    half = await workloads.begins(flint, int(100 * size), figures.median("Flint", "w1") / 2)
+    note("begin_half_ms", half.median)
+    note("begin_half_p99", half.p99)
+    queued = 10_000 if size >= 1 else 2_000
+    pressing = await workloads.urgent(flint, queued)
+    note("urgent_ms", pressing.median)
+    note("urgent_p99", pressing.p99)
+
+
+async def main() -> None:
+    """Measure and print."""
+    asked = arguments()
+    rounds = 1 if asked.quick else asked.rounds
+    size = 0.2 if asked.quick else 1.0
+    console = Console(width=150)
+    figures = report.Figures()
+    budgets: dict[str, Budget] = {}
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         async with running_stack(Path(folder)) as stack:
             await asyncio.sleep(5)
-            idle = await workloads.idle(stack.settings, stack.pids)
+            idle = await workloads.idle(stack.settings, stack.pids, 10 if asked.quick else 20)
+            rivals = [] if asked.quick else await contest.installed(asked.rivals, console)
+            meter = await Meter.open(stack)
             flint = AsyncFlint(address=stack.gateway, key=stack.admin_key)
             try:
-                await flint.apply(workloads.ONE)
-                await flint.apply(workloads.TEN)
+                for source in (workloads.ONE, workloads.TEN, workloads.FAN):
+                    await flint.apply(source)
                 await workloads.singly(flint, "bench-one", 1000, 64)  # warm
-                for _ in range(rounds):
-                    note("commits", await limits.commits(stack.settings))
-                    note("publish", await limits.publish_pipelined(stack.settings))
-                    note("publish_ms", await limits.publish_alone(stack.settings))
-                    note("unary", await limits.unary_calls())
-                    one = await workloads.alone(flint, "bench-one")
-                    note("one_ms", one.median)
-                    note("one_p99", one.p99)
-                    ten = await workloads.alone(flint, "bench-ten")
-                    note("ten_ms", ten.median)
-                    note("ten_p99", ten.p99)
-                    note("w1", await workloads.singly(flint, "bench-one", int(8000 * scale), 128))
-                    note("w1_batch", await workloads.in_batches(flint, "bench-one", int(20000 * scale)))
-                    note("w2", 10 * await workloads.singly(flint, "bench-ten", int(2000 * scale), 128))
-                    note("w2_batch", 10 * await workloads.in_batches(flint, "bench-ten", int(4000 * scale)))
+                for number in range(rounds):
+                    await flint_round(stack, flint, meter, figures, budgets, size)
+                    for rival in rivals:
+                        await contest.rival_round(rival, stack, figures, console, number)
             finally:
                 await flint.close()
-    show({name: statistics.median(values) for name, values in figures.items()}, figures, idle)
-
-
-def show(medians: dict[str, float], figures: dict[str, list[float]], idle: workloads.Idle) -> None:
-    """The table."""
-    console = Console(width=130)
-    console.print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    table = Table("workload", "median", "range", "target", "ratio to a raw limit of this run")
-
-    def row(title: str, name: str, unit: str, target: str, ratio: str = "") -> None:
-        values = figures[name]
-        table.add_row(title, f"{medians[name]:,.1f} {unit}", f"{min(values):,.1f} … {max(values):,.1f}", target, ratio)
-
-    row("single-row commits, 10 connections", "commits", "/s", "raw")
-    row("JetStream publish, pipelined", "publish", "/s", "raw")
-    row("JetStream publish, one at a time", "publish_ms", "ms", "raw")
-    row("gRPC unary, 100 callers", "unary", "/s", "raw")
-    m = medians
-    row("W1 1-step runs, singly, 128 callers", "w1", "runs/s", "≥ 1,000", f"{m['w1'] / m['unary']:.2f} of unary calls")
-    row(
-        "W1 1-step runs, StartRuns in hundreds",
-        "w1_batch",
-        "runs/s",
-        "≥ 4,000",
-        f"{m['w1_batch'] / m['commits']:.2f} of single-row commits",
-    )
-    row("1-step run alone, start to result", "one_ms", "ms", "", f"{m['one_ms'] / m['publish_ms']:.1f} publishes")
-    row("1-step run alone, p99", "one_p99", "ms", "")
-    row("W2 10-step run alone", "ten_ms", "ms", "≤ 12", f"{m['ten_ms'] / m['publish_ms']:.1f} publishes")
-    row("W2 10-step run alone, p99", "ten_p99", "ms", "")
-    row(
-        "W2 steps, runs started singly",
-        "w2",
-        "steps/s",
-        "≥ 8,000",
-        f"{m['w2'] / m['publish']:.2f} of pipelined publishes",
-    )
-    row(
-        "W2 steps, runs started in hundreds",
-        "w2_batch",
-        "steps/s",
-        "",
-        f"{m['w2_batch'] / m['publish']:.2f} of pipelined publishes",
-    )
-    console.print(table)
+                await meter.close()
     console.print(
-        f"idle: {idle.statements_per_s:.2f} statements/s (target < 5), "
-        f"{100 * idle.cores:.1f} % of one core (target < 5 %): "
-        + ", ".join(f"{n} {100 * c:.2f} %" for n, c in sorted(idle.by_process.items(), key=lambda i: -i[1]))
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {rounds} rounds, "
+        f"{time.monotonic() - began:.0f} s; load of the machine at the end {os.getloadavg()[0]:.1f}"
     )
+    report.show_flint(console, figures)
+    report.show_budgets(console, budgets)
+    report.show_idle(console, idle)
+    if rivals:
+        report.show_contest(console, figures, rivals)
 
 
 if __name__ == "__main__":

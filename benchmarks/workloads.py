@@ -7,14 +7,24 @@ import statistics
 import time
 from dataclasses import dataclass
 
-import psutil
 from sqlalchemy import text
 
+from budget import cpu_seconds
 from flint_ops.config import Settings
 from flint_sdk import AsyncFlint, StartRequest
 from flint_store.engine import create_engine
 
 HEAD = "document: {{dsl: 1.0.3, namespace: default, name: {name}, version: 1.0.0}}\ndo:\n"
+FAN = (
+    HEAD.format(name="bench-fan")
+    + """
+  - all:
+      metadata: {flint: {parallel: 1000}}
+      for: {each: n, in: '${ [range(.count)] }'}
+      do: [{s: {call: noop}}]
+  - size: {set: '${ {size: length} }'}
+"""
+)
 ONE = HEAD.format(name="bench-one") + "  - step0: {call: noop}\n"
 TEN = HEAD.format(name="bench-ten") + "".join(f"  - step{n}: {{call: noop}}\n" for n in range(10))
 
@@ -35,7 +45,13 @@ async def alone(flint: AsyncFlint, workflow: str, runs: int = 200) -> Latency:
         handle = await flint.start(workflow, {})
         await handle.result(timeout_s=60)
         times.append((time.perf_counter() - began) * 1000)
-    return Latency(statistics.median(times), statistics.quantiles(times, n=100)[98])
+    return latency(times)
+
+
+def latency(times: list[float]) -> Latency:
+    """Median and p99 of milliseconds."""
+    ordered = sorted(times)
+    return Latency(statistics.median(ordered), ordered[min(len(ordered) - 1, round(0.99 * len(ordered)))])
 
 
 async def singly(flint: AsyncFlint, workflow: str, runs: int, callers: int) -> float:
@@ -72,6 +88,90 @@ async def in_batches(flint: AsyncFlint, workflow: str, runs: int, batch: int = 1
     return runs / (time.perf_counter() - began)
 
 
+async def fan_out(flint: AsyncFlint, branches: int) -> float:
+    """Seconds of one run with so many parallel iterations of one call, and their join."""
+    began = time.perf_counter()
+    started = await flint.start("bench-fan", {"count": branches})
+    run = await flint.wait(started.id, timeout_s=300)
+    took_s = time.perf_counter() - began
+    assert run.output == {"size": branches}, run
+    return took_s
+
+
+async def begins(flint: AsyncFlint, runs: int, load_per_s: float = 0.0) -> Latency:
+    """From the call of start to the moment when the step began on its worker, as the record has it.
+
+    The record has whole milliseconds: half of one is added. With `load_per_s`, while so many other runs are started a
+    second.
+    """
+    stop = asyncio.Event()
+    loading = asyncio.create_task(_load(flint, load_per_s, stop))
+    started = []
+    try:
+        await asyncio.sleep(0.5 if load_per_s else 0)
+        for _ in range(runs):
+            at_ms = time.time() * 1000
+            handle = await flint.start("bench-one", {})
+            started.append((at_ms, handle))
+            await handle.result(timeout_s=60)
+    finally:
+        stop.set()
+        await loading
+    times = []
+    for at_ms, handle in started:
+        async for entry in flint.history(handle.id):
+            step = next((step for step in entry.steps if step.start_time is not None), None)
+            if step is not None and step.start_time is not None:
+                times.append(step.start_time.timestamp() * 1000 + 0.5 - at_ms)
+                break
+    return latency(times)
+
+
+async def _load(flint: AsyncFlint, per_s: float, stop: asyncio.Event) -> None:
+    """Runs started at a steady rate, whatever becomes of them meanwhile; returns when all have ended."""
+    loop = asyncio.get_running_loop()
+    began, begun = loop.time(), 0
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def one() -> None:
+        await (await flint.start("bench-one", {})).result(timeout_s=120)
+
+    while per_s and not stop.is_set():
+        due = int((loop.time() - began) * per_s)
+        while begun < due:
+            task = asyncio.create_task(one())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            begun += 1
+        await asyncio.sleep(0.01)
+    await asyncio.gather(*tasks)
+
+
+async def urgent(flint: AsyncFlint, queued: int, runs: int = 50) -> Latency:
+    """Start to result of urgent runs, one at a time, while so many normal ones wait or are worked off.
+
+    The crowd is started while its workflow is on hold, so that all of it waits when the first urgent run comes.
+    """
+    await flint.hold_workflow("bench-ten", "the crowd gathers")
+    crowd = []
+    try:
+        for _ in range(queued // 500):
+            crowd += await flint.start_many([StartRequest("bench-ten", {}) for _ in range(500)])
+    finally:
+        await flint.release_workflow("bench-ten")
+    times = []
+    for _ in range(runs):
+        began = time.perf_counter()
+        handle = await flint.start("bench-one", {}, level=0)
+        await handle.result(timeout_s=60)
+        times.append((time.perf_counter() - began) * 1000)
+    handles = [handle for handle in crowd if not isinstance(handle, Exception)]
+    assert len(handles) == queued
+    for at in range(0, queued, 1000):
+        await asyncio.gather(*(handle.result(timeout_s=300) for handle in handles[at : at + 1000]))
+    return latency(times)
+
+
 @dataclass(frozen=True)
 class Idle:
     """What an idle system costs."""
@@ -88,9 +188,9 @@ async def idle(settings: Settings, pids: dict[str, int], seconds: float = 20.0) 
     """
     engine = create_engine(settings.postgres, "reading", pool_size=1)
     try:
-        before, spent = await _transactions(engine), _cpu(pids)
+        before, spent = await _transactions(engine), cpu_seconds(pids)
         await asyncio.sleep(seconds)
-        after, now = await _transactions(engine), _cpu(pids)
+        after, now = await _transactions(engine), cpu_seconds(pids)
     finally:
         await engine.dispose()
     by_process = {name: (now[name] - spent[name]) / seconds for name in now if name in spent}
@@ -104,19 +204,3 @@ async def _transactions(engine: object) -> int:
             text("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()")
         )
         return int(row.scalar_one())
-
-
-def _cpu(pids: dict[str, int]) -> dict[str, float]:
-    found = {}
-    for name, pid in pids.items():
-        process = psutil.Process(pid)
-        family = [process, *process.children(recursive=True)]
-        total = 0.0
-        for member in family:
-            try:
-                times = member.cpu_times()
-            except psutil.NoSuchProcess:
-                continue
-            total += times.user + times.system
-        found[name] = total
-    return found
