@@ -70,20 +70,24 @@ class Traffic:
     async def settle(self, record: Record, within_s: float) -> None:
         """Asks again for every start, and gives runs what they wait for, until all have ended and nothing is asked of
         any, or the time is over."""
-        until = asyncio.get_running_loop().time() + within_s
+        loop = asyncio.get_running_loop()
+        until = loop.time() + within_s
+        while not await self._asked("stop firing", self._flint.schedules.pause(SCHEDULE, "the trial is over")):
+            if loop.time() > until:
+                return
         for started in list(self.history.starts.values()):
             await self._start(started)
-            while not started.runs and asyncio.get_running_loop().time() < until:
+            while not started.runs and loop.time() < until:
                 await self._start(started)
-        await self._asked("pause the schedule", self._flint.schedules.pause(SCHEDULE, "the trial is over"))
-        while asyncio.get_running_loop().time() < until:
+        quiet = 0  # rounds: a fire may have been under way when the schedule was paused
+        while quiet < 2 and loop.time() < until:
             left = [run.id async for run in self._flint.list_runs(states=_UNFINISHED, page_size=500)]
             known = self.history.by_run()
             for run in left:
                 if run in known:
                     await self._wake(known[run])
-            if not left and not await record.number("SELECT count(*) FROM inbox"):
-                return
+            busy = bool(left) or bool(await record.number("SELECT count(*) FROM inbox"))
+            quiet = 0 if busy else quiet + 1
             await asyncio.sleep(0.5)
 
     # -- one client ----------------------------------------------------------------------------------------------------
