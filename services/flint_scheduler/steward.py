@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from flint_bus import Bus, BusError
 from flint_bus.subjects import OWNERS
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
-from flint_coord import ChangeKind, Coord, CoordError, Lease, keys
+from flint_coord import Coord, CoordError, Lease, keys
 from flint_ops.logging import get_logger
 from flint_scheduler.accept import Acceptor
-from flint_scheduler.assignment import assign_groups
 from flint_scheduler.attention import Attention
 from flint_scheduler.cards import Phase, RunBook, RunCard, card_of_row
 from flint_scheduler.dispatch import Dispatcher
@@ -36,9 +35,10 @@ from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.recovery import Recovery
 from flint_scheduler.shares import Shares
+from flint_scheduler.spread import Spread
 from flint_scheduler.timers import Timers
 from flint_store.errors import StoreError
-from flint_store.fence import Fenced
+from flint_store.fence import Fenced, OwnerSession
 from flint_store.legs import RunRow, load_unfinished
 from flint_store.ownership import GroupTerm, begin_session, end_session, give_groups, take_groups
 
@@ -48,6 +48,7 @@ log = get_logger(__name__)
 
 _LOOK_S = 3.0
 _RETRY_S = 0.5
+_TOGETHER_S = 0.002  # what etcd tells on two streams of one change comes within this: it is answered at once
 
 
 class Steward:
@@ -93,9 +94,8 @@ class Steward:
         self._recovery = recovery
         self._readers = readers
         self._shares = shares
-        self._members: dict[str, str] = {}
-        self._permitted: dict[int, str] = {}  # group → scheduler whose key stands in etcd
-        self._changed = asyncio.Event()
+        self._spread = Spread(scheduler_id, holdings.group_count)
+        self._spread.on_members = self._share
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
         self.failed: Callable[[BaseException], None] = lambda error: None
@@ -106,8 +106,8 @@ class Steward:
     async def run(self) -> None:
         """Own groups until `stop`, through any number of sessions."""
         watchers = [
-            asyncio.create_task(self._watch_members(), name="steward-members"),
-            asyncio.create_task(self._watch_groups(), name="steward-groups"),
+            asyncio.create_task(self._spread.watch_members(self._coord), name="steward-members"),
+            asyncio.create_task(self._spread.watch_groups(self._coord), name="steward-groups"),
         ]
         for watcher in watchers:
             watcher.add_done_callback(self._watcher_ended)
@@ -138,10 +138,14 @@ class Steward:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.failed(error)
 
+    def _share(self, members: int) -> None:
+        self._fleet.share_between(members)
+        self._shares.share_between(members)
+
     async def stop(self) -> None:
         """Give everything back and return when others may take it."""
         self._stopping.set()
-        self._changed.set()
+        self._spread.changed.set()
         await self._stopped.wait()
 
     async def _begin(self) -> Lease:
@@ -171,13 +175,15 @@ class Steward:
         fenced = asyncio.create_task(self._holdings.lost.wait())
         try:
             while True:
-                self._changed.clear()
+                if self._spread.changed.is_set():
+                    await asyncio.sleep(_TOGETHER_S)
+                self._spread.changed.clear()
                 if self._holdings.unread:
                     self._holdings.unread_signal.clear()
                     groups, self._holdings.unread = self._holdings.unread, set()
                     await self.reload(groups)
                 await self._balance(lease)
-                changed = asyncio.create_task(self._changed.wait())
+                changed = asyncio.create_task(self._spread.changed.wait())
                 unread = asyncio.create_task(self._holdings.unread_signal.wait())
                 try:
                     await asyncio.wait(
@@ -198,40 +204,13 @@ class Steward:
 
     # -- members -------------------------------------------------------------------------------------------------------
 
-    async def _watch_members(self) -> None:
-        async for change in self._coord.watch(keys.SCHEDULERS):
-            if change.kind is ChangeKind.SNAPSHOT:
-                self._members = {i.key.removeprefix(keys.SCHEDULERS): i.value.decode() for i in change.items}
-            elif change.kind is ChangeKind.PUT:
-                self._members[change.key.removeprefix(keys.SCHEDULERS)] = change.value.decode()
-            else:
-                self._members.pop(change.key.removeprefix(keys.SCHEDULERS), None)
-            self._fleet.share_between(len(self._members))
-            self._shares.share_between(len(self._members))
-            self._changed.set()
-
-    async def _watch_groups(self) -> None:
-        async for change in self._coord.watch(keys.GROUPS):
-            if change.kind is ChangeKind.SNAPSHOT:
-                self._permitted = {int(i.key.removeprefix(keys.GROUPS)): i.value.decode() for i in change.items}
-            elif change.kind is ChangeKind.PUT:
-                self._permitted[int(change.key.removeprefix(keys.GROUPS))] = change.value.decode()
-            else:
-                self._permitted.pop(int(change.key.removeprefix(keys.GROUPS)), None)
-            self._changed.set()
-
     async def _balance(self, lease: Lease) -> None:
-        members = set(self._members) | {self._id}
-        targets = assign_groups(members, self._holdings.group_count)
-        leaving = [g for g in self._holdings.groups if targets[g] != self._id and targets[g] in self._members]
-        if leaving:
-            await self._give(leaving, lease)
-        won: list[int] = []
-        for group, target in targets.items():
-            if target != self._id or group in self._holdings.groups or self._permitted.get(group, self._id) != self._id:
-                continue
-            if await self._coord.create(keys.group(group), self._id, lease.id):
-                won.append(group)
+        give, take = self._spread.moves(self._holdings.groups)
+        if give:
+            await self._give(give, lease)
+        # At once: nobody owns them meanwhile.
+        asked = [self._coord.create(keys.group(group), self._id, lease.id) for group in take]
+        won = [group for group, mine in zip(take, await asyncio.gather(*asked), strict=True) if mine]
         if won:
             await self._take(won)
 
@@ -288,6 +267,7 @@ class Steward:
         for group in groups:
             self._holdings.groups[group].settled = False
             self._readers.stop_soon(group)
+        log.info("groups_released", groups=sorted(groups))
         await self._settle_lanes()
         self._forget(groups)
         watermarks = {g: self._holdings.groups[g].folded for g in groups}
@@ -295,15 +275,14 @@ class Steward:
         await self._record.lane("generation", lambda c: give_groups(c, session, watermarks, generation))
         for group in groups:
             del self._holdings.groups[group]
+        await asyncio.gather(*(self._coord.delete(keys.group(group), only_lease=lease.id) for group in groups))
+        for group in groups:
             await self._attention.unlisten(group)
-            await self._coord.delete(keys.group(group), only_lease=lease.id)
         GROUPS.set(len(self._holdings.groups))
         log.info("groups_given", groups=sorted(groups))
 
     async def _settle_lanes(self) -> None:
-        await self._acceptor.barrier()
-        await self._dispatcher.barrier()
-        await self._folder.barrier()
+        await asyncio.gather(self._acceptor.barrier(), self._dispatcher.barrier(), self._folder.barrier())
 
     def _forget(self, groups: Sequence[int]) -> None:
         for card in self._book.drop_groups(groups):
@@ -326,41 +305,66 @@ class Steward:
         self.owning.clear()
         session = self._holdings.session
         groups = list(self._holdings.groups)
+        leaving = session is not None and reason == "stopping"
+        if leaving and lease is not None:
+            await self._depart(lease)
         for holding in self._holdings.groups.values():
             holding.settled = False
+        if groups:
+            log.info("groups_released", groups=sorted(groups), reason=reason)
         self._readers.stop_all()
-        if session is not None and reason == "stopping":
+        if leaving:
             await self._settle_lanes()
+        watermarks = {g: h.folded for g, h in self._holdings.groups.items()}
+        self._holdings.session = None
+        if session is not None and leaving:
+            # The heirs wait for the key alone: what is left to do here is done while they take over.
+            await self._record_end(session, "giving", watermarks)
+            await asyncio.gather(self._record_end(session, reason), self._revoke(lease))
             await self._dispatcher.drain()
         self._forget(groups)
         self._queue.clear()
         self._timers.clear()
         self._fleet.recount()
         self._shares.clear()
-        watermarks = {g: h.folded for g, h in self._holdings.groups.items()}
         self._holdings.groups.clear()
-        self._holdings.session = None
         with contextlib.suppress(BusError):
             await self._attention.unlisten_all()
         GROUPS.set(0)
         if session is not None:
             STEP_DOWNS.labels(reason).inc()
             log.info("session_ends", reason=reason, groups=len(groups))
-            try:
-                if reason == "stopping" and watermarks:
-                    generation = self._holdings.generation
-                    await self._record.lane("generation", lambda c: give_groups(c, session, watermarks, generation))
-                if reason != "fenced":
-                    await self._record.transaction(lambda engine: end_session(engine, session))
-            except RecordUnavailable as error:
-                log.info("session_not_ended", error=str(error))  # the next owner ends it
-            except Fenced:
-                COMMITS_REFUSED.inc()
-                log.warning("commit_refused", session=str(session.session_id))
-        if lease is not None:
+        if not leaving:
+            if session is not None:
+                await self._record_end(session, reason)
             await self._revoke(lease)
 
-    async def _revoke(self, lease: Lease) -> None:
+    async def _depart(self, lease: Lease) -> None:
+        """Say that I am about to go: the others know what each will take before I let go of it."""
+        try:
+            await self._coord.delete(keys.scheduler(self._id), only_lease=lease.id)
+        except CoordError as error:
+            log.info("departure_not_told", error=str(error))  # the end of the lease tells it
+
+    async def _record_end(
+        self, session: OwnerSession, reason: str, watermarks: Mapping[int, int] | None = None
+    ) -> None:
+        """Give the groups away, if it is told how far they are folded; else end the session."""
+        try:
+            if watermarks:
+                folded, generation = dict(watermarks), self._holdings.generation
+                await self._record.lane("generation", lambda c: give_groups(c, session, folded, generation))
+            elif watermarks is None and reason != "fenced":
+                await self._record.transaction(lambda engine: end_session(engine, session))
+        except RecordUnavailable as error:
+            log.info("session_not_ended", error=str(error))  # the next owner ends it
+        except Fenced:
+            COMMITS_REFUSED.inc()
+            log.warning("commit_refused", session=str(session.session_id))
+
+    async def _revoke(self, lease: Lease | None) -> None:
+        if lease is None:
+            return
         try:
             await lease.revoke()
         except CoordError as error:

@@ -1,0 +1,92 @@
+"""Owners come and go amid starts, reads and watches: no client's call fails, and single duties go on."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from flint_sdk import AsyncFlint
+from support.callers import Callers
+from support.house import definition
+from support.record_reader import Record
+from support.stack import RunningStack, eventually, running_stack
+
+pytestmark = pytest.mark.robustness
+
+CALLERS = 6
+PAUSE_S = 0.05
+WAIT_S = 120
+QUICK = "do: [{a: {set: {n: 1}}}, {b: {wait: {milliseconds: 20}}}, {c: {set: {n: 2}}}]"
+
+
+async def owns_all(record: Record, name: str) -> bool:
+    return await record.groups_of(name) == set(await record.terms())
+
+
+async def share(record: Record, *names: str) -> bool:
+    return all([await record.groups_of(name) for name in names])
+
+
+async def test_no_call_fails_while_owners_come_and_go(tmp_path: Path) -> None:
+    """One is stopped in order and comes back, the other is killed: each time its heir serves all that there is."""
+    async with running_stack(tmp_path, overrides={"retention": {"sweep_s": 0.5}}) as stack:
+        flint = AsyncFlint(address=stack.gateway, key=stack.admin_key)
+        record = Record(stack.settings.postgres)
+        try:
+            await flint.apply(definition(QUICK, "quick"))
+            callers = Callers(flint, "quick", CALLERS, PAUSE_S)
+
+            async def goes_on() -> None:
+                """Whole rounds of every caller that began after this moment."""
+                count = len(callers.seen.runs)
+                await eventually(lambda: callers.seen.failed or len(callers.seen.runs) > count + 3 * CALLERS, WAIT_S)
+
+            await eventually(lambda: share(record, "scheduler-1", "scheduler-2"), WAIT_S)
+            await goes_on()
+            before = await record.terms()
+            groups = await record.groups_of("scheduler-1")
+            await stack.stop("scheduler-1")
+            await eventually(lambda: owns_all(record, "scheduler-2"), WAIT_S)
+            after = await record.terms()
+            assert all(after[group] == before[group] + (group in groups) for group in before), (
+                "more than the leaver's groups moved"
+            )
+            await goes_on()
+            await stack.start("scheduler-1")
+            await eventually(lambda: share(record, "scheduler-1", "scheduler-2"), WAIT_S)
+            await goes_on()
+            await stack.kill("scheduler-2", hold=True)
+            await eventually(lambda: owns_all(record, "scheduler-1"), WAIT_S)
+            await goes_on()
+            seen = await callers.leave()
+            assert seen.failed == []
+            assert len(seen.runs) == len(seen.starts) == len(seen.reads) == len(seen.watches)
+
+            await the_heir_deletes(stack, record, len(seen.runs))
+            await stack.start("scheduler-2")
+        finally:
+            await flint.close()
+            await record.close()
+
+
+async def the_heir_deletes(stack: RunningStack, record: Record, runs: int) -> None:
+    """The duty of the dead: ended runs of its groups are deleted by whoever has the groups now."""
+    ended = "SELECT count(*) FROM run WHERE state = 4"
+    assert await record.number(ended) == runs
+    assert len(await record.rows("SELECT DISTINCT group_id FROM run")) > 1
+    await asyncio.to_thread(keep_briefly, stack)
+    await eventually(lambda: nothing(record, ended), WAIT_S)
+
+
+async def nothing(record: Record, count: str) -> bool:
+    return await record.number(count) == 0
+
+
+def keep_briefly(stack: RunningStack) -> None:
+    """What a definition cannot ask for: its ended runs are kept for a second."""
+    dsn = stack.settings.postgres.dsn.get_secret_value()
+    with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as connection:
+        connection.execute("UPDATE workflow_version SET retention_s = 1")
