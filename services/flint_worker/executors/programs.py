@@ -120,6 +120,9 @@ def _cut_short(call: ResolvedCall, ending: Ending, limits: ProgramLimits, noun: 
                 "they shall be root)"
             )
             return failure(call, ProblemType.CONFIGURATION, 400, f"The {noun} cannot be isolated", detail)
+        case EndedBy.NO_FOLDER:
+            title = f"The {noun} has no work folder on this worker now"
+            return failure(call, ProblemType.RUNTIME, 503, title, ending.detail)
     return failure(call, ProblemType.RUNTIME, 500, f"The {noun} was lost", "nobody knows how it ended")
 
 

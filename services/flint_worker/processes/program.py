@@ -54,6 +54,8 @@ class EndedBy(StrEnum):
     CANCELLED = "cancelled"
     NOT_STARTED = "start"
     NOT_ISOLATED = "isolation"
+    NO_FOLDER = "folder"
+    """It was not started: its work folder could not be made or filled; `detail` says why."""
     LOST = "lost"
 
 

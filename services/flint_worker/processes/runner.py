@@ -91,7 +91,12 @@ class ProcessRunner:
 
     async def _one(self, program: Program, stop: asyncio.Event, *, keep_output: bool) -> Ending:
         owner = self.owner
-        folder = await asyncio.to_thread(make_folder, self._settings.folder, program.files, owner)
+        try:
+            folder = await asyncio.to_thread(make_folder, self._settings.folder, program.files, owner)
+        except OSError as error:  # the disk is full, or not to be written
+            why = error.strerror or type(error).__name__
+            _log.error("no_work_folder", folder=self._settings.folder, error=str(error))
+            return Ending(EndedBy.NO_FOLDER, None, None, b"", b"", why)
         try:
             return await self._launch(program, stop, folder, owner, keep_output)
         finally:

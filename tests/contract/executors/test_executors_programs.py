@@ -465,6 +465,15 @@ async def test_closing_its_output_is_not_its_end(executors: dict[str, Executor])
     assert await shell(executors, "exec >&- 2>&- <&-; sleep 0.3; exit 5", **{"return": "code"}) == 5
 
 
+async def test_without_a_work_folder_a_step_fails_and_says_why(tmp_path: Path) -> None:
+    built = program_executors(settings(tmp_path / "gone"), Web())
+    problem = (await failed(shell(built, "true"))).problem
+    assert (problem.type, problem.status) == (ProblemType.RUNTIME, 503)
+    assert problem.detail == "No such file or directory"
+    for executor in built.values():
+        await executor.close()
+
+
 async def test_endless_output_is_cut_off(executors: dict[str, Executor]) -> None:
     for command in ("yes", "yes >&2", "cat /dev/zero"):
         error = await failed(shell(executors, command))
