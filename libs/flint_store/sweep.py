@@ -57,9 +57,10 @@ UNION ALL (SELECT 5, s.schedule_id, s.next_fire_at FROM fence, schedule s
 UNION ALL (SELECT 5, s.schedule_id, r.ended_at FROM fence, schedule s JOIN run r ON r.run_id = s.last_run_id
            WHERE s.group_id = ANY(CAST(:groups AS int[])) AND s.kind = 'after' AND s.next_fire_at IS NULL
              AND s.paused_at IS NULL AND r.ended_at IS NOT NULL LIMIT :limit)
-UNION ALL (SELECT 5, s.schedule_id, r.ended_at FROM fence, schedule s JOIN run r ON r.run_id = s.last_run_id
+UNION ALL (SELECT 5, s.schedule_id, coalesce(r.ended_at, s.held_at)
+           FROM fence, schedule s LEFT JOIN run r ON r.run_id = s.last_run_id
            WHERE s.group_id = ANY(CAST(:groups AS int[])) AND s.held_at IS NOT NULL AND s.paused_at IS NULL
-             AND r.ended_at IS NOT NULL LIMIT :limit)
+             AND (s.last_run_id IS NULL OR r.ended_at IS NOT NULL) LIMIT :limit)
 UNION ALL (SELECT DISTINCT 7, b.schedule_id, NULL::timestamptz FROM fence, schedule_backfill b
            WHERE b.group_id = ANY(CAST(:groups AS int[])) AND b.ended_at IS NULL LIMIT :limit)
 UNION ALL (SELECT DISTINCT 6, p.run_id, NULL::timestamptz FROM fence, permit p

@@ -68,8 +68,12 @@ def judge(row: ScheduleRow, now_ms: int, catch_up_ms: int, excluded: Callable[[i
     verdict.excluded = len(moments) - len(wanted)
     if not wanted:
         return verdict
-    if not runs or schedule.overlap is None:
+    if schedule.overlap is None:
         verdict.fire = wanted
+    elif not runs:
+        # On record first, and started at the next look: whoever comes after a kill must start this very time, since of
+        # another one it would start a second run beside the first.
+        verdict.held_ms = wanted[-1]
     elif schedule.overlap == "skip":
         verdict.skipped = len(wanted)
     elif schedule.overlap == "buffer":

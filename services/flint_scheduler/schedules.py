@@ -2,7 +2,7 @@
 
     every, cron, after ── next_fire_at comes ──▶ start ──▶ the row advances
     after ── its run ends ──▶ next_fire_at = the end and the duration
-    a time that waits for the run before ── that ends ──▶ start ──▶ the row advances
+    a time that waits for the run before, or to be the next ── no run ──▶ start ──▶ the row advances
     on ── events in its inbox ──▶ (all: claimed) ──▶ start ──▶ the events leave the inbox
 
 The start goes through the accept of every start, under a request id made of the schedule and the moment (or the
@@ -188,7 +188,7 @@ class Schedules:
     async def _advance(self, steps: list[Advance]) -> None:
         moved = await self._record.lane(_LANE, lambda c: store.advance(c, steps))
         for step in steps:
-            if step.was.schedule_id not in moved or (step.held_ms is None and step.was.held_ms is not None):
+            if step.was.schedule_id not in moved or (step.held_ms is None) != (step.was.held_ms is None):
                 self.look_at([step.was.schedule_id])
             else:
                 self._again(step.was, step.next_ms)

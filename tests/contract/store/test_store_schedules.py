@@ -138,6 +138,27 @@ async def test_after_waits_for_the_end_of_its_run(engine: AsyncEngine, session: 
     assert waiting is not None and waiting.next_ms is None and waiting.last_ended_ms == 1_760_000_000_000
 
 
+async def test_a_time_that_waits_is_found_once_nothing_runs(engine: AsyncEngine, session: OwnerSession) -> None:
+    await put(engine, every="PT5S")
+    row = await in_force(engine)
+    assert row is not None and row.next_ms is not None
+    ended_ms = 1_760_000_000_000
+    going, ended = await add_runs(
+        engine,
+        [
+            {"definition_id": row.definition_id, "state": RUNNING},
+            {"definition_id": row.definition_id, "state": SUCCEEDED, "ended_at": moment(ended_ms)},
+        ],
+    )
+    async with engine.connect() as connection:
+        # Claimed by an owner that died before it started it; there is nothing else for which to look at it.
+        assert await advance(connection, [Advance(row, None, held_ms=row.next_ms)]) == {row.schedule_id}
+        assert (await found_by_sweep(engine, session)).schedules == [(row.schedule_id, row.next_ms)]
+        for run, found in ((going, []), (ended, [(row.schedule_id, ended_ms)])):
+            await connection.execute(text("UPDATE schedule SET last_run_id = CAST(:r AS uuid)"), {"r": run.hex()})
+            assert (await found_by_sweep(engine, session)).schedules == found
+
+
 async def test_events_are_claimed_and_consumed_once(engine: AsyncEngine, session: OwnerSession) -> None:
     await put(engine, on={"all": [{"with": {"type": "a"}}, {"with": {"type": "b"}}]})
     row = await in_force(engine)

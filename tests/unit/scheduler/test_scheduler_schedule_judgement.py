@@ -66,6 +66,23 @@ def test_overlaps() -> None:
     assert (verdict.fire, verdict.held_ms, verdict.next_ms) == ([1_000], None, 9_000)
 
 
+def test_a_time_that_may_not_overlap_is_on_record_before_it_starts() -> None:
+    """Else an owner that dies between the start and the note of it leaves a run that its successor does not know."""
+    for overlap in ("skip", "buffer", "cancel", "terminate"):
+        given = row(Schedule(every="PT1S", overlap=overlap), last_run_id=b"r" * 16, last_state=SUCCEEDED)
+        claimed = judged(given, 1_300)
+        assert (claimed.fire, claimed.held_ms, claimed.next_ms, claimed.stop) == ([], 1_000, 2_000, "")
+        # Started; whoever looks before that is noted, however late, starts the same time again and so the same run.
+        noted = replace(given, held_ms=1_000, next_ms=2_000, nominal_ms=2_000)
+        for now_ms in (1_300, 9_900):
+            started = judged(noted, now_ms)
+            assert (started.fire, started.held_ms, started.skipped, started.next_ms) == ([1_000], None, 0, 2_000)
+    last = row(Schedule(every="PT1S", overlap="skip", max_runs=1))
+    claimed = judged(last, 1_000)
+    assert (claimed.fire, claimed.held_ms, claimed.next_ms) == ([], 1_000, None)
+    assert judged(replace(last, held_ms=1_000, next_ms=None, nominal_ms=None), 1_000).fire == [1_000]
+
+
 def test_no_more_runs_than_it_may_start() -> None:
     limited = Schedule(every="PT1S", max_runs=3, catch_up="all")
     verdict = judged(row(limited, started=1), 9_000)
