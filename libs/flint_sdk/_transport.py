@@ -161,6 +161,7 @@ class Transport:
         deadline = loop.time() + (self.timeout_s if timeout_s is None else timeout_s)
         backoff = Backoff()
         untried = len(self.endpoint.addresses)
+        told: FlintError | None = None  # what a gateway said last of why it cannot serve
         while True:
             gateway = self.gateway()
             remaining = max(0.001, deadline - loop.time())
@@ -170,6 +171,8 @@ class Transport:
                 disconnect = is_disconnect(error)
                 silent = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
                 typed = error_from_rpc(error)
+            if not silent:
+                told = typed
             pause = backoff.next_s()
             if disconnect or silent:
                 self.leave(gateway)
@@ -183,7 +186,7 @@ class Transport:
             else:
                 raise typed
             if loop.time() + pause >= deadline or not idempotent:
-                raise self._given_up(typed, silent, timeout_s) from None
+                raise self._given_up(told or typed, told is None, timeout_s) from None
             await asyncio.sleep(pause)
 
     def _given_up(self, last: FlintError, silent: bool, timeout_s: float | None) -> FlintError:

@@ -55,6 +55,11 @@ class ServicePlan:
         section = self._settings.gateway
         return self._spec("gateway", "gateway", {}, WAVE_EDGE, section.listen, section.ops_listen, 10.0)
 
+    def gateway_at(self, name: str, port: int, ops_port: int) -> ChildSpec:
+        """One more gateway with a name and ports of the caller's choice."""
+        listen, ops = _local(port), _local(ops_port)
+        return self._spec("gateway", name, {"listen": listen, "ops_listen": ops}, WAVE_EDGE, listen, ops, 10.0)
+
     def scheduler(self, index: int) -> ChildSpec:
         """One scheduler, counted from 0."""
         name = f"scheduler-{index + 1}"

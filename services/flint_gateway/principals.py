@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KeyCache", "Principal"]
 
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 4.0
 _REFUSED_TTL_S = 1.0
 _REFUSED_ENTRIES = 10_000
 _ASKING_LIMIT = 256

@@ -34,7 +34,8 @@ __all__ = ["StartBatcher"]
 BATCH_BYTES = 8 * 2**20
 """One internal message; Flint's own services take more (flint_rpc.server.INTERNAL_MESSAGE_BYTES)."""
 
-_TIMEOUT_S = 20.0
+_TIMEOUT_S = 8.0
+"""Then a start is refused with a hint; below the time after which the client library leaves a silent gateway."""
 _BESIDE_STARTS = 100
 """So many waiting starts go beside a batch under way."""
 _LATE_S = 0.05

@@ -106,6 +106,12 @@ class RunningStack:
         port = Ports.free(Counts(0, 0, 1)).worker_ops[0]
         await self.stack.supervisor.start([self.stack.plan.worker_at(name, port, **settings)])
 
+    async def add_gateway(self, name: str) -> str:
+        """One more gateway: its address."""
+        port, ops_port = Ports.free(Counts(0, 0, 2)).worker_ops
+        await self.stack.supervisor.start([self.stack.plan.gateway_at(name, port, ops_port)])
+        return f"127.0.0.1:{port}"
+
 
 @asynccontextmanager
 async def running_stack(
