@@ -108,7 +108,7 @@ async def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         async with running_stack(Path(folder)) as stack:
-            await asyncio.sleep(5)
+            await asyncio.sleep(10)  # what begins with the services is over
             idle = await workloads.idle(stack.settings, stack.pids, 10 if asked.quick else 20)
             rivals = [] if asked.quick else await contest.installed(asked.rivals, console)
             meter = await Meter.open(stack)

@@ -29,7 +29,10 @@ RIVALS: dict[str, type[Rival]] = {
     "procrastinate": Procrastinate,
     "celery": Celery,
 }
-_ABSENT = {"temporal": "its development server is not among the packages that are installed by name here"}
+_ABSENT = {
+    "Temporal": "its development server is a package of neither PyPI nor npm",
+    "Prefect": "no driver for it yet; 3.9.1 could not be installed by name when this was written",
+}
 
 
 async def installed(asked: str, console: Console) -> list[type[Rival]]:
