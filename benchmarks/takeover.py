@@ -1,9 +1,9 @@
 """Takeover: how long shard groups are without an owner when a scheduler leaves, dies or comes, and what clients notice.
 
-    python benchmarks/takeover.py [--rounds N] [--sleeping N]      3 rounds; 0 sleeping runs unless told
+    python benchmarks/takeover.py [--rounds N] [--callers N] [--sleeping N]      3, 8 and 0 unless told
 
-Everything is real and on this machine, the client too: three schedulers, two workers, one gateway. Meanwhile eight
-callers start runs, read them and watch them to their end through the client library. A group is without an owner from
+Everything is real and on this machine, the client too: three schedulers, two workers, one gateway. Meanwhile callers
+start runs, read them and watch them to their end through the client library. A group is without an owner from
 when its owner stops to serve it (or is killed) until another one serves it, by the logs of the schedulers.
 """
 
@@ -30,7 +30,6 @@ from support.record_reader import Record
 from support.stack import RunningStack, eventually, running_stack
 
 VICTIM = "scheduler-1"
-CALLERS = 8
 PAUSE_S = 0.05
 HEAD = "document: {{dsl: 1.0.3, namespace: default, name: {0}, version: 1.0.0}}\n"
 QUICK = HEAD.format("quick") + "do: [{a: {set: {n: 1}}}, {b: {wait: {milliseconds: 20}}}, {c: {set: {n: 2}}}]\n"
@@ -81,17 +80,18 @@ async def measure(
     act: Callable[[], Awaitable[object]],
     names: set[str],
     *,
+    callers: int,
     killed: bool = False,
 ) -> tuple[dict[int, float], Seen]:
     """One round: traffic, then `act`, until all of `names` own groups and a second longer."""
     mine = await record.groups_of(VICTIM)
-    traffic = Callers(flint, "quick", CALLERS, PAUSE_S)
-    await eventually(lambda: len(traffic.seen.watches) > 10 * CALLERS, timeout_s=60)
+    traffic = Callers(flint, "quick", callers, PAUSE_S)
+    await eventually(lambda: len(traffic.seen.watches) > 10 * callers, timeout_s=60)
     begun = time.time()
     await act()
     await settled(record, names)
     count = len(traffic.seen.watches)
-    await eventually(lambda: len(traffic.seen.watches) > count + 10 * CALLERS, timeout_s=60)
+    await eventually(lambda: len(traffic.seen.watches) > count + 10 * callers, timeout_s=60)
     seen = await traffic.leave()
     return gaps(told(stack, begun), dict.fromkeys(mine, begun) if killed else {}), seen
 
@@ -121,6 +121,7 @@ async def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--callers", type=int, default=8)
     parser.add_argument("--sleeping", type=int, default=0)
     options = parser.parse_args()
     table = Table("case", "groups", "ownerless ms", "failed", "start ms", "read ms", "watch ms", title="Takeover")
@@ -140,12 +141,24 @@ async def main() -> None:
                 others = everybody - {VICTIM}
                 for _ in range(options.rounds):
                     await settled(record, everybody)
-                    cases["SIGTERM"].append(await measure(stack, record, flint, lambda: stack.stop(VICTIM), others))
+                    cases["SIGTERM"].append(
+                        await measure(stack, record, flint, lambda: stack.stop(VICTIM), others, callers=options.callers)
+                    )
                     cases["comes back"].append(
-                        await measure(stack, record, flint, lambda: stack.start(VICTIM), everybody)
+                        await measure(
+                            stack, record, flint, lambda: stack.start(VICTIM), everybody, callers=options.callers
+                        )
                     )
                     cases["kill -9"].append(
-                        await measure(stack, record, flint, lambda: stack.kill(VICTIM, hold=True), others, killed=True)
+                        await measure(
+                            stack,
+                            record,
+                            flint,
+                            lambda: stack.kill(VICTIM, hold=True),
+                            others,
+                            callers=options.callers,
+                            killed=True,
+                        )
                     )
                     await stack.start(VICTIM)
             finally:

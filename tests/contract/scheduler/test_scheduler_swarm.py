@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from flint_coord import Coord, Lease
+from flint_coord import Change, ChangeKind, Coord, Item, Lease
 from flint_ops.config import PostgresSettings
 from flint_scheduler import spread
 from flint_scheduler.assignment import assign_groups
@@ -34,6 +34,7 @@ from support.stack import eventually
 GROUPS = 64
 MANY = 200
 FEW = 30
+AT_ONCE = 40
 WAIT_S = 120.0
 LEASE_S = 60  # what dies here is declared dead: nothing depends on how fast this machine renews
 
@@ -48,6 +49,52 @@ class Still:
 
     async def _awaited(self, *_: Any, **__: Any) -> None:
         return None
+
+
+class SharedCoord(Coord):
+    """One connection for many: what etcd tells of a prefix is read once and told to each of them, in its order."""
+
+    def __init__(self, connection: Any, cluster: str) -> None:
+        super().__init__(connection, cluster)
+        self._items: dict[str, dict[str, Item]] = {}
+        self._readers: dict[str, list[asyncio.Queue[Change]]] = {}
+        self._told: dict[str, asyncio.Event] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def watch(self, prefix: str) -> AsyncGenerator[Change, None]:
+        """As `Coord.watch`."""
+        if prefix not in self._readers:
+            self._readers[prefix], self._told[prefix] = [], asyncio.Event()
+            self._tasks.append(asyncio.create_task(self._follow(prefix)))
+        await self._told[prefix].wait()
+        queue: asyncio.Queue[Change] = asyncio.Queue(100_000)
+        queue.put_nowait(Change(ChangeKind.SNAPSHOT, items=tuple(self._items[prefix].values())))
+        self._readers[prefix].append(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._readers[prefix].remove(queue)
+
+    async def _follow(self, prefix: str) -> None:
+        async for change in super().watch(prefix):
+            if change.kind is ChangeKind.SNAPSHOT:
+                self._items[prefix] = {item.key: item for item in change.items}
+            elif change.kind is ChangeKind.PUT:
+                item = Item(change.key, change.value, change.lease_id, change.create_revision, change.revision)
+                self._items[prefix][change.key] = item
+            else:
+                self._items[prefix].pop(change.key, None)
+            for queue in self._readers[prefix]:
+                queue.put_nowait(change)
+            self._told[prefix].set()
+
+    async def close(self) -> None:
+        """As `Coord.close`."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await super().close()
 
 
 class Member:
@@ -103,19 +150,23 @@ class Member:
 class Swarm:
     """All of them."""
 
-    def __init__(self, coords: list[Coord], record: Record, engine: AsyncEngine) -> None:
-        self._coords = coords
+    def __init__(self, coord: Coord, record: Record, engine: AsyncEngine) -> None:
+        self._coord = coord
         self._record = record
         self._engine = engine
         self.members: dict[str, Member] = {}
         self.joined = 0
 
     async def join(self, count: int) -> None:
-        """So many more, all at once."""
-        for _ in range(count):
-            self.joined += 1
-            name = f"scheduler-{self.joined}"
-            self.members[name] = Member(name, self._coords[self.joined % len(self._coords)], self._record)
+        """So many more, some at a time: here all of them share a few connections to PostgreSQL."""
+        while count > 0:
+            come = min(count, AT_ONCE)
+            for _ in range(come):
+                self.joined += 1
+                name = f"scheduler-{self.joined}"
+                self.members[name] = Member(name, self._coord, self._record)
+            await eventually(lambda: all(m.steward.owning.is_set() for m in self.members.values()), WAIT_S)
+            count -= come
         await self.even()
 
     async def owners(self) -> dict[int, str]:
@@ -178,19 +229,18 @@ async def swarm(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     await asyncio.to_thread(upgrade, dsn, GROUPS)
     settings = PostgresSettings(dsn=SecretStr(dsn))
     record = Record(
-        create_engine(settings, "lane", pool_size=2), create_engine(settings, "reading", pool_size=20), 60.0
+        create_engine(settings, "lane", pool_size=2), create_engine(settings, "reading", pool_size=40), 60.0
     )
     engine = create_engine(settings, "reading", pool_size=2)
-    coords = [await Coord.connect(etcd.settings(), cluster="swarm") for _ in range(4)]
-    made = Swarm(coords, record, engine)
+    coord = await SharedCoord.connect(etcd.settings(), cluster="swarm")
+    made = Swarm(coord, record, engine)
     try:
         yield made
     finally:
         for member in made.members.values():
             member.task.cancel()
         await asyncio.gather(*(member.task for member in made.members.values()), return_exceptions=True)
-        for coord in coords:
-            await coord.close()
+        await coord.close()
         await record.close()
         await engine.dispose()
         etcd.kill()
