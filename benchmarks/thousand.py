@@ -1,12 +1,13 @@
 """A thousand workers: what a large fleet costs the servers and services, and whether starts flow to it.
 
-    python benchmarks/thousand.py [WORKERS] [--share N] [--schedulers N]      1000 workers of 10 slots unless told
+    python benchmarks/thousand.py [WORKERS] [--share N] [--lease-s S] [--runs N]      1000 workers of 10 slots
 
 The stack is real and on this machine: two registries, two schedulers, a gateway, PostgreSQL, NATS, etcd. The workers
 are simulated, in a few processes apart (tests/support/simulated_fleet.py): the worker's own code for registration,
-lease, heartbeats, jobs and journal, a connection of each one's own (`--share N`: of N workers', whose heartbeats are
-then sent together), no step executed. CPU is user and system time of a process with its children, while nothing is
-asked of it but the fleet's own life ("idle"), and while runs of one step are started as fast as they go.
+lease, heartbeats, jobs and journal, no step executed. `--share N`: N workers have a connection in common and send their
+heartbeats together (50 unless told; 1: each its own, as worker processes do). CPU is user and system time of a process
+with its children, while nothing is asked of it but the fleet's own life ("idle"), and while runs of one step are
+started as fast as they go.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from flint_sdk import AsyncFlint, FlintError, RunState, StartRequest
+from flint_sdk import AsyncFlint, FlintError, Run, RunState, StartRequest
 from support.simulated_fleet import FleetPlan, plan_json
 from support.stack import RunningStack, eventually, running_stack
 
@@ -186,59 +187,66 @@ async def measure(console: Console, stack: RunningStack, flint: AsyncFlint, opti
     )
     await asyncio.sleep(10)  # the historian and the first heartbeats
     quiet_cores, quiet = await idle(stack)
-    lapses = (await fleet.figures())["lapses"]
-    before = Usage.now(stack)
+    show_idle(console, workers, (bare_cores, bare), (quiet_cores, quiet))
     runs = options.runs
+    before = Usage.now(stack)
     began = time.perf_counter()
     started = await start_all(flint, runs)
     await asyncio.gather(*(flint.wait(run, 600) for run in started))
     took_s = time.perf_counter() - began
-    busy_cores, busy = Usage.now(stack).cores_since(before), Usage.now(stack)
+    busy = Usage.now(stack).cores_since(before)
     legs = (await fleet.figures())["legs"]
-    console.print(f"{runs} runs of one step: {runs / took_s:,.0f}/s, {legs:,.0f} legs taken")
-    slots = workers * SLOTS
-    filling = asyncio.create_task(start_all(flint, slots, leg_s=options.fill_s))
-    most = 0.0
-    ended: asyncio.Task[list[object]] | None = None
-    began = time.perf_counter()
-    while ended is None or not ended.done():
-        most = max(most, (await fleet.figures())["held"])
-        if filling.done() and ended is None:
-            console.print(f"{slots} runs of {options.fill_s:g} s started within {time.perf_counter() - began:.1f} s")
-            waits = [flint.wait(run, 600) for run in filling.result()]
-            ended = asyncio.ensure_future(asyncio.gather(*waits))
-        await asyncio.sleep(0.5)
-    wrong = sum(run.state is not RunState.SUCCEEDED for run in ended.result())  # type: ignore[attr-defined]
-    console.print(f"legs at the same time: {most:,.0f} of {slots:,} slots; runs that did not succeed: {wrong}")
-    lapses = (await fleet.figures())["lapses"] or lapses
+    console.print(
+        f"{runs} runs of one step: {runs / took_s:,.0f}/s, {legs:,.0f} legs taken; cores meanwhile: "
+        + ", ".join(f"{kind} {busy[kind]:.2f}" for kind in KINDS)
+    )
+    most, wrong = await fill(console, flint, fleet, workers * SLOTS, options.fill_s)
+    console.print(f"legs at the same time: {most:,.0f} of {workers * SLOTS:,}; runs that did not succeed: {wrong}")
+    lapses = (await fleet.figures())["lapses"]
     began = time.perf_counter()
     await fleet.end()
     await eventually(lambda: none_seen(flint), 120, 0.2)
-    console.print(
-        f"gone {time.perf_counter() - began:.1f} s after they were told to; leases lost meanwhile: {lapses:.0f}"
-    )
+    gone_s = time.perf_counter() - began
+    console.print(f"gone {gone_s:.1f} s after they were told to; leases lost meanwhile: {lapses:.0f}")
+
+
+async def fill(console: Console, flint: AsyncFlint, fleet: Fleet, slots: int, leg_s: float) -> tuple[float, int]:
+    """As many runs as there are slots, at the same time: legs that were held at most, and runs that went wrong."""
+    began = time.perf_counter()
+    filling = asyncio.create_task(start_all(flint, slots, leg_s=leg_s))
+    ended: asyncio.Task[list[Run]] | None = None
+    most = 0.0
+    while ended is None or not ended.done():
+        most = max(most, (await fleet.figures())["held"])
+        if filling.done() and ended is None:
+            console.print(f"{slots:,} runs of {leg_s:g} s started within {time.perf_counter() - began:.1f} s")
+            ended = asyncio.create_task(all_ended(flint, filling.result()))
+        await asyncio.sleep(0.5)
+    return most, sum(run.state is not RunState.SUCCEEDED for run in ended.result())
+
+
+async def all_ended(flint: AsyncFlint, runs: list[str]) -> list[Run]:
+    return list(await asyncio.gather(*(flint.wait(run, 600) for run in runs)))
+
+
+Idle = tuple[dict[str, float], Usage]
+
+
+def show_idle(console: Console, workers: int, bare: Idle, quiet: Idle) -> None:
+    """What the fleet costs while it does nothing."""
     hundreds = workers / 100
-    table = Table(
-        "processes",
-        "idle, no workers",
-        f"idle, {workers}",
-        "per 100 workers",
-        "while starts flow",
-        "MiB",
-        "MiB per 100",
-    )
+    table = Table("processes", "idle, none", f"idle, {workers}", "per 100 workers", "MiB", "MiB per 100")
     for kind in KINDS:
-        added = quiet_cores[kind] - bare_cores[kind]
+        (none, before), (some, after) = (bare[0][kind], bare[1].mib[kind]), (quiet[0][kind], quiet[1].mib[kind])
         table.add_row(
             kind,
-            f"{bare_cores[kind]:.1%}",
-            f"{quiet_cores[kind]:.1%}",
-            f"{added / hundreds:.2%}",
-            f"{busy_cores[kind]:.0%}",
-            f"{bare.mib[kind]:.0f} → {busy.mib[kind]:.0f}",
-            f"{(quiet.mib[kind] - bare.mib[kind]) / hundreds:.1f}",
+            f"{none:.1%}",
+            f"{some:.1%}",
+            f"{(some - none) / hundreds:.2%}",
+            f"{before:.0f} → {after:.0f}",
+            f"{(after - before) / hundreds:.1f}",
         )
-    console.print("CPU in parts of one core; two registries and two schedulers are added up.")
+    console.print("CPU in parts of one core; all processes of a kind are added up.")
     console.print(table)
 
 
@@ -254,15 +262,17 @@ async def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("workers", type=int, nargs="?", default=1000)
-    parser.add_argument("--share", type=int, default=1)
+    parser.add_argument("--share", type=int, default=50)
+    parser.add_argument("--lease-s", type=int, default=5)
     parser.add_argument("--schedulers", type=int, default=2)
     parser.add_argument("--runs", type=int, default=20_000)
     parser.add_argument("--fill-s", type=float, default=20.0)
     options = parser.parse_args()
     console = Console(width=120)
+    overrides = {"registry": {"lease_ttl_s": options.lease_s, "heartbeat_interval_s": options.lease_s * 0.3}}
     with tempfile.TemporaryDirectory() as folder:
         async with (
-            running_stack(Path(folder), workers=0, schedulers=options.schedulers) as stack,
+            running_stack(Path(folder), workers=0, schedulers=options.schedulers, overrides=overrides) as stack,
             AsyncFlint(stack.gateway, stack.admin_key) as flint,
         ):
             await flint.apply(_DEFINITION)
