@@ -123,15 +123,20 @@ class Permits:
     # -- asking --------------------------------------------------------------------------------------------------------
 
     def may_ask(self, card: RunCard) -> bool:
-        """Whether the run may ask now; one that may not, because others of its key ask before it, is parked."""
+        """Whether the run may ask now; one that may not, because others of its key ask before it, is parked.
+
+        A run that has begun holds what it needs: behind others it would wait for those that wait for it.
+        """
         hints = card.hints
-        if hints is None or not (hints.concurrency or hints.rates):
+        if hints is None or card.leg > 0 or not (hints.concurrency or hints.rates):
             return True
         if not self._parked or any(k.overflow != "queue" for k in hints.concurrency):
             return True
-        for key in _keys_of(card):
-            parked = self._parked.get(key)
-            if parked is not None and parked.heap and card.run_id not in parked.out:
+        keys = [(key, self._parked[key]) for key in _keys_of(card) if key in self._parked]
+        if any(card.run_id in parked.out for _, parked in keys):
+            return True  # its turn by one key: behind another one's queue it would keep the next of this one waiting
+        for key, parked in keys:
+            if parked.heap:
                 self._park(key, card)
                 self._queue.refund(card)
                 return False
@@ -167,8 +172,8 @@ class Permits:
             if parked is None:
                 continue
             parked.out.pop(card.run_id, None)
-            if answer.granted:
-                self._release(key, parked)  # there may be room for the next one too
+            if answer.granted or key[1:] != (answer.kind, answer.key):
+                self._release(key, parked)  # there may be room for the next one too, or still
         if answer.granted:
             PERMITS.labels("granted").inc()
             return

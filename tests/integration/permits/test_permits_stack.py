@@ -101,6 +101,23 @@ async def test_runs_with_other_keys_do_not_wait(house: House, world: Holders) ->
     assert (await house.flint.wait(other.id, 60.0)).state == "SUCCEEDED"
 
 
+async def test_a_holder_that_waited_goes_on_before_more_urgent_runs_that_wait_for_it(house: House) -> None:
+    rests = "do: [{rest: {wait: PT3S}}, {nothing: {set: {done: true}}}]"
+    workflow = await apply(house, "concurrency: {key: '${ .shop }', limit: 1}", rests)
+
+    async def waits(run: str) -> bool:
+        return (await house.flint.get_run(run)).state == "WAITING"
+
+    holder = await house.flint.start(workflow, {"shop": "r"})
+    await eventually(lambda: waits(holder.id), timeout_s=60)
+    # Both schedulers have some that are to go first once the permit is free.
+    urgent = [await house.flint.start(workflow, {"shop": "r"}, level=1) for _ in range(4)]
+    async with asyncio.timeout(120):
+        runs = [await house.flint.wait(run.id, 120.0) for run in (holder, *urgent)]
+    assert {run.state for run in runs} == {"SUCCEEDED"}
+    assert most_at_once(await spans(house, workflow)) == 1
+
+
 async def test_a_rate_is_never_exceeded_in_any_window(house: House) -> None:
     workflow = await apply(house, "rate: {count: 20, per: PT1S}", NOTHING)
     started = await house.flint.start_many([StartRequest(workflow, {}) for _ in range(50)])
