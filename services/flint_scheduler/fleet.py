@@ -62,6 +62,8 @@ class WorkerView:
     card: registry_pb2.WorkerCard
     draining: bool = False  # it said so, and will not come back
     legs: int = 0  # opened by this scheduler and not ended
+    held: int = 0  # legs of all schedulers, by the last heartbeat
+    shunned: bool = False  # it was asked for legs that wait there: none is sent before its next heartbeat
     borrowed: int = 0  # room beyond this scheduler's share, which the others do not use
     room: int = 0
     sequence: int = 0  # jobs sent to it in this session
@@ -156,7 +158,11 @@ class FleetView:
             worker = self._workers.get(beat.incarnation)
             if worker is None:
                 continue
-            changed |= self._borrow(worker, max(0, beat.legs - worker.legs))
+            worker.held = beat.legs
+            if worker.shunned:
+                worker.shunned, changed = False, True
+            else:
+                changed |= self._borrow(worker, max(0, beat.legs - worker.legs))
             if beat.draining and not worker.draining:
                 worker.draining = changed = True
         if changed:
@@ -233,7 +239,7 @@ class FleetView:
         """
         most = int(worker.card.slots * self._overcommit)
         share = most // self._sharers
-        left = max(0, most - others - share)
+        left = 0 if worker.leaving else max(0, most - others - share)
         used_up = worker.legs >= worker.room or _all_kept(worker)
         wanted = worker.borrowed if worker.legs > share or used_up else 0  # what is not needed is not kept
         if used_up:
@@ -246,7 +252,7 @@ class FleetView:
     def _reorder(self) -> None:
         for worker in self._workers.values():
             share = int(worker.card.slots * self._overcommit) // self._sharers
-            worker.room = 0 if worker.leaving else max(1, share + worker.borrowed)
+            worker.room = 0 if worker.leaving or worker.shunned else max(1, share + worker.borrowed)
             worker.place = None
         pools: dict[str, PoolView] = {}
         for worker in self._workers.values():
@@ -353,6 +359,34 @@ class FleetView:
                 name = worker.card.pool or DEFAULT_POOL
                 counts[name] = counts.get(name, 0) + worker.legs
         return counts
+
+    def crowded(self) -> dict[str, int]:
+        """Workers that have more legs than slots, while others of their pool and region have free ones for me.
+
+        With each, how many legs may be asked back, by the last heartbeats. Two schedulers lent themselves the same
+        slots, or a worker came.
+        """
+        found: dict[str, int] = {}
+        free: dict[tuple[str, str], int] = {}
+        for incarnation, worker in self._workers.items():
+            beyond = worker.held - worker.card.slots
+            if beyond <= 0 or not worker.legs or worker.pool is None:
+                continue
+            place = (worker.pool.name, worker.card.region)
+            if place not in free:
+                workers = worker.pool.workers(worker.card.region)
+                free[place] = sum(max(0, min(w.room - w.legs, w.card.slots - w.held)) for w in workers)
+            if free[place] > 0:
+                found[incarnation] = min(beyond, free[place])
+        return found
+
+    def shun(self, incarnations: Iterable[str]) -> None:
+        """Send these no legs before their next heartbeats: those that come back from there are to go elsewhere."""
+        for incarnation in incarnations:
+            worker = self._workers.get(incarnation)
+            if worker is not None:
+                worker.shunned = True
+        self._reorder()
 
     def why_not(self, pool: str, region: str) -> str:
         """Why no leg can begin there, beyond that all slots are taken; empty when that is all."""

@@ -2,6 +2,7 @@
 
     leg open ── worker surely ended ─────────────────────────────┐
        │                                                         ▼
+       ├─ waits at a full worker while another has room ── ask for it back ── released ── SEAL …
        └─ no progress for the deadline ── ask its worker ── released ── SEAL appended ── fold closes the leg ── ready
                                               │ running: leave it
                                               └ no answer: the lease decides
@@ -35,6 +36,9 @@ _ASK_TIMEOUT_S = 2.0
 _SEAL_TIMEOUT_S = 5.0
 _ASK_BATCH = 2000
 _SEAL_PATIENCE_S = 15.0
+_CROWDED_S = 1.0
+"""Legs that were opened later than this ago may begin at once where they are."""
+_CROWDED_LEGS = 500
 
 
 class Recovery:
@@ -81,6 +85,8 @@ class Recovery:
         left: list[RunCard] = []
         generation = self._holdings.generation
         asked: dict[tuple[str, bool], list[RunCard]] = {}
+        crowded = self._fleet.crowded()
+        crowds: dict[str, list[RunCard]] = {}
         legs = 0
         for card in self._book:
             if card.phase is Phase.SEALING and now - card.progress_at > _SEAL_PATIENCE_S:
@@ -100,6 +106,8 @@ class Recovery:
                 lost.append(card)
             elif (now - card.progress_at > self._begin_deadline_s or outdated) and self._fleet.get(card.claimant):
                 asked.setdefault((card.claimant, outdated), []).append(card)
+            elif crowded and card.claimant in crowded and now - card.progress_at > _CROWDED_S:
+                crowds.setdefault(card.claimant, []).append(card)
         LEGS.set(legs)
         if left:
             self._spawn(self._seal(left, "worker_left"))
@@ -109,6 +117,12 @@ class Recovery:
         for (claimant, journal_lost), cards in asked.items():
             for at in range(0, len(cards), _ASK_BATCH):
                 self._spawn(self._ask(claimant, cards[at : at + _ASK_BATCH], journal_lost=journal_lost))
+
+        if crowds:
+            self._fleet.shun(crowds)
+        for claimant, cards in crowds.items():
+            cards.sort(key=lambda card: (card.level, -card.job_sequence))  # those sent last wait
+            self._spawn(self._ask(claimant, cards[:_CROWDED_LEGS], waiting=crowded[claimant]))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -120,19 +134,21 @@ class Recovery:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("recovery_failed", error=repr(error))
 
-    async def _ask(self, claimant: str, cards: list[RunCard], *, journal_lost: bool) -> None:
+    async def _ask(self, claimant: str, cards: list[RunCard], *, journal_lost: bool = False, waiting: int = 0) -> None:
         """Ask a live worker which of these legs it has; those it released are sealed.
 
-        With `journal_lost` it gives up legs whose generation is over as soon as nothing is in progress.
+        With `journal_lost` it gives up legs whose generation is over as soon as nothing is in progress; with `waiting`,
+        only so many that wait there for a slot.
         """
         now = asyncio.get_running_loop().time()
         nonces = [c.nonce for c in cards]
-        for card in cards:
+        for card in cards if not waiting else ():
             card.progress_at = now  # asked again only after another deadline
         request = dispatch_pb2.ControlRequest(
             release=dispatch_pb2.ReleaseLegs(
                 legs=[dispatch_pb2.LegRef(run_id=c.run_id, leg_nonce=c.nonce or b"") for c in cards],
                 journal_lost=journal_lost,
+                waiting_at_most=waiting,
             )
         )
         try:
@@ -150,8 +166,8 @@ class Recovery:
             if free and c.phase is Phase.OPEN and c.nonce == nonce
         ]
         if released:
-            log.warning("legs_released", worker=claimant, legs=len(released))
-            await self._seal(released, "released")
+            log.warning("legs_released", worker=claimant, legs=len(released), waited=bool(waiting))
+            await self._seal(released, "crowded" if waiting else "released")
 
     async def _seal(self, cards: Iterable[RunCard], reason: str) -> None:
         """Append the barrier behind each leg. The fold closes the leg when it reads it."""
@@ -183,7 +199,7 @@ class Recovery:
             if card.phase is Phase.SEALING:
                 card.phase = Phase.OPEN  # looked at again with the next tick
                 card.seal_doubt = True  # it may be stored all the same
-                if reason == "released":
+                if reason in ("released", "crowded"):
                     card.progress_at = 0.0
 
     def _unbegun(self, cards: Iterable[RunCard]) -> set[bytes]:

@@ -34,8 +34,12 @@ class Control:
         response = dispatch_pb2.ControlResponse(incarnation=self._incarnation)
         kind = request.WhichOneof("request")
         if kind == "release":
-            lost = request.release.journal_lost
-            response.released.extend(self._table.release(leg.leg_nonce, lost) for leg in request.release.legs)
+            nonces = [leg.leg_nonce for leg in request.release.legs]
+            if request.release.waiting_at_most:
+                response.released.extend(self._table.release_waiting(nonces, request.release.waiting_at_most))
+            else:
+                lost = request.release.journal_lost
+                response.released.extend(self._table.release(nonce, lost) for nonce in nonces)
         elif kind == "cancel":
             for leg in request.cancel.legs:
                 self._table.cancel(leg.leg_nonce, request.cancel.grace_ms)

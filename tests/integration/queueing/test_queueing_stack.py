@@ -320,3 +320,20 @@ async def test_standby_slots_are_for_the_urgent_and_a_dedicated_pool_for_its_nam
     finally:
         world.gate.set()
         await stranger.close()
+
+
+async def test_a_leg_that_waits_at_a_full_worker_begins_at_one_with_room(house: House, world: Holders) -> None:
+    """One slot, and two schedulers that each may send a leg to it: one waits there. Then another worker comes."""
+    world.gate.clear()
+    await house.stack.add_worker("worker-narrow-1", pool="narrow", slots=1)
+    body = KEPT.replace("critical", "narrow")
+    name = await house.apply(body)
+    runs = [(await house.flint.start(name, {"url": world.url})).id for _ in range(2)]
+    await eventually(lambda: len(world.holding) == 1, 60)
+    await house.stack.add_worker("worker-narrow-2", pool="narrow", slots=1)
+    await eventually(lambda: len(world.holding) == 2, 60)
+    assert not world.calls, "the first one is still at its step"
+    world.gate.set()
+    for run in runs:
+        assert (await house.flint.wait(run, 60)).state is RunState.SUCCEEDED
+    assert len(world.calls) == 2, "neither was executed twice"

@@ -40,6 +40,49 @@ async def test_slots_are_shared_and_bounded(now: list[float]) -> None:
     assert fleet.has_room()
 
 
+async def test_a_crowd_is_seen_where_another_worker_has_room(now: list[float]) -> None:
+    fleet = view([])
+    fleet.snapshot({"a": worker("a", 2), "b": worker("b", 4), "c": worker("c", 4)}, set())
+    for _ in range(10):
+        fleet.reserve()
+    for name, legs in (("a", 5), ("b", 4), ("c", 4)):
+        fleet.beat(registry_pb2.Beat(incarnation=name, legs=legs))
+    assert fleet.crowded() == {}, "everywhere is full"
+    fleet.release("b")
+    assert fleet.crowded() == {}, "by its last heartbeat the slot is another's"
+    fleet.beat(registry_pb2.Beat(incarnation="b", legs=3))
+    assert fleet.crowded() == {"a": 1}
+    fleet.release("c")
+    fleet.release("c")
+    fleet.beat(registry_pb2.Beat(incarnation="c", legs=2))
+    assert fleet.crowded() == {"a": 3}
+    fleet.shun(["a"])
+    fleet.release("a")
+    for expected in ("b", "c"):
+        while (taken := fleet.get(expected)) is not None and taken.legs < taken.room:
+            assert fleet.reserve() in (fleet.get("b"), fleet.get("c")), "what comes back goes elsewhere"
+    assert fleet.reserve() is None
+    fleet.beat(registry_pb2.Beat(incarnation="a", legs=2))
+    assert fleet.reserve() is fleet.get("a")
+    fleet.beat(registry_pb2.Beat(incarnation="a", legs=2))
+    assert fleet.crowded() == {}
+
+
+async def test_nothing_is_borrowed_of_a_worker_that_leaves(now: list[float]) -> None:
+    """The autoscaler may change its mind: the others have their shares then."""
+    fleet = view([])
+    fleet.share_between(2)
+    card = worker("a", 10)
+    card.draining = True
+    fleet.snapshot({"a": card}, set())
+    fleet.beat(registry_pb2.Beat(incarnation="a", legs=0))
+    fleet.put("a", worker("a", 10))
+    taken = 0
+    while fleet.reserve() is not None:
+        taken += 1
+    assert taken == 5
+
+
 async def test_draining_workers_get_nothing(now: list[float]) -> None:
     fleet = view([])
     fleet.snapshot({"a": worker("a")}, set())

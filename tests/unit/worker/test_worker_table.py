@@ -126,6 +126,18 @@ async def test_a_leg_not_begun_is_released_and_its_job_refused_for_ever(room: Ro
     assert not room.offer(b"c")
 
 
+async def test_legs_that_wait_are_let_go_where_another_worker_has_room(room: Room) -> None:
+    for nonce in (b"a", b"b", b"c", b"d", b"e"):
+        room.offer(nonce)
+    asked = [b"e", b"never seen", b"a", b"d", b"c"]
+    assert room.table.release_waiting(asked, 2) == [True, False, False, True, False]
+    assert not room.legs[b"a"].dropped, "it has a slot"
+    assert not room.offer(b"e")
+    assert room.offer(b"never seen"), "its job may still come"
+    await finish(room.legs[b"a"])
+    assert set(room.legs) == {b"a", b"b", b"c"}
+
+
 async def test_a_leg_that_has_begun_is_not_released(room: Room) -> None:
     room.offer(b"a")
     room.legs[b"a"].begun = True

@@ -421,8 +421,11 @@ class ReleaseLegs(_message.Message):
 
     LEGS_FIELD_NUMBER: _builtins.int
     JOURNAL_LOST_FIELD_NUMBER: _builtins.int
+    WAITING_AT_MOST_FIELD_NUMBER: _builtins.int
     journal_lost: _builtins.bool
     """These legs' journal is gone: give them up as soon as nothing is in progress."""
+    waiting_at_most: _builtins.int
+    """Not 0: only legs that wait for a slot, at most so many, the most urgent first; up to 10000. Another worker has room."""
     @_builtins.property
     def legs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LegRef]:
         """At most 10000."""
@@ -432,10 +435,11 @@ class ReleaseLegs(_message.Message):
         *,
         legs: _abc.Iterable[Global___LegRef] | None = ...,
         journal_lost: _builtins.bool = ...,
+        waiting_at_most: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["journal_lost", b"journal_lost", "legs", b"legs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["journal_lost", b"journal_lost", "legs", b"legs", "waiting_at_most", b"waiting_at_most"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
