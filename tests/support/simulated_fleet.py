@@ -88,9 +88,11 @@ class SimulatedLeg:
         began = now_ms()
         leg_s = (json.loads(self.job.input) or {}).get("leg_s", 0) if self.job.input else 0
         if leg_s:
+            self.begun = self.in_progress = True  # as in a step: the leg is not given back because somebody asks
             with suppress(TimeoutError):
                 async with asyncio.timeout(leg_s):
                     await self._back.wait()
+            self.in_progress = False
         entry = journal_pb2.JournalEntry()
         if self._back.is_set():
             entry.end.yielded.asked = self._asked
