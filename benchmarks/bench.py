@@ -1,6 +1,6 @@
 """`make bench`: Flint, the raw limits of the servers underneath, and other engines, in one run on one machine.
 
-    python benchmarks/bench.py [--quick] [--rounds N] [--rivals NAME,… | --rivals none]
+    python benchmarks/bench.py [--quick] [--rounds N] [--size SHARE] [--rivals NAME,… | --rivals none]
 
 Everything is real and on this machine: all services, servers and the client. PostgreSQL with fsync, JetStream with
 its default sync. Each figure is the median of the rounds; in each round everything has its turn, so that what else the
@@ -41,6 +41,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures Flint beside raw limits and other engines.")
     parser.add_argument("--quick", action="store_true", help="one short round of Flint alone, with the budget of a run")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--size", type=float, default=1.0, help="share of the usual number of runs")
     parser.add_argument("--rivals", default="all", help=f"none, all or some of: {', '.join(contest.RIVALS)}")
     return parser.parse_args()
 
@@ -77,6 +78,7 @@ async def flint_round(
 
         rate, budgets[title] = await meter.measure(runs, work)
         note(name, steps * rate)
+        note(f"{name}_cpu", budgets[title].total_us)
 
     await metered("w1", "1 step, singly", int(8000 * size), 1, "bench-one", False)
     await metered("w1_batch", "1 step, in hundreds", int(20000 * size), 1, "bench-one", True)
@@ -101,7 +103,7 @@ async def main() -> None:
     """Measure and print."""
     asked = arguments()
     rounds = 1 if asked.quick else asked.rounds
-    size = 0.2 if asked.quick else 1.0
+    size = 0.2 if asked.quick else asked.size
     console = Console(width=150)
     figures = report.Figures()
     budgets: dict[str, Budget] = {}
@@ -120,7 +122,7 @@ async def main() -> None:
                 for number in range(rounds):
                     await flint_round(stack, flint, meter, figures, budgets, size)
                     for rival in rivals:
-                        await contest.rival_round(rival, stack, figures, console, number)
+                        await contest.rival_round(rival, stack, figures, console, number, size)
             finally:
                 await flint.close()
                 await meter.close()

@@ -26,9 +26,13 @@ def cpu_seconds(pids: dict[str, int]) -> dict[str, float]:
     """User and system time of processes and their children so far."""
     found = {}
     for name, pid in pids.items():
-        process = psutil.Process(pid)
+        try:
+            process = psutil.Process(pid)
+            family = [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            continue
         total = 0.0
-        for member in [process, *process.children(recursive=True)]:
+        for member in family:
             try:
                 times = member.cpu_times()
             except psutil.NoSuchProcess:

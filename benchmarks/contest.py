@@ -11,6 +11,7 @@ import psycopg
 from psycopg import sql
 from rich.console import Console
 
+from budget import cpu_seconds
 from report import Figures
 from rivals.celery import Celery
 from rivals.dbos import Dbos
@@ -54,7 +55,9 @@ async def installed(asked: str, console: Console) -> list[type[Rival]]:
     return found
 
 
-async def rival_round(kind: type[Rival], stack: RunningStack, figures: Figures, console: Console, number: int) -> None:
+async def rival_round(
+    kind: type[Rival], stack: RunningStack, figures: Figures, console: Console, number: int, size: float
+) -> None:
     """One round of one rival, on a database of its own in Flint's PostgreSQL where it uses one."""
     database = f"rival_{kind.__name__.lower()}_{number}"
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +67,9 @@ async def rival_round(kind: type[Rival], stack: RunningStack, figures: Figures, 
             await rival.start()
             await rival.ask(what="singly", steps=1, runs=400, callers=128)  # warm
             for name, request, factor in _REQUESTS:
-                await _measure(rival, figures, console, name, request, factor)
+                if "runs" in request:
+                    request = {**request, "runs": max(20, int(request["runs"] * size))}
+                await _measure(rival, stack, figures, console, name, request, factor)
         except Missing as why:
             console.print(f"[bold red]{kind.name}, round {number + 1}: {why}")
         finally:
@@ -84,9 +89,16 @@ _REQUESTS: tuple[tuple[str, dict[str, Any], float], ...] = (
 
 
 async def _measure(
-    rival: Rival, figures: Figures, console: Console, name: str, request: dict[str, Any], factor: float
+    rival: Rival,
+    stack: RunningStack,
+    figures: Figures,
+    console: Console,
+    name: str,
+    request: dict[str, Any],
+    factor: float,
 ) -> None:
     """One workload. One that makes no sense for this rival is said and left out."""
+    before_s = _cpu_s(rival, stack)
     try:
         answer = await rival.ask(**request)
     except Missing as why:
@@ -94,11 +106,20 @@ async def _measure(
         return
     if "rate" in answer:
         figures.add(rival.name, name, answer["rate"] * factor)
+        figures.add(rival.name, f"{name}_cpu", (_cpu_s(rival, stack) - before_s) / request["runs"] * 1e6)
         return
     times = [time * factor for time in answer["times"]]
     figures.add(rival.name, name, statistics.median(times))
     if name.endswith("_ms"):
         figures.add(rival.name, name.removesuffix("_ms") + "_p99", latency(times).p99)
+
+
+def _cpu_s(rival: Rival, stack: RunningStack) -> float:
+    """CPU time so far of its processes, its client's and, where it uses that, PostgreSQL's."""
+    pids = {str(process.pid): process.pid for process in rival.processes if process.returncode is None}
+    if rival.uses_postgres:
+        pids["postgres"] = stack.pids["postgres"]
+    return sum(cpu_seconds(pids).values())
 
 
 def _database(stack: RunningStack, name: str) -> str:

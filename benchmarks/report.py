@@ -73,16 +73,26 @@ _FLINT: tuple[tuple[str, str, str, str], ...] = (
 _CONTEST: tuple[tuple[str, bool], ...] = (
     ("w1", True),
     ("w1_batch", True),
+    ("w1_cpu", False),
+    ("w1_batch_cpu", False),
     ("one_ms", False),
     ("ten_ms", False),
     ("ten_p99", False),
     ("w2", True),
     ("w2_batch", True),
+    ("w2_cpu", False),
+    ("w2_batch_cpu", False),
     ("fan_s", False),
     ("begin_ms", False),
     ("begin_p99", False),
 )
 """Name, and whether more is better."""
+_CPU = {
+    "w1_cpu": "W1 singly, CPU µs per run, all processes",
+    "w1_batch_cpu": "W1 in hundreds, CPU µs per run",
+    "w2_cpu": "W2 10 steps singly, CPU µs per run",
+    "w2_batch_cpu": "W2 10 steps in hundreds, CPU µs per run",
+}
 
 
 def show_flint(console: Console, figures: Figures) -> None:
@@ -123,7 +133,7 @@ def show_idle(console: Console, idle: Idle) -> None:
 
 def show_contest(console: Console, figures: Figures, rivals: Sequence[type[Rival]]) -> None:
     """Flint beside the others: median (range), and how many times better Flint's median is."""
-    titles = {name: title for name, title, _, _ in _FLINT}
+    titles = _CPU | {name: title for name, title, _, _ in _FLINT}
     table = Table("workload", "Flint", *(rival.name for rival in rivals))
     for name, more in _CONTEST:
         if not figures.of("Flint", name):

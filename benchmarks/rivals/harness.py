@@ -113,6 +113,7 @@ class Rival(ABC):
     name: ClassVar[str]
     settings: ClassVar[str]
     """How it is set up and how durable that is, in a sentence for the table."""
+    uses_postgres: ClassVar[bool] = False
 
     def __init__(self, folder: Path, postgres: str) -> None:
         """`folder` is its own, empty and temporary. `postgres`: DSN of an empty database of its own."""

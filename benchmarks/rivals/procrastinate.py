@@ -14,6 +14,7 @@ class Procrastinate(Rival):
 
     name = "procrastinate"
     settings = "the same PostgreSQL; one worker process with 50 jobs at a time, woken by NOTIFY; uvloop"
+    uses_postgres = True
 
     async def install(self) -> None:
         self._python = await python_packages("procrastinate", _PACKAGES)
