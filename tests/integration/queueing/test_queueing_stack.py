@@ -81,7 +81,9 @@ async def test_an_urgent_run_overtakes_a_crowd_and_a_raised_one_too(house: House
 
     async def is_told() -> bool:
         pools = {pool.pool: pool for pool in await house.flint.describe_queue()}
-        return "default" in pools and sum(pools["default"].ready) == CROWD + 1 and not pools["default"].waiting_for
+        # A few may stand at a worker: two schedulers may have lent themselves the same slots (decision 0009).
+        waiting = sum(pools["default"].ready) if "default" in pools else 0
+        return CROWD + 1 - 2 * SLOTS <= waiting <= CROWD + 1 and not pools["default"].waiting_for
 
     await eventually(is_told, 60)
     world.gate.set()
