@@ -1,0 +1,162 @@
+"""Elastic pools on this machine: a step from no worker at all, a spike, the way back to nothing, and a lost worker.
+
+    python benchmarks/elastic.py [--rounds N] [--spike N]      5 and 96 unless told
+
+Everything is real, the client too: the autoscaler of the leading registry starts and ends local workers of 8 slots, as
+`flint up` does, 12 of them at most. Only the idle time is shorter (5 s instead of 300 s). A step begins when its HTTP
+call arrives at a server in this process; a worker is lost by kill -9. In the last case nobody sees the process end
+but by its lease: workers are fixed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from flint_sdk import AsyncFlint, StartRequest, Worker
+from support.outside import Outside, outside_world
+from support.stack import eventually, running_stack
+
+SLOTS, MOST, IDLE_S = 8, 12, 5.0
+FLEET = {
+    "provisioner": "local",
+    "defaults": {"maximum_workers": MOST, "idle_s": IDLE_S, "worker_slots": SLOTS},
+}
+CALL = """
+document: {dsl: 1.0.3, namespace: default, name: call, version: 1.0.0}
+do: [{a: {call: http, with: {method: post, endpoint: '${ .url + "/steps/a" }'}}}]
+"""
+
+
+async def workers(flint: AsyncFlint) -> list[Worker]:
+    return [worker async for worker in flint.list_workers()]
+
+
+async def nobody(flint: AsyncFlint) -> float:
+    """Until the pool is empty; answers when."""
+
+    async def empty() -> bool:
+        return not await workers(flint)
+
+    await eventually(empty, timeout_s=120)
+    return time.time()
+
+
+async def begun(world: Outside, count: int) -> float:
+    """Until so many calls came; answers when the last of them did."""
+    await eventually(lambda: len(world.executions) >= count, timeout_s=180, interval_s=0.005)
+    return world.executions[count - 1].came_at
+
+
+async def call(flint: AsyncFlint, world: Outside, count: int) -> tuple[float, list[str]]:
+    """Start runs; answers when it was begun and their ids."""
+    world.executions.clear()
+    at = time.time()
+    handles = await flint.start_many([StartRequest("call", {"url": world.url}) for _ in range(count)])
+    for handle in handles:
+        if isinstance(handle, BaseException):
+            raise handle
+    return at, [handle.id for handle in handles if not isinstance(handle, BaseException)]
+
+
+async def lost(flint: AsyncFlint, world: Outside) -> float:
+    """Seconds from the kill of the worker that makes the call to the call of another one."""
+    world.gate.clear()
+    _, (run,) = await call(flint, world, 1)
+    await begun(world, 1)
+
+    async def holder() -> Worker | None:
+        return next((worker for worker in await workers(flint) if worker.legs), None)
+
+    victim = await eventually(holder, timeout_s=60)
+    assert victim is not None
+    os.kill(victim.pid, signal.SIGKILL)
+    at = time.time()
+    again = await begun(world, 2)
+    world.gate.set()
+    await flint.wait(run, 60)
+    return again - at
+
+
+async def elastic(rounds: int, spike: int) -> dict[str, list[float]]:
+    """The cases of a pool whose workers Flint itself starts."""
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        async with (
+            outside_world(delay_s=0) as world,
+            running_stack(Path(folder), workers=0, overrides={"fleet": FLEET}) as stack,
+        ):
+            flint = AsyncFlint(address=stack.gateway, key=stack.admin_key)
+            try:
+                await flint.apply(CALL)
+                for _ in range(rounds):
+                    at, (run,) = await call(flint, world, 1)
+                    found.setdefault("no worker: start → its step begins", []).append(await begun(world, 1) - at)
+                    ended = (await flint.wait(run, 60)).end_time
+                    assert ended is not None
+                    found.setdefault(f"last run ended → no worker, idle_s {IDLE_S:g}", []).append(
+                        await nobody(flint) - ended.timestamp()
+                    )
+                for _ in range(rounds):
+                    found.setdefault("worker killed, seen by its host → step begins elsewhere", []).append(
+                        await lost(flint, world)
+                    )
+                await nobody(flint)
+                world.gate.clear()
+                at, runs = await call(flint, world, spike)
+                found[f"spike of {spike} → all begin, {-(-spike // SLOTS)} workers"] = [await begun(world, spike) - at]
+                world.gate.set()
+                for run in runs:
+                    await flint.wait(run, 60)
+            finally:
+                await flint.close()
+    return found
+
+
+async def fixed(rounds: int) -> dict[str, list[float]]:
+    """A lost worker that nobody saw end: its lease tells."""
+    name = "worker killed, known by its lease → step begins elsewhere"
+    found: dict[str, list[float]] = {name: []}
+    with tempfile.TemporaryDirectory() as folder:
+        async with outside_world(delay_s=0) as world, running_stack(Path(folder)) as stack:
+            flint = AsyncFlint(address=stack.gateway, key=stack.admin_key)
+            try:
+                await flint.apply(CALL)
+                for _ in range(rounds):
+
+                    async def both() -> bool:
+                        return len(await workers(flint)) == 2
+
+                    await eventually(both, timeout_s=60)
+                    found[name].append(await lost(flint, world))
+            finally:
+                await flint.close()
+    return found
+
+
+async def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--spike", type=int, default=MOST * SLOTS)
+    options = parser.parse_args()
+    table = Table("case", "rounds", "median s", "least … most s", title="Elastic pools and lost workers")
+    for case, times in (await elastic(options.rounds, options.spike) | await fixed(options.rounds)).items():
+        span = f"{min(times):.2f} … {max(times):.2f}"
+        table.add_row(case, str(len(times)), f"{statistics.median(times):.2f}", span)
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())
