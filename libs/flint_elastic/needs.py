@@ -141,9 +141,12 @@ def _backlog(
     serving = max(0, ready - seen.overstaying)
     arriving = state.rate.latest if state.rate.spiking else state.rate.per_s
     growth = (arriving - serving / leg_s) * ahead_s
+    alike = 0.0
     if any(entry.oldest_wait_s > policy.target_of(entry.level) for entry in seen.backlog):
-        # The queue did not do what the learned times say: they get no credit.
+        # The queue did not do what the learned times say: they get no credit. And who waits behind legs that stay may
+        # be of their kind: of such a share, one slot each.
         growth = max(0.0, growth)
+        alike = min(1.0, seen.overstaying / max(1, seen.running))
     share = counted / seen.waiting
     total = max(0.0, counted - free + growth) / counted
     wanted = 0.0
@@ -152,7 +155,8 @@ def _backlog(
         # What is late already is not made good by aiming at less than workers need to start.
         within_s = max(target_s - entry.oldest_wait_s, target_s / 4, startup_s)
         own_s = leg_s if entry.leg_s is None else max(entry.leg_s, 1e-3)
-        wanted += slots_for_backlog(entry.waiting * share * total, within_s, own_s)
+        legs = entry.waiting * share * total
+        wanted += alike * legs + (1 - alike) * slots_for_backlog(legs, within_s, own_s)
     return wanted, counted
 
 

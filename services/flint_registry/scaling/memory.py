@@ -5,6 +5,7 @@ minutes, and is slow to end anybody until then.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,11 +13,15 @@ from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_elastic import DurationSketch
 from flint_registry.view import LiveWorker
 
-__all__ = ["LegTimes", "PoolMemory", "WorkerMemory"]
+__all__ = ["LegTimes", "PoolMemory", "Staying", "WorkerMemory", "legs_that_stay"]
 
 _HALF_LIFE_S: Final = 600.0
 _ENOUGH: Final = 1e-6
 _MOST_SPREAD: Final = 100.0
+_LEAST_LOOK_S: Final = 3.0
+_MOST_LOOK_S: Final = 3_600.0
+_LOOK_LEGS: Final = 5.0
+_DOUBT: Final = 2.0
 
 
 class LegTimes:
@@ -51,6 +56,49 @@ class LegTimes:
 
 
 @dataclass(slots=True)
+class Staying:
+    """Slots in use beyond what legs that end explain: by Little's law, those of legs that stay.
+
+    Both sides are means that forget within some learned leg times. Slots in use are smoothed twice, so that they come
+    later than the ends of what filled them: a pool that just filled with short legs shows nobody who stays.
+    """
+
+    _at: float = 0.0
+    _busy_soon: float = 0.0
+    _busy: float = 0.0
+    _explained: float = 0.0
+
+    def look(self, legs: int, ended_s: float, mean_s: float | None, at: float) -> None:
+        """With the legs that are held now, and the time that those held which ended since the last look."""
+        over_s, self._at = (max(0.0, at - self._at) if self._at else 0.0), at
+        if over_s <= 0:
+            return
+        keep = math.exp(-over_s / self._window_s(mean_s))
+        self._busy_soon += (1 - keep) * (legs - self._busy_soon)
+        self._busy += (1 - keep) * (self._busy_soon - self._busy)
+        self._explained += (1 - keep) * (max(0.0, ended_s) / over_s - self._explained)
+
+    @staticmethod
+    def _window_s(mean_s: float | None) -> float:
+        return min(_MOST_LOOK_S, max(_LEAST_LOOK_S, _LOOK_LEGS * (mean_s or 0.0)))
+
+    def parts(self) -> tuple[float, float]:
+        """Slots in use, and those of them that ends explain."""
+        return self._busy, self._explained
+
+
+def legs_that_stay(workers: Iterable[tuple[int, Staying]]) -> int:
+    """How many of the legs now held, by worker, stay: never more than are held, none by chance alone."""
+    held = busy = explained = 0.0
+    for legs, staying in workers:
+        part = staying.parts()
+        held, busy, explained = held + legs, busy + part[0], explained + part[1]
+    # Ends come by chance: as many as a window has legs, give or take their root.
+    doubt = _DOUBT * math.sqrt(2 * max(0.0, explained) / _LOOK_LEGS)
+    return int(max(0.0, min(held, busy - explained - doubt)))
+
+
+@dataclass(slots=True)
 class WorkerMemory:
     """One incarnation."""
 
@@ -62,12 +110,14 @@ class WorkerMemory:
     ended_legs: int = 0
     leg_s: float = 0.0
     leg_s_squared: float = 0.0
+    staying: Staying = field(default_factory=Staying)
 
     def look(self, worker: LiveWorker, at: float, times: LegTimes) -> None:
         """Takes over its last heartbeat."""
         beat = worker.beat
         if beat is None:
             return
+        self.staying.look(beat.legs, beat.leg_s - self.leg_s, times.mean_s, at)
         busy = beat.legs > 0 or beat.legs_ended > self.ended_legs
         if beat.legs_ended > self.ended_legs:
             legs = beat.legs_ended - self.ended_legs

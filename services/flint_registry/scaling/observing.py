@@ -10,7 +10,7 @@ from typing import Final
 from flint_elastic import Coming, Observation, WorkerState, WorkerView
 from flint_registry.provisioners import Provisioned
 from flint_registry.scaling.backlogs import PoolQueue
-from flint_registry.scaling.memory import PoolMemory, WorkerMemory
+from flint_registry.scaling.memory import PoolMemory, Staying, WorkerMemory, legs_that_stay
 from flint_registry.scaling.policies import DEFAULT_POOL, USUAL_SLOTS, PoolKey
 from flint_registry.view import FleetView, LiveWorker
 from flint_store.scaling import ComingRow
@@ -98,12 +98,14 @@ class Observer:
         workers: list[WorkerView] = []
         sight = PoolSight(Observation(at), queue)
         here = set()
+        held: list[tuple[int, Staying]] = []
         for worker in live:
             card = worker.card
             here.add(card.worker_id)
             pool.slots = ordered_slots or card.slots
             memory = self._workers.setdefault(card.incarnation, WorkerMemory())
             memory.look(worker, at, pool.times)
+            held.append((worker.beat.legs if worker.beat is not None else 0, memory.staying))
             order = running.get(card.worker_id)
             if order is not None:
                 sight.managed.add(card.incarnation)
@@ -126,6 +128,7 @@ class Observer:
             arrivals_per_s=queue.arrivals_per_s,
             leg_s=pool.times.mean_s or _USUAL_LEG_S,
             leg_spread=pool.times.spread,
+            overstaying=legs_that_stay(held),
             workers=tuple(workers),
             coming=tuple(sorted(coming, key=lambda legs: legs.at)),
             startup_s=pool.startup_s,

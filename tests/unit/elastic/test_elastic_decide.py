@@ -84,6 +84,16 @@ forecasts = st.builds(
 )
 
 
+def test_who_waits_late_behind_legs_that_stay_gets_a_slot_each() -> None:
+    """Learned times say a second; but nothing ends, and the queue stands."""
+    policy = PoolPolicy(minimum=0, maximum=20, slots_per_worker=8)
+    full = workers(6, 8, legs=8)
+    queue = (Backlog(5, 48, oldest_wait_s=10.0),)
+    moving = decide(policy, PoolState(), Observation(NOW, queue, leg_s=1.0, workers=full))
+    standing = decide(policy, PoolState(), Observation(NOW, queue, leg_s=1.0, overstaying=48, workers=full))
+    assert standing.start == 6 > moving.start
+
+
 @settings(max_examples=80, deadline=None)
 @given(policies, st.lists(observations, min_size=1, max_size=6), forecasts)
 def test_whatever_is_seen_bounds_hold_and_work_is_left_alone(

@@ -6,7 +6,7 @@ from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_ops.config import FleetSettings
 from flint_ops.config.pools import merged
 from flint_ops.config.settings import PoolSettings
-from flint_registry.scaling.memory import LegTimes, WorkerMemory
+from flint_registry.scaling.memory import LegTimes, Staying, WorkerMemory, legs_that_stay
 from flint_registry.scaling.policies import policy_of
 from flint_registry.view import LiveWorker
 
@@ -49,3 +49,20 @@ def test_times_of_legs_are_forgotten_by_half_in_ten_minutes() -> None:
     times.add(5, 50.0, 500.0, 1600.0)
     assert times.mean_s is not None and abs(times.mean_s - 5.5) < 1e-9
     assert times.spread > 0.5
+
+
+def test_legs_that_stay_are_those_that_ends_do_not_explain() -> None:
+    stays, ends, both = Staying(), Staying(), Staying()
+    stays.look(8, 0.0, None, 100.0)
+    ends.look(8, 0.0, 1.0, 100.0)
+    both.look(8, 0.0, 1.0, 100.0)
+    for second in range(101, 131):
+        stays.look(8, 0.0, None, float(second))
+        ends.look(8, 8.0, 1.0, float(second))  # eight legs of a second each, all the time
+        both.look(8, 3.0, 1.0, float(second))  # five of the slots are held by others
+        assert legs_that_stay([(8, ends)]) == 0
+    assert legs_that_stay([(8, stays)]) == 7  # as good as all
+    assert legs_that_stay([(8, stays), (8, ends)]) >= 4
+    assert 2 <= legs_that_stay([(8, both)]) <= 5
+    assert legs_that_stay([(1, stays)]) == 1, "never more than are held now"
+    assert legs_that_stay([]) == 0
