@@ -212,6 +212,7 @@ class Kernel(Room):
         if frame.keys and frame.keys[0]:
             key: str = frame.keys[0]
             return key
+        # `key_prefix`, written out: this is asked for with every call.
         return f"{self.facts.run_id}/{self.reset}{frame.plan.pointer}/{frame.iteration}"
 
     def key_prefix(self) -> str:

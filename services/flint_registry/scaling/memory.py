@@ -20,8 +20,8 @@ _ENOUGH: Final = 1e-6
 _MOST_SPREAD: Final = 100.0
 _LEAST_LOOK_S: Final = 3.0
 _MOST_LOOK_S: Final = 3_600.0
-_LOOK_LEGS: Final = 5.0
-_DOUBT: Final = 2.0
+_LOOK_LEGS: Final = 5.0  # learned leg times over which slots in use and ended legs are compared
+_DOUBT: Final = 2.0  # standard deviations that chance is allowed
 
 
 class LegTimes:
