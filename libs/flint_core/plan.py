@@ -16,7 +16,7 @@ from flint_core.bindings import Binding
 from flint_core.durations import Duration, parse_duration
 from flint_core.effects import AwaitKind
 from flint_core.engine.bodies import BODIES
-from flint_core.engine.branching import SpreadPlan, spread_of
+from flint_core.engine.branching import BranchScope, SpreadPlan, scope_of, spread_of
 from flint_core.engine.catching import try_body
 from flint_core.engine.composing import before, extended, invoke
 from flint_core.engine.frames import Phase
@@ -409,10 +409,11 @@ def _moment(template: Any, variables: frozenset[str]) -> Moment | None:
 class Plan:
     """A whole program, compiled. `tasks[0]` is the workflow."""
 
-    __slots__ = ("_spreads", "program", "tasks", "zone")
+    __slots__ = ("_scopes", "_spreads", "program", "tasks", "zone")
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        self._scopes: dict[int, BranchScope] = {}
         self._spreads: dict[int, SpreadPlan | None] = {}
         self.zone: tzinfo = zone_named(program.timezone) if program.timezone else UTC
         tasks = [
@@ -439,8 +440,14 @@ class Plan:
     def spread(self, fork: TaskPlan) -> SpreadPlan | None:
         """What is known of a fork, or parallel `for`, whose branches may leave the leg; None when they may not."""
         if fork.index not in self._spreads:
-            self._spreads[fork.index] = spread_of(fork, self.tasks)
+            self._spreads[fork.index] = spread_of(fork, self.tasks, self.branch_scope(fork))
         return self._spreads[fork.index]
+
+    def branch_scope(self, fork: TaskPlan) -> BranchScope:
+        """Which outputs the branches of a fork, or the iterations of a parallel `for`, have for themselves."""
+        if fork.index not in self._scopes:
+            self._scopes[fork.index] = scope_of(fork, self.tasks)
+        return self._scopes[fork.index]
 
     @staticmethod
     def flow(kind: str, position: int) -> Flow:

@@ -16,7 +16,7 @@ import orjson
 
 from flint_core.branches import END, OUTPUTS, WON, BranchesRequest, chunk_size, divide, layout, payload_of, request_of
 from flint_core.effects import AwaitKind
-from flint_core.engine.dataflow import Fault, RunFacts
+from flint_core.engine.dataflow import UNSEEN, Fault, RunFacts
 from flint_core.engine.frames import NO_VARIABLES, Frame, Phase, Strand
 from flint_core.engine.waiting import problem_of_answer
 from flint_core.payloads import is_reference, spill
@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 __all__ = [
     "JOINED",
     "SPREAD",
+    "BranchScope",
     "SpreadPlan",
     "ask_again",
     "begin_branch_run",
     "end_branch_run",
     "ended_by_branch",
     "go_on",
+    "scope_of",
     "spread_branches",
     "spread_items",
     "spread_of",
@@ -61,25 +63,37 @@ class SpreadPlan:
         self.steps = steps
 
 
-def spread_of(fork: TaskPlan, tasks: tuple[TaskPlan, ...]) -> SpreadPlan | None:
+class BranchScope:
+    """What `$steps` means in the branches of a fork: each sees the outputs that it gave itself, and those from outside.
+
+    `inside`: the tasks of all branches. `shared`: those of them that a task outside names.
+    """
+
+    __slots__ = ("inside", "shared")
+
+    def __init__(self, inside: frozenset[int], shared: frozenset[int]) -> None:
+        self.inside = inside
+        self.shared = shared
+
+
+def scope_of(fork: TaskPlan, tasks: tuple[TaskPlan, ...]) -> BranchScope:
+    """The scope of the branches of this fork or parallel loop."""
+    inside = _inside(fork)
+    named = {task for plan in tasks if plan.index not in inside for task in plan.steps.values()}
+    return BranchScope(frozenset(inside), frozenset(task for task in named if task in inside and tasks[task].keep))
+
+
+def spread_of(fork: TaskPlan, tasks: tuple[TaskPlan, ...], scope: BranchScope) -> SpreadPlan | None:
     """Whether the branches may be executed in runs of their own; None: they stay in the leg.
 
     They stay where one of them exports into the context, is to be undone when the run fails, listens or asks a person
     (both are addressed to the run), or gives an output that a task outside reads.
     """
-    inside: dict[int, TaskPlan] = {}
-    pending = list(fork.scope)
-    while pending:
-        plan = pending.pop()
-        if plan.index in inside:
-            continue
-        inside[plan.index] = plan
-        pending.extend(plan.scope)
-        if plan.catch is not None and plan.catch.scope is not None:
-            pending.extend(plan.catch.scope)
+    if scope.shared:
+        return None
     names: set[str] = set()
     steps: set[int] = set()
-    for plan in inside.values():
+    for plan in map(tasks.__getitem__, scope.inside):
         if plan.after_body == Phase.EXPORT or plan.export_as is not None or plan.export_schema is not None:
             return None
         if plan.compensation is not None or plan.awaits in (AwaitKind.EVENTS, AwaitKind.APPROVAL):
@@ -87,10 +101,21 @@ def spread_of(fork: TaskPlan, tasks: tuple[TaskPlan, ...]) -> SpreadPlan | None:
         for binding, _ in plan.bindings():
             names |= binding.names
         steps.update(plan.steps.values())
-    for plan in tasks:
-        if plan.index not in inside and any(task in inside and tasks[task].keep for task in plan.steps.values()):
-            return None
-    return SpreadPlan(frozenset(names), tuple(sorted(steps - inside.keys())))
+    return SpreadPlan(frozenset(names), tuple(sorted(steps - scope.inside)))
+
+
+def _inside(fork: TaskPlan) -> set[int]:
+    inside: set[int] = set()
+    pending = list(fork.scope)
+    while pending:
+        plan = pending.pop()
+        if plan.index in inside:
+            continue
+        inside.add(plan.index)
+        pending.extend(plan.scope)
+        if plan.catch is not None and plan.catch.scope is not None:
+            pending.extend(plan.catch.scope)
+    return inside
 
 
 # --- the run that comes to the fork
@@ -205,7 +230,8 @@ def _entry_of(kernel: Kernel, strand: Strand, frame: Frame) -> dict[str, Any]:
     if "workflow" in names:
         entry["raw"] = root.raw
     if "steps" in names:
-        entry["outputs"] = [[task, kernel.outputs[task]] for task in spread.steps if task in kernel.outputs]
+        seen = ((task, kernel.output_seen(strand, task)) for task in spread.steps)
+        entry["outputs"] = [[task, value] for task, value in seen if value is not UNSEEN]
     deadline = kernel.deadline_of(strand)
     if deadline is not None:
         entry["deadline"] = deadline

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from flint_core.engine.compensating import Note
     from flint_core.plan import Moment, Plan, Schema
 
-__all__ = ["DataFlow", "Fault", "MachineLimits", "RunFacts", "Suspended", "located"]
+__all__ = ["UNSEEN", "DataFlow", "Fault", "MachineLimits", "RunFacts", "Suspended", "located"]
 
 RUNTIME: Final = {"name": "Flint", "version": "0.1.0", "metadata": {}}
 NO_RESULTS: Final[list[Any]] = []
+UNSEEN: Final = object()
+"""In place of an output that a strand does not see."""
 
 
 class RunFacts(NamedTuple):
@@ -231,8 +233,7 @@ class DataFlow:
             elif name == "context":
                 values[name] = self.current_context()
             elif name == "steps":
-                visible = frame.plan.steps
-                values[name] = {key: self.outputs[task] for key, task in visible.items() if task in self.outputs}
+                values[name] = self._steps_variable(frame)
             elif name == "output":
                 values[name] = output
             elif name == "task":
@@ -242,6 +243,28 @@ class DataFlow:
             elif name == "runtime":
                 values[name] = RUNTIME
         return values
+
+    def _steps_variable(self, frame: Frame) -> dict[str, Any]:
+        strand = self.ready[0]  # only the strand that runs evaluates
+        if strand.parent < 0:
+            outputs = self.outputs
+            return {key: outputs[task] for key, task in frame.plan.steps.items() if task in outputs}
+        seen = ((key, self.output_seen(strand, task)) for key, task in frame.plan.steps.items())
+        return {key: value for key, value in seen if value is not UNSEEN}
+
+    def output_seen(self, strand: Strand, task: int) -> Any:
+        """The last output of a task as the strand sees it, or UNSEEN.
+
+        A branch sees what it gave itself, since it began, of the tasks inside its fork: nothing of the branches beside
+        it, nor of an earlier round. So it is the same wherever, and in whatever order, branches are executed.
+        """
+        while strand.parent >= 0:
+            if task in strand.outputs:
+                return strand.outputs[task]
+            strand = self.strands[strand.parent]
+            if task in self.plan.branch_scope(strand.stack[-1].plan).inside:
+                return UNSEEN
+        return self.outputs.get(task, UNSEEN)
 
     def current_context(self) -> Any:
         """`$context`: what was exported last, and before that the workflow's input, which is not kept a second time."""

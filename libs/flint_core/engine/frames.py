@@ -125,13 +125,15 @@ class Frame:
 class Strand:
     """One line of execution."""
 
-    __slots__ = ("branch", "dead", "id", "parent", "queued", "stack")
+    __slots__ = ("branch", "dead", "id", "output_sizes", "outputs", "parent", "queued", "stack")
 
     def __init__(self, strand_id: int, parent: int, branch: int) -> None:
         self.id = strand_id
         self.parent = parent  # strand whose top frame is the fork; -1 for the run's own
         self.branch = branch
         self.stack: list[Frame] = []
+        self.outputs: dict[int, Any] = {}  # of the tasks that ended in this branch; the run's own are the kernel's
+        self.output_sizes: dict[int, int] = {}
         self.queued = False  # in the ready queue
         self.dead = False
 
@@ -170,7 +172,10 @@ def encode_strand(strand: Strand, around: Any) -> dict[str, Any]:
     for frame in strand.stack:
         stack.append(_encode_frame(frame, around))
         around = frame.value
-    return {"id": strand.id, "parent": strand.parent, "branch": strand.branch, "stack": stack}
+    document = {"id": strand.id, "parent": strand.parent, "branch": strand.branch, "stack": stack}
+    if strand.outputs:
+        document["outputs"] = [[task, value] for task, value in strand.outputs.items()]
+    return document
 
 
 def _encode_frame(frame: Frame, around: Any) -> dict[str, Any]:
@@ -220,6 +225,7 @@ def _without_deferred(node: Any, path: tuple[Any, ...], found: list[Any]) -> Any
 def decode_strand(document: dict[str, Any], plan: Plan, around: Any) -> Strand:
     """The reverse of `encode_strand`, but for variables, which the kernel derives from the frames above."""
     strand = Strand(document["id"], document["parent"], document["branch"])
+    strand.outputs = dict(document.get("outputs", ()))
     for entry in document["stack"]:
         frame = _decode_frame(entry, plan, around)
         strand.stack.append(frame)

@@ -362,7 +362,7 @@ class Kernel(Room):
         if plan.index == 0 or plan.kind == "iteration" or frame is self.entry:
             return
         if state is StepState.SUCCEEDED and plan.keep:
-            self.keep_output(plan.index, frame.value, frame.size)
+            self.keep_output(strand, plan.index, frame.value, frame.size)
         if plan.core >= 0 and frame.station:
             return  # the extended task has told of itself
         self.records.append(
@@ -408,12 +408,14 @@ class Kernel(Room):
                     doomed.extend(top.branches)
                     top.branches = None
                 self.close(strand, StepState.CANCELLED, None)
+            self.drop_outputs(strand)
 
     def _branch_done(self, strand: Strand, frame: Frame) -> None:
         parent = self.strands[strand.parent]
         fork = parent.stack[-1]
         del self.strands[strand.id]
         strand.dead = True
+        self.drop_outputs(strand)
         fork.used = max(fork.used, frame.used)
         if fork.plan.compete:
             branches = [branch for branch in fork.branches or () if branch != strand.id]
@@ -462,6 +464,7 @@ class Kernel(Room):
                 fork.used = max(fork.used, frame.used)
                 del self.strands[strand.id]
                 strand.dead = True
+                self.drop_outputs(strand)
                 branches = [branch for branch in fork.branches or () if branch != strand.id]
                 fork.branches = branches or None
                 if fork.plan.compete and branches:

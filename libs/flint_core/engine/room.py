@@ -13,6 +13,7 @@ restored run decides alike.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import orjson
@@ -72,13 +73,29 @@ class Room(DataFlow):
         self.kept += size - frame.held
         frame.held = size
 
-    def keep_output(self, task: int, value: Any, size: int) -> None:
+    def keep_output(self, strand: Strand, task: int, value: Any, size: int) -> None:
         """The output of a task, for `$steps`."""
         if size < 0:
             size = weigh(value)
-        self.kept += size - self.output_sizes.get(task, 0)
-        self.outputs[task] = value
-        self.output_sizes[task] = size
+        for outputs, sizes in self._keepers(strand, task):
+            self.kept += size - sizes.get(task, 0)
+            outputs[task] = value
+            sizes[task] = size
+
+    def _keepers(self, strand: Strand, task: int) -> Iterator[tuple[dict[int, Any], dict[int, int]]]:
+        """Who keeps the output of a task that ended in this strand: its branch, and whoever outside names it."""
+        while strand.parent >= 0:
+            yield strand.outputs, strand.output_sizes
+            strand = self.strands[strand.parent]
+            if task not in self.plan.branch_scope(strand.stack[-1].plan).shared:
+                return
+        yield self.outputs, self.output_sizes
+
+    def drop_outputs(self, strand: Strand) -> None:
+        """The strand is over: what it kept for itself is kept no longer."""
+        if strand.outputs:
+            self.kept -= sum(strand.output_sizes.values())
+            strand.outputs, strand.output_sizes = {}, {}
 
     def take_context(self, frame: Frame, context: Any) -> None:
         """The context that a task exports. Raises Fault when it does not fit."""
@@ -121,7 +138,7 @@ class Room(DataFlow):
             return  # the run's output: nothing is held any more
         more = size if last else 0  # a branch's output is held by its fork
         if frame.plan.keep:
-            more += size - self.output_sizes.get(frame.plan.index, 0)
+            more += sum(size - sizes.get(frame.plan.index, 0) for _, sizes in self._keepers(strand, frame.plan.index))
         if frame.plan.compensation is not None:
             more += size + weigh(frame.input)
         if more:
@@ -154,6 +171,8 @@ class Room(DataFlow):
         self.output_sizes = {task: weigh(value) for task, value in self.outputs.items()}
         self.kept = self.context_size + sum(self.output_sizes.values()) + sum(note[4] for note in self.notes.values())
         for strand in self.strands.values():
+            strand.output_sizes = {task: weigh(value) for task, value in strand.outputs.items()}
+            self.kept += sum(strand.output_sizes.values())
             for frame in strand.stack:
                 if frame.plan.kind == "listen":
                     self.hold(frame, held_by_listen(frame))

@@ -274,7 +274,20 @@ def test_a_refusal_fails_the_fork():
     assert driver.problem.status == 429
 
 
-@pytest.mark.parametrize("seed", [3, 41])
+def test_steps_mean_the_same_in_chunks():
+    """Also in the second round, and of a loop within a branch, whose entry has what the branch gave itself."""
+    inner = (
+        "{i: {metadata: {flint: {parallel: 4}}, for: {each: y, in: '[7, 8]'}, do: [{c: {set: '${ [$steps.a, $y] }'}}]}}"
+    )
+    body = (
+        "do: [{o: {for: {in: '[1, 2]'}, do: [{l: {metadata: {flint: {parallel: 4}}, for: {each: x, in: '[1, 2, 3, 4]'},"
+        f" do: [{{s: {{set: '${{ $steps.a }}'}}}}, {{a: {{call: noop, with: {{output: '${{ $x }}'}}}}}}, {inner},"
+        " {b: {set: '${ [., $steps.s] }'}}]}}]}}]"
+    )
+    assert both(body).output == [[[[x, 7], [x, 8]], None] for x in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("seed", [3, 41, 60_633])
 def test_random_workflows_give_the_same_in_chunks(seed, monkeypatch):
     batch = {w.name: w for w in generate_batch(seed, 60)}
     given = {"url": "http://x", "key": "k1", "n": 3}

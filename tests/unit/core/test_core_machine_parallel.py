@@ -84,6 +84,59 @@ def test_loops_within_loops_and_jumps_have_labels_of_their_own():
     assert sorted(call.iteration for call in driver.calls) == ["0.0", "0.1", "1.0", "1.1"]
 
 
+STEPS = (
+    "do: [{l: {metadata: {flint: {parallel: 3}}, for: {each: x, in: '[1, 2, 3]'}, do: ["
+    "{before: {set: '${ $steps.a }'}}, {a: {call: noop, with: {output: '${ $x }'}}}, {w: {wait: PT1S}},"
+    " {b: {set: '${ [$steps.before, $steps.a, $x] }'}}]}}]"
+)
+
+
+def test_an_iteration_sees_the_outputs_of_its_own_steps():
+    """All of them are between `a` and `b` when the first comes to `b`."""
+    assert start(STEPS).run().output == [[None, 1, 1], [None, 2, 2], [None, 3, 3]]
+    twice = "do: [{o: {for: {each: y, in: '[1, 2]'}, do: [" + STEPS[5:-1] + "]}}]"
+    assert start(twice).run().output == [[None, 1, 1], [None, 2, 2], [None, 3, 3]]  # the second round, as the first
+
+
+def test_a_branch_sees_nothing_of_the_branches_beside_it():
+    body = (
+        "do: [{z: {set: '${ 7 }'}}, {f: {fork: {branches: ["
+        "{p: {do: [{a: {set: '${ 1 }'}}, {w: {wait: PT1S}}, {b: {set: '${ [$steps.a, $steps.c, $steps.z] }'}}]}},"
+        " {q: {do: [{c: {set: '${ 2 }'}}, {v: {wait: PT1S}}, {d: {set: '${ [$steps.a, $steps.c, $steps.z] }'}}]}}]}}}]"
+    )
+    assert start(body).run().output == [[1, None, 7], [None, 2, 7]]
+
+
+def test_who_is_outside_sees_the_last_output_of_any_branch():
+    body = STEPS[:-1] + ", {after: {set: '${ [$steps.a, $steps.b] }'}}]"
+    assert start(body).run().output == [3, [None, 3, 3]]
+    nested = (
+        "do: [{f: {fork: {branches: [{p: {do: [{i: {metadata: {flint: {parallel: 2}}, for: {in: '[5, 6]'},"
+        " do: [{a: {set: '${ $item }'}}]}}, {s: {set: '${ $steps.a }'}}]}}, {q: {set: '${ 0 }'}}]}}},"
+        " {t: {set: '${ [., $steps.a] }'}}]"
+    )
+    assert start(nested).run().output == [[6, 0], 6]
+
+
+def test_outputs_of_branches_survive_a_restore_and_are_given_back_at_their_end():
+    driver = start(STEPS)
+    program = compile_definition(HEAD + STEPS).program
+    while driver.machine.end is None:
+        driver.settle()
+        if driver.machine.end is None:
+            snapshot = driver.machine.snapshot()
+            driver.machine = Machine.restore(program, FACTS, snapshot)
+            assert driver.machine.snapshot() == snapshot
+            driver.machine.pending()
+            driver.next()
+    assert driver.output == [[None, 1, 1], [None, 2, 2], [None, 3, 3]]
+    large = STEPS.replace("'${ $x }'", "'${ \"x\" * 3000 }'").replace("[$steps.before, $steps.a, $x]", "$x")
+    rounds = f"do: [{{o: {{for: {{each: y, in: '[range(20)]'}}, do: [{large[5:-1]}]}}}}]"
+    assert start(rounds, limits=MachineLimits(state_bytes=40_000)).run().output == [1, 2, 3]
+    beyond = start(large, limits=MachineLimits(state_bytes=5_000)).run()
+    assert beyond.problem.type == ProblemType.PAYLOAD_TOO_LARGE
+
+
 def test_results_count_against_the_state():
     driver = start(
         LOOP.format(count=2),
