@@ -6,13 +6,15 @@ Usage: fake_engine.py STATE_FOLDER WORD… Understands the words that Flint uses
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ FLAGS = {"--interactive", "--rm"}
 
 
 def main(state: Path, words: list[str]) -> int:
+    # Who sees the call in the log knows that `wait` and `logs` have their container, whoever removes it then.
+    held = words[0] not in ("wait", "logs") or load(state, words[-1]) is not None
     with (state / "calls").open("a") as log:
         log.write(json.dumps(words) + "\n")
     images = state / "images"
@@ -40,8 +44,12 @@ def main(state: Path, words: list[str]) -> int:
         return start(state, rest)
     elif command == "container":
         return inspect(state, rest[1])
+    elif not held:
+        return fail("no such container")
     elif command == "logs":
         return logs(state, rest[-1])
+    elif command == "wait":
+        return wait(state, rest[-1])
     elif command == "ps":
         label = next(word for word in rest if word.startswith("label=")).removeprefix("label=")
         names = [path.stem for path in state.glob("*.json") if label in json.loads(path.read_text())["labels"]]
@@ -78,7 +86,8 @@ def create(state: Path, words: list[str]) -> int:
         "code": 0,
         "finished": "0001-01-01T00:00:00Z",
     }
-    path.write_text(json.dumps(container))
+    path.with_suffix(".code").unlink(missing_ok=True)
+    write(path, json.dumps(container))
     return 0
 
 
@@ -121,22 +130,51 @@ def start(state: Path, words: list[str]) -> int:
     return code
 
 
+@contextmanager
+def alone(state: Path) -> Iterator[None]:
+    """No other command changes a container meanwhile."""
+    with (state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def write(path: Path, text: str) -> None:
+    """Whole or not at all, for whoever reads."""
+    new = path.with_name(f"{path.name}-{os.getpid()}")
+    new.write_text(text)
+    new.rename(path)
+
+
 def save(state: Path, name: str, container: dict[str, Any]) -> None:
     """Unless somebody removed it meanwhile."""
-    if (state / f"{name}.json").exists():
-        (state / f"{name}.new").write_text(json.dumps(container))
-        (state / f"{name}.new").rename(state / f"{name}.json")
+    with alone(state):
+        if (state / f"{name}.json").exists():
+            write(state / f"{name}.json", json.dumps(container))
 
 
 def finish(state: Path, name: str, code: int) -> int:
     container = load(state, name)
     code = 128 - code if code < 0 else code
+    keep(state, name, code)
     if container is not None:
         now = time.strftime("%Y-%m-%dT%H:%M:%S.000000000Z", time.gmtime())
         save(state, name, container | {"status": "exited", "code": code, "finished": now})
         if "--rm" in container["options"]:
-            (state / f"{name}.json").unlink()
+            (state / f"{name}.json").unlink(missing_ok=True)
     return code
+
+
+def keep(state: Path, name: str, code: int) -> None:
+    """For those who wait: the code, which outlives the container."""
+    write(state / f"{name}.code", f"{code}\n")
+
+
+def wait(state: Path, name: str) -> int:
+    path = state / f"{name}.code"
+    while not path.exists():
+        time.sleep(0.01)
+    print(path.read_text(), end="")
+    return 0
 
 
 def inspect(state: Path, name: str) -> int:
@@ -172,8 +210,10 @@ def end(state: Path, name: str, *, remove: bool) -> int:
     if container["status"] == "running":
         with suppress(ProcessLookupError):
             os.killpg(container["pid"], signal.SIGKILL)
+        keep(state, name, 128 + signal.SIGKILL)
     if remove:
-        (state / f"{name}.json").unlink(missing_ok=True)
+        with alone(state):
+            (state / f"{name}.json").unlink(missing_ok=True)
     return 0
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any, Final
 
@@ -65,11 +66,12 @@ class ContainerExecutor:
         limit_s = self._containers.timeout_s
         if waits and call.deadline_s is not None:
             limit_s = min(limit_s, call.deadline_s)
-        created = False
+        begun = created = False
         try:
             async with self._places:
                 await self._pull(call, order)
                 async with asyncio.timeout(limit_s):
+                    begun = True
                     existing = await self._create(call, order)
                     created = True
                     if not waits:
@@ -77,12 +79,12 @@ class ContainerExecutor:
                         return None
                     return await self._outcome(call, order, existing)
         except asyncio.CancelledError:
-            if created:
-                self._stop(order)
+            if begun:
+                self._stop(order, surely_ours=created)
             raise
         except TimeoutError:
-            if created:
-                self._stop(order)
+            if begun:
+                self._stop(order, surely_ours=created)
             raise failure(call, ProblemType.TIMEOUT, 408, "The container took too long") from None
         except OSError as error:
             detail = type(error).__name__
@@ -126,16 +128,18 @@ class ContainerExecutor:
             words = ("start", *options, order.name)
         else:
             words = ("logs", "--follow", order.name)
-        said = await self._engine.call(
-            *words, stdin=order.stdin, within_s=self._containers.timeout_s, limit=limits.output_bytes
-        )
-        if said.full:
-            self._stop(order)
-            ending = Ending(EndedBy.OUTPUT, None, None, said.stdout, said.stderr)
-            return result_of(call, ending, limits, "container")
-        there = await self._described(order.name)
-        if there is None:
-            raise failure(call, ProblemType.RUNTIME, 500, "The container was lost", "somebody removed it")
+        async with self._awaited(order, existing) as code:
+            said = await self._engine.call(
+                *words, stdin=order.stdin, within_s=self._containers.timeout_s, limit=limits.output_bytes
+            )
+            if said.full:
+                self._stop(order)
+                ending = Ending(EndedBy.OUTPUT, None, None, said.stdout, said.stderr)
+                return result_of(call, ending, limits, "container")
+            there = await self._described(order.name)
+            if there is None:
+                ending = Ending(EndedBy.ITSELF, await _code(call, code), None, said.stdout, said.stderr)
+                return result_of(call, ending, limits, "container")
         state = there["State"]
         if state["Status"] in ("created", "configured") or state.get("Error"):
             self._stop(order)
@@ -152,6 +156,22 @@ class ContainerExecutor:
         ending = Ending(EndedBy.ITSELF, int(state["ExitCode"]), None, said.stdout, said.stderr)
         return result_of(call, ending, limits, "container")
 
+    @asynccontextmanager
+    async def _awaited(self, order: Order, existing: dict[str, Any] | None) -> AsyncIterator[asyncio.Task[Said] | None]:
+        """The exit code of a container that another try began, awaited beside its log.
+
+        That try, when it still lives, removes the container as soon as it has ended, perhaps before we have looked.
+        """
+        if existing is None:
+            yield None
+            return
+        waiting = asyncio.create_task(self._engine.call("wait", order.name, within_s=self._containers.timeout_s))
+        try:
+            yield waiting
+        finally:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+
     def _not_started(self, call: ResolvedCall, said: Said) -> ExecutionFailed:
         return failure(call, ProblemType.CONFIGURATION, 400, "The container cannot be started", said.error)
 
@@ -162,15 +182,19 @@ class ContainerExecutor:
         described: dict[str, Any] = json.loads(found.stdout)[0]
         return described
 
-    def _stop(self, order: Order) -> None:
+    def _stop(self, order: Order, *, surely_ours: bool = True) -> None:
         """Ends a container in the background; removes it unless its lifetime says never."""
-        task = asyncio.create_task(self._end(order))
+        task = asyncio.create_task(self._end(order, surely_ours))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
 
-    async def _end(self, order: Order) -> None:
+    async def _end(self, order: Order, surely_ours: bool) -> None:
         grace_s = self._containers.grace_s
         try:
+            if not surely_ours:
+                there = await self._described(order.name)
+                if there is None or there["Config"]["Labels"].get(KEY_LABEL) != order.key:
+                    return
             await self._engine.call("stop", "--time", str(round(grace_s)), order.name, within_s=grace_s + _CALL_S)
             if order.cleanup != "never":
                 await self._engine.call("rm", "--force", "--volumes", order.name, within_s=_CALL_S)
@@ -196,6 +220,17 @@ class ContainerExecutor:
             if there is None or not _is_over(there, label, time.time()):
                 continue
             await self._engine.call("rm", "--force", "--volumes", name, within_s=_CALL_S)
+
+
+async def _code(call: ResolvedCall, waiting: asyncio.Task[Said] | None) -> int:
+    """What a container that is gone ended with, as the engine told who waited for it. Raises ExecutionFailed."""
+    if waiting is not None:
+        await asyncio.wait({waiting}, timeout=_CALL_S)
+        if waiting.done() and waiting.exception() is None:
+            told = waiting.result()
+            with suppress(ValueError):
+                return int(told.stdout)
+    raise failure(call, ProblemType.RUNTIME, 500, "The container was lost", "somebody removed it")
 
 
 def _is_over(there: dict[str, Any], label: str, now: float) -> bool:
