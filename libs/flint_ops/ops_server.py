@@ -8,6 +8,7 @@ checks: it fails with their reasons.
 
 from __future__ import annotations
 
+import selectors
 import socket
 import threading
 import time
@@ -93,7 +94,9 @@ class OpsServer:
         self._registry = registry
         server_class = _Server6 if ":" in host else WSGIServer
         self._server = make_server(host, port, self._answer, server_class=server_class, handler_class=_QuietHandler)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="ops-server", daemon=True)
+        self._server.timeout = 0  # it is asked for a request only when one is there
+        self._closing, self._close = socket.socketpair()
+        self._thread = threading.Thread(target=self._serve, name="ops-server", daemon=True)
 
     @property
     def address(self) -> str:
@@ -108,10 +111,22 @@ class OpsServer:
 
     def close(self) -> None:
         """Stops serving and waits for the thread (at most some seconds)."""
+        self._close.close()
         if self._thread.is_alive():
-            self._server.shutdown()
             self._thread.join(timeout=15)
+        self._closing.close()
         self._server.server_close()
+
+    def _serve(self) -> None:
+        """Sleeps until somebody asks or it is closed; `serve_forever` would look twice a second."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._server, selectors.EVENT_READ)
+            selector.register(self._closing, selectors.EVENT_READ)
+            while True:
+                ready = [key.fileobj for key, _ in selector.select()]
+                if self._closing in ready:
+                    return
+                self._server.handle_request()
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")

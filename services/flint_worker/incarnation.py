@@ -48,7 +48,7 @@ class Incarnation:
         self.table = LegTable(lease.incarnation, settings.slots, lambda job: Leg(job, lease, services))
         self._control = Control(lease.incarnation, self.table)
         self._intake = Intake(bus, job_subject(settings.region, settings.pool, lease.incarnation), self.table)
-        self._hints = Hints(bus, lambda: self.table.running)
+        self._hints = Hints(bus, lambda: self.table.running, self.table.busy)
         self.drain_requested = asyncio.Event()
         """Set when the registry asked for it."""
         self._heartbeats = Heartbeats(registrar, lease, interval_s, lambda: self.table.held, self.drain_requested.set)

@@ -1,7 +1,7 @@
 """Hints: which steps have begun and run for a while, for those who watch. Provisional, fire and forget.
 
-One ticker for all legs; a step is told when it has run for 50 ms, and again when its function reports progress. When
-the ticker dies the service ends (it is watched); nothing else depends on it.
+One ticker for all legs, which stands still while there is none; a step is told when it has run for 50 ms, and again
+when its function reports progress. When the ticker dies the service ends (it is watched); nothing else depends on it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ _SLOW_MS: Final = 50
 
 
 class Hints:
-    """Publishes hints of the legs that `legs` yields."""
+    """Publishes hints of the legs that `legs` yields. `busy` is set while there are any."""
 
-    def __init__(self, bus: Bus, legs: Callable[[], Iterable[Leg]]) -> None:
+    def __init__(self, bus: Bus, legs: Callable[[], Iterable[Leg]], busy: asyncio.Event) -> None:
         self._bus = bus
         self._legs = legs
+        self._busy = busy
 
     async def run(self) -> None:
         """For ever."""
         while True:
+            await self._busy.wait()
             await asyncio.sleep(_TICK_S)
             if self._bus.connected.is_set():
                 before = now_ms() - _SLOW_MS

@@ -65,6 +65,8 @@ class LegTable:
         LEGS_WAITING.set_function(lambda: len(self._waiting))
         self.idle = asyncio.Event()
         """Set while it holds no leg."""
+        self.busy = asyncio.Event()
+        """Set while it holds any."""
         self.idle.set()
 
     @property
@@ -96,7 +98,9 @@ class LegTable:
             self._start(nonce, job)
         else:
             self._waiting[nonce] = job
-        self.idle.clear()
+        if self.idle.is_set():
+            self.idle.clear()
+            self.busy.set()
         return True
 
     def _refusal(self, job: dispatch_pb2.Job) -> str:
@@ -160,7 +164,11 @@ class LegTable:
         while self._waiting and len(self._running) < self._slots and not self._closed:
             nonce = min(self._waiting, key=self._level)  # of those alike, the first that came
             self._start(nonce, self._waiting.pop(nonce))
-        if not self.held:
+        self._look_idle()
+
+    def _look_idle(self) -> None:
+        if not self._running and not self._waiting:
+            self.busy.clear()
             self.idle.set()
 
     # -- commands -----------------------------------------------------------------------------------------------------
@@ -182,8 +190,8 @@ class LegTable:
                 return False
         if leg is not None:
             leg.drop()
-        elif self._waiting.pop(nonce, None) is not None and not self.held:
-            self.idle.set()
+        elif self._waiting.pop(nonce, None) is not None:
+            self._look_idle()
         self._revoked[nonce] = None
         if len(self._revoked) > _REVOKED_LIMIT:
             self._revoked.popitem(last=False)
@@ -229,8 +237,8 @@ class LegTable:
         leg = self._running.get(nonce)
         if leg is not None:
             leg.drop()
-        elif self._waiting.pop(nonce, None) is not None and not self.held:
-            self.idle.set()
+        elif self._waiting.pop(nonce, None) is not None:
+            self._look_idle()
         self._revoked[nonce] = None
         if len(self._revoked) > _REVOKED_LIMIT:
             self._revoked.popitem(last=False)

@@ -85,9 +85,11 @@ async def finish(leg: FakeLeg) -> None:
 async def test_a_job_is_taken_once(room: Room) -> None:
     assert room.offer(b"a")
     assert not room.offer(b"a")
+    assert room.table.busy.is_set()
     await finish(room.legs[b"a"])
     assert not room.offer(b"a")
     assert room.table.idle.is_set()
+    assert not room.table.busy.is_set()
 
 
 async def test_a_job_for_another_incarnation_is_refused(room: Room) -> None:
