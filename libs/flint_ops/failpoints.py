@@ -8,8 +8,8 @@ to do and how often to pass first: `kill 3` ends the process (SIGKILL) at the fo
 
 Points: `commit.<lane>.before` and `.after` around every commit of a scheduler; `append.before` and `.after` around what
 goes to JetStream; `etcd.<request>.before` and `.after` (`PutRequest`, `TxnRequest`, …) around what is asked of etcd;
-`call.before` and `.after` around a worker's side effects; `start.before` and `.after` around what a gateway asks a
-scheduler for.
+`takeover.won` between a scheduler's winning the keys of groups and its commit that takes them; `call.before` and
+`.after` around a worker's side effects; `start.before` and `.after` around what a gateway asks a scheduler for.
 """
 
 from __future__ import annotations

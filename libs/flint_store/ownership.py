@@ -1,13 +1,13 @@
 """Owner sessions, terms of shard groups, and the journal's generation (R1, R2, R11).
 
-etcd permits an attempt; what counts is written here. A takeover, in one transaction: lock my own session, end the
-sessions of the groups' former owners (which waits for their commits under way and fences all later ones), raise the
-terms.
+etcd permits an attempt; what counts is written here. A takeover, in one transaction: lock my own session, leave out the
+groups that somebody took since I read their terms, end the sessions of the others' former owners (which waits for their
+commits under way and fences all later ones), raise the terms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -24,6 +24,7 @@ __all__ = [
     "give_groups",
     "next_generation",
     "read_generation",
+    "read_terms",
     "save_watermarks",
     "take_groups",
 ]
@@ -63,8 +64,10 @@ LOCK_SESSION = text(FENCE)
 # Nobody else takes these groups until my commit: whom I end is whoever owns them then. In order, so that one of two
 # takers waits for the other.
 LOCK_GROUPS = text("""
-SELECT group_id FROM shard_group WHERE group_id = ANY(CAST(:groups AS int[])) ORDER BY group_id FOR UPDATE
+SELECT group_id, term FROM shard_group WHERE group_id = ANY(CAST(:groups AS int[])) ORDER BY group_id FOR UPDATE
 """)
+
+READ_TERMS = text("SELECT group_id, term FROM shard_group WHERE group_id = ANY(CAST(:groups AS int[]))")
 
 # Waits for every commit of the former owners that is under way: they hold the rows FOR SHARE.
 END_OWNERS = text("""
@@ -126,13 +129,27 @@ async def end_session(engine: AsyncEngine, session: OwnerSession) -> None:
             raise Fenced(session)
 
 
-async def take_groups(engine: AsyncEngine, session: OwnerSession, groups: Sequence[int]) -> list[GroupTerm]:
-    """Raise the terms of groups that etcd permitted me to own. Raises `Fenced` when my own session has ended."""
-    parameters = session.parameters() | {"groups": list(groups)}
+async def read_terms(connection: AsyncConnection, groups: Sequence[int]) -> dict[int, int]:
+    """The present term of each group: to be read before etcd is asked for their keys; see `take_groups`."""
+    rows = await connection.execute(READ_TERMS, {"groups": list(groups)})
+    return {row.group_id: row.term for row in rows}
+
+
+async def take_groups(
+    engine: AsyncEngine, session: OwnerSession, groups: Sequence[int], since: Mapping[int, int] | None = None
+) -> list[GroupTerm]:
+    """Raise the terms of groups that etcd permitted me to own. Raises `Fenced` when my own session has ended.
+
+    `since`: their terms as they were read before etcd was asked. A group that has another term now is left out: whoever
+    took it may hold its key. The others' owners did not hold the keys that I won after that, so their leases are over,
+    or they gave the groups away: nobody's session is ended whose lease stands. Without `since` all are taken.
+    """
     async with transaction(engine) as connection:
         if (await connection.execute(LOCK_SESSION, session.parameters())).first() is None:
             raise Fenced(session)
-        await connection.execute(LOCK_GROUPS, {"groups": list(groups)})
+        locked = (await connection.execute(LOCK_GROUPS, {"groups": list(groups)})).all()
+        mine = [r.group_id for r in locked if since is None or since.get(r.group_id) == r.term]
+        parameters = session.parameters() | {"groups": mine}
         await connection.execute(END_OWNERS, parameters)
         rows = (await connection.execute(RAISE_TERMS, parameters)).all()
     return [GroupTerm(r.group_id, r.term, r.watermark, r.watermark_generation) for r in rows]

@@ -21,6 +21,7 @@ from flint_bus import Bus, BusError
 from flint_bus.subjects import OWNERS
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_coord import Coord, CoordError, Lease, keys
+from flint_ops import failpoints
 from flint_ops.logging import get_logger
 from flint_scheduler.accept import Acceptor
 from flint_scheduler.attention import Attention
@@ -40,7 +41,7 @@ from flint_scheduler.timers import Timers
 from flint_store.errors import StoreError
 from flint_store.fence import Fenced, OwnerSession
 from flint_store.legs import RunRow, load_unfinished
-from flint_store.ownership import GroupTerm, begin_session, end_session, give_groups, take_groups
+from flint_store.ownership import GroupTerm, begin_session, end_session, give_groups, read_terms, take_groups
 
 __all__ = ["Steward"]
 
@@ -208,29 +209,50 @@ class Steward:
         give, take = self._spread.moves(self._holdings.groups)
         if give:
             await self._give(give, lease)
-        # At once: nobody owns them meanwhile.
-        asked = [self._coord.create(keys.group(group), self._id, lease.id) for group in take]
-        won = [group for group, mine in zip(take, await asyncio.gather(*asked), strict=True) if mine]
-        if won:
-            await self._take(won)
+        if take:
+            await self._take(take, lease)
 
     # -- taking and giving ---------------------------------------------------------------------------------------------
 
-    async def _take(self, groups: list[int]) -> None:
+    async def _take(self, groups: list[int], lease: Lease) -> None:
+        """Take those of the groups whose keys I win, unless another took them since I looked.
+
+        The terms are read before the keys are won: should my lease end before my commit, whoever wins them next either
+        takes before me, and I find another term, or after me, and ends a session without a lease.
+        """
         session = self._holdings.session
         if session is None:
             return
-        terms = await self._record.transaction(lambda engine: take_groups(engine, session, groups))
+        since = await self._record.read(lambda c: read_terms(c, groups))
+        # At once: nobody owns them meanwhile.
+        asked = [self._coord.create(keys.group(group), self._id, lease.id) for group in groups]
+        won = [group for group, mine in zip(groups, await asyncio.gather(*asked), strict=True) if mine]
+        if not won:
+            return
+        if failpoints.ARMED:
+            failpoints.reach("takeover.won")
+        terms = await self._record.transaction(lambda engine: take_groups(engine, session, won, since))
+        taken = [term.group for term in terms]
+        if len(taken) < len(won):
+            # That their keys are gone is told to me too: I try again, if it is my turn still.
+            others = sorted(set(won).difference(taken))
+            log.info("groups_taken_by_another", groups=others)
+            await self._delete_keys(others, lease)
+        if not taken:
+            return
         try:
-            for term in terms:
-                await self._attention.listen(term.group)
-            rows = await self._record.read(lambda c: load_unfinished(c, groups))
+            for group in taken:
+                await self._attention.listen(group)
+            rows = await self._record.read(lambda c: load_unfinished(c, taken))
         except BaseException:
-            for term in terms:
-                await self._attention.unlisten(term.group)
+            for group in taken:
+                await self._attention.unlisten(group)
             raise
         await self._adopt(terms, rows)
-        log.info("groups_taken", groups=sorted(groups), runs=len(rows), terms={t.group: t.term for t in terms})
+        log.info("groups_taken", groups=sorted(taken), runs=len(rows), terms={t.group: t.term for t in terms})
+
+    async def _delete_keys(self, groups: Sequence[int], lease: Lease) -> None:
+        await asyncio.gather(*(self._coord.delete(keys.group(group), only_lease=lease.id) for group in groups))
 
     async def _adopt(self, terms: Sequence[GroupTerm], rows: Sequence[RunRow]) -> None:
         generation = self._holdings.generation
@@ -275,7 +297,7 @@ class Steward:
         await self._record.lane("generation", lambda c: give_groups(c, session, watermarks, generation))
         for group in groups:
             del self._holdings.groups[group]
-        await asyncio.gather(*(self._coord.delete(keys.group(group), only_lease=lease.id) for group in groups))
+        await self._delete_keys(groups, lease)
         for group in groups:
             await self._attention.unlisten(group)
         GROUPS.set(len(self._holdings.groups))

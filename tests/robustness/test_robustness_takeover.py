@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from flint_sdk import AsyncFlint
+from flint_coord import Coord, keys
+from flint_ops.failpoints import VARIABLE
+from flint_sdk import AsyncFlint, RunState
 from support.callers import Callers
 from support.house import definition
 from support.record_reader import Record
@@ -88,3 +92,56 @@ def keep_briefly(stack: RunningStack) -> None:
     dsn = stack.settings.postgres.dsn.get_secret_value()
     with psycopg.connect(dsn, autocommit=True, connect_timeout=10) as connection:
         connection.execute("UPDATE workflow_version SET retention_s = 1")
+
+
+async def test_who_loses_its_lease_before_it_takes_ends_nobody(tmp_path: Path) -> None:
+    """A scheduler wins keys and is held until its lease is over and another has the groups: its commit takes none."""
+    points = tmp_path / "points"
+    points.mkdir()
+    async with running_stack(
+        tmp_path,
+        workers=1,
+        registries=1,
+        overrides={"etcd": {"lease_ttl_s": 60}},  # a lease ends here when it is revoked, however slow the machine is
+        environ={**os.environ, VARIABLE: str(points)},
+    ) as stack:
+        flint = AsyncFlint(address=stack.gateway, key=stack.admin_key)
+        record = Record(stack.settings.postgres)
+        coord = await Coord.connect(stack.settings.etcd, cluster=stack.settings.cluster.name)
+        try:
+            await flint.apply(definition(QUICK, "quick"))
+            await stack.stop("scheduler-2")
+            await eventually(lambda: owns_all(record, "scheduler-1"), WAIT_S)
+            before = await record.sessions()
+            (owner,) = set(before.values())
+            (points / ".takeover.won").write_text("stop 0")
+            (points / ".takeover.won").rename(points / "takeover.won")
+            starting = asyncio.create_task(stack.start("scheduler-2"))
+            held = await eventually(lambda: next(points.glob("takeover.won.*"), None), WAIT_S)
+            try:
+                assert held.suffix == f".{stack.pid('scheduler-2')}"
+                won = {item.key for item in await coord.scan(keys.GROUPS) if item.value == b"scheduler-2"}
+                assert won, "it was held before it had won anything"
+                given = before.keys() - (await record.sessions()).keys()
+                assert {keys.group(group) for group in given} >= won
+                member = await coord.get(keys.scheduler("scheduler-2"))
+                assert member is not None
+                await coord.revoke(member.lease_id)
+                await eventually(lambda: owns_all(record, "scheduler-1"), WAIT_S)
+            finally:
+                os.kill(int(held.suffix[1:]), signal.SIGCONT)
+            await starting
+            await eventually(lambda: "groups_taken_by_another" in logged(stack, "scheduler-2"), WAIT_S)
+            # It begins anew and is given its share, by the one whose session it might have ended.
+            await eventually(lambda: share(record, "scheduler-1", "scheduler-2"), WAIT_S)
+            ended = "SELECT count(*) FROM owner_session WHERE session_id::text = :s AND ended_at IS NOT NULL"
+            assert await record.number(ended, s=owner) == 0
+            assert (await flint.wait((await flint.start("quick")).id, WAIT_S)).state is RunState.SUCCEEDED
+        finally:
+            await coord.close()
+            await flint.close()
+            await record.close()
+
+
+def logged(stack: RunningStack, name: str) -> str:
+    return stack.stack.layout.log_file(name).read_text()

@@ -24,7 +24,7 @@ from flint_store.errors import StoreUnavailable
 from flint_store.fence import Fenced, OwnerSession
 from flint_store.fold import EntryRow, RunFold, fold_runs
 from flint_store.legs import LegOpening, load_leg_starts, load_runs, load_unfinished, open_legs
-from flint_store.ownership import begin_session, end_session, give_groups, next_generation, take_groups
+from flint_store.ownership import begin_session, end_session, give_groups, next_generation, read_terms, take_groups
 from flint_store.sweep import put_inbox, read_inbox, sweep
 from support.record import GROUPS, add_version
 
@@ -169,6 +169,7 @@ async def test_a_commit_that_waited_for_a_takeover_is_refused(
     fold, entry = done(run)
     async with engine.connect() as raw:
         taking = await raw.execution_options(isolation_level="READ COMMITTED")
+        await taking.execute(text("SET idle_in_transaction_session_timeout = 0"))
         await taking.execute(
             text("UPDATE owner_session SET ended_at = now() WHERE session_id = :s"), {"s": first.session_id}
         )
@@ -304,6 +305,23 @@ async def test_terms_rise_with_every_takeover(engine: AsyncEngine) -> None:
     assert terms == [{0: 1, 5: 1}, {0: 2, 5: 2}]
     with pytest.raises(Fenced):
         await take_groups(engine, first, [0])
+
+
+async def test_a_group_that_was_taken_since_its_term_was_read_is_left_out(engine: AsyncEngine) -> None:
+    """Its new owner may hold its lease: what it took stays its own, and its session stands; the others are taken."""
+    dead, rightful, late = [await begin_session(engine, name, "a") for name in ("dead", "rightful", "late")]
+    await take_groups(engine, dead, [0, 1, 2])
+    async with engine.connect() as connection:
+        read = await read_terms(connection, [0, 1, 2, 3])
+    assert read == {0: 1, 1: 1, 2: 1, 3: 0}
+    assert [t.term for t in await take_groups(engine, rightful, [0, 1], read)] == [2, 2]
+    assert [(t.group, t.term) for t in await take_groups(engine, late, [0, 3], read)] == [(3, 1)]
+    assert await take_groups(engine, late, [0, 1], read) == []
+    assert not await ended(engine, rightful) and not await ended(engine, late)
+    async with engine.connect() as connection:
+        again = await read_terms(connection, [0])
+    assert [t.term for t in await take_groups(engine, late, [0], again)] == [3]
+    assert await ended(engine, rightful), "who owned it when its term was read has lost it"
 
 
 async def ended(engine: AsyncEngine, session: OwnerSession) -> bool:

@@ -11,7 +11,7 @@ PROPERTIES = {
     "M1": "only a group's owner commits for it; what an earlier one got no answer to lands on the row as it read it",
     "M2": "no entry of the journal is below the watermark and not folded",
     "M3": "no leg is opened twice for one number",
-    "M4": "who holds a lease ends nobody's session whose lease stands: groups that move are given",
+    "M4": "nobody's session is ended while its lease stands: groups that move are given",
     "I5": "from every state free steps lead to the end of all runs, with every group owned by a live scheduler",
 }
 
@@ -34,11 +34,11 @@ class GroupModel:
         from_start: bool = False,
     ) -> None:
         self.rules = rules
-        self.properties = frozenset(PROPERTIES)
+        self.properties = frozenset(PROPERTIES) - ({"M4"} if "key" in kinds else set())
         self._check = Check(self.properties)
         self._groups, self._legs, self._schedulers = groups, legs, 2 + joiners
         self._from_start = from_start
-        self._budget = (*(int(kind in kinds) for kind in FAULTS[:3]), joiners, leaves, faults)
+        self._budget = (*(int(kind in kinds) for kind in FAULTS[:4]), joiners, leaves, faults)
         self._found: list[Step] = []
 
     @staticmethod
@@ -84,6 +84,9 @@ class GroupModel:
         for op in sorted(st.late):
             self._late(st, op)
         for number, group in enumerate(st.groups):
+            if group.key and (x := self._spend(st, "key")) is not None:
+                gone = self._grouped(x, number, group._replace(key=0))
+                self._emit(f"the key of {number} IS DELETED by hand", gone, free=False)
             if group.open and group.entries < group.leg:
                 after = self._grouped(st, number, group._replace(entries=group.entries + 1))
                 self._emit(f"the worker of group {number} appends the end of leg {group.leg}", after)
@@ -186,15 +189,14 @@ class GroupModel:
         group, memory = st.groups[number], s.groups[number]
         if memory is None:
             mine = at in s.view and self._target(s.view, number) == at
-            if mine and s.lease and (not group.key or not self.rules.create):
-                won = self._grouped(st, number, group._replace(key=s.session))
-                self._emit(
-                    f"scheduler {at} wins the key of {number}",
-                    self._put(won, at, self._held(s, number, Memory("won"))),
-                )
+            if mine and (group.key in (0, s.session) or not self.rules.create):
+                looked = self._held(s, number, Memory("looked", group.term))
+                self._emit(f"scheduler {at} reads the term of {number}", self._put(st, at, looked))
             return
-        if memory.stage == "won":
-            self._take(st, at, s, number)
+        if memory.stage == "looked":
+            self._win(st, at, s, number, memory)
+        elif memory.stage == "won":
+            self._take(st, at, s, number, memory)
         elif memory.stage == "taken":
             loaded = self._held(s, number, self._read(group))
             self._emit(f"scheduler {at} reads the runs of {number}", self._put(st, at, loaded))
@@ -219,22 +221,37 @@ class GroupModel:
     @staticmethod
     def _read(group: Group) -> Memory:
         known = group.accepted
-        return Memory("own", known, group.change, group.leg, group.open, group.folded, group.watermark)
+        return Memory("own", 0, known, group.change, group.leg, group.open, group.folded, group.watermark)
 
-    def _take(self, st: State, at: int, s: Scheduler, number: int) -> None:
-        """One transaction: my session stands, the former owner's ends, the group is mine."""
+    def _win(self, st: State, at: int, s: Scheduler, number: int, memory: Memory) -> None:
+        group = st.groups[number]
+        if s.lease and (group.key in (0, s.session) or not self.rules.create):
+            won = self._grouped(st, number, group._replace(key=s.session))
+            mine = self._held(s, number, memory._replace(stage="won"))
+            self._emit(f"scheduler {at} wins the key of {number}", self._put(won, at, mine))
+        else:
+            lost = self._held(s, number, None)
+            self._emit(f"scheduler {at} does not win the key of {number}", self._put(st, at, lost))
+
+    def _take(self, st: State, at: int, s: Scheduler, number: int, memory: Memory) -> None:
+        """One transaction: my session stands, nobody took the group since I looked; its owner's session ends."""
         group = st.groups[number]
         if s.session in st.ended:
             self._fenced(st, at, f"scheduler {at} may not take {number}: it was fenced")
+            return
+        if self.rules.term and self.rules.term_first and group.term != memory.term:
+            back = self._grouped(st, number, group._replace(key=0)) if group.key == s.session else st
+            refused = self._put(back if self.rules.key_back else st, at, self._held(s, number, None))
+            self._emit(f"scheduler {at} may not take {number}, somebody did: it gives the key back", refused)
             return
         ended = st.ended
         if group.session and group.session != s.session and self.rules.end_owner:
             ended = ended | {group.session}
             for other in st.schedulers:
                 stands = other.session == group.session and other.lease and other.state == "in"
-                if stands and s.lease and group.session not in st.ended:
+                if stands and group.session not in st.ended:
                     self._check.fail("M4", f"scheduler {at} ends the session of one whose lease stands")
-        after = self._grouped(st, number, group._replace(session=s.session))._replace(ended=ended)
+        after = self._grouped(st, number, group._replace(session=s.session, term=group.term + 1))._replace(ended=ended)
         self._emit(f"scheduler {at} takes {number}", self._put(after, at, self._held(s, number, Memory("taken"))))
 
     def _giving(self, st: State, at: int, s: Scheduler, number: int, memory: Memory) -> None:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 __all__ = ["ALL_ON", "FAULTS", "Group", "GroupRules", "Memory", "Op", "Scheduler", "State", "without"]
 
-FAULTS = ("crash", "lease", "unanswered", "join", "leave")
-"""The last two are duties that would go on for ever."""
+FAULTS = ("crash", "lease", "unanswered", "key", "join", "leave")
+"""The last two are duties that would go on for ever. `key`: somebody deletes a group's key by hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,9 @@ class GroupRules:
 
     fence: bool = True  # a commit of a session that has ended writes nothing (R2)
     end_owner: bool = True  # a takeover ends the session of the former owner (R1)
+    term: bool = True  # a takeover finds the group's term as it was read, or takes nothing
+    term_first: bool = True  # and the term is read before the key is won, not after
+    key_back: bool = True  # who may not take a group gives its key back
     change: bool = True  # a commit finds the row as it was read, or writes nothing
     settle: bool = True  # a giver waits for its own commits under way before it gives
     give_commit: bool = True  # the giver leaves the group in the record first, and gives its etcd key back after it
@@ -47,6 +50,7 @@ class Group(NamedTuple):
 
     key: int = 0  # etcd: the lease of who may own it; 0: nobody
     session: int = 0  # record: whose it is; 0: nobody's
+    term: int = 0  # record: grows with every takeover
     accepted: bool = False  # record: the run is stored
     change: int = 0  # record: grows with every commit on the run's row
     leg: int = 0  # record: the last leg that was opened
@@ -57,9 +61,10 @@ class Group(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What a scheduler knows of one group. `stage`: won (its key), taken, own, giving, given."""
+    """What a scheduler knows of one group. `stage`: looked (at its term), won (its key), taken, own, giving, given."""
 
     stage: str
+    term: int = 0  # as it was read; of no interest once it is taken
     known: bool = False  # of the run
     change: int = 0
     leg: int = 0

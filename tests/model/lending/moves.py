@@ -11,6 +11,7 @@ PROPERTIES = {
     "L1": "no worker executes more legs than it has slots",
     "L2": "the legs that are open on a worker are never more than each scheduler's share and what it saw free",
     "L3": "no run is executed at two workers at a time",
+    "L4": "a leg that was asked back has room at a slot that was seen free, and goes there",
     "I5": "from every state free steps lead to the end of every run that ends, with nothing borrowed that is not used",
 }
 
@@ -133,10 +134,10 @@ class LendingModel:
 
     def _duties(self, st: State) -> None:
         if st.members == 1 and (x := self._spend(st, "join")) is not None:
-            self._emit("the second scheduler JOINS", x._replace(members=2))
+            self._emit("the second scheduler JOINS", self._forgotten(x)._replace(members=2))
         if st.members == 2 and (x := self._spend(st, "takeover")) is not None:
             runs = tuple(sorted(r._replace(owner=0) for r in x.runs))
-            views = (x.views[0], (View(), View()))
+            views = (self._forgotten(x).views[0], (View(), View()))
             self._emit("the second scheduler IS GONE", x._replace(runs=runs, views=views, members=1), free=False)
         for w in (0, 1):
             if not st.drains and (x := self._spend(st, "drain")) is not None:
@@ -146,10 +147,15 @@ class LendingModel:
 
     def _run(self, st: State, number: int, run: Run) -> None:
         if run.state == "queued" and run.owner < st.members:
-            for w in (0, 1):
-                if self._legs(st, run.owner, w) < self._room(st, run.owner, w):
-                    sent = run._replace(state="sent", worker=w)
-                    self._emit(f"scheduler {run.owner} sends {number} to {w}", self._with(st, number, sent))
+            having = [w for w in (0, 1) if self._legs(st, run.owner, w) < self._room(st, run.owner, w)]
+            vacant = [w for w in having if st.views[run.owner][w].kept and self._free(st, run.owner, w)]
+            for w in vacant if vacant and self.rules.directed else having:
+                if vacant and not self._free(st, run.owner, w):
+                    self._check.fail("L4", f"scheduler {run.owner} sends {number} to {w}, which is full")
+                view = st.views[run.owner][w]
+                told = self._viewed(st, run.owner, w, View(view.borrowed, view.held + 1, max(0, view.kept - 1)))
+                sent = run._replace(state="sent", worker=w)
+                self._emit(f"scheduler {run.owner} sends {number} to {w}", self._with(told, number, sent))
         elif run.state == "sent":
             busy = sum(r.worker == run.worker and r.state == "runs" for r in st.runs)
             state = "runs" if busy < self._slots or not self.rules.queue else "waits"
@@ -159,9 +165,24 @@ class LendingModel:
             if busy < self._slots:
                 self._emit(f"{number} begins at {run.worker}", self._with(st, number, run._replace(state="runs")))
             if run.worker in st.drains:
-                self._emit(f"{number} is given back", self._with(st, number, self._back(run)))
+                self._emit(f"{number} is given back", self._with(self._left(st, run), number, self._back(run)))
         elif run.state == "runs" and not run.endless:
-            self._emit(f"{number} ends", self._with(st, number, run._replace(state="done", worker=-1)))
+            done = run._replace(state="done", worker=-1)
+            self._emit(f"{number} ends", self._with(self._left(st, run), number, done))
+
+    def _left(self, st: State, run: Run, legs: int = 1) -> State:
+        """Its owner knows that a leg is there no more."""
+        view = st.views[run.owner][run.worker]
+        return self._viewed(st, run.owner, run.worker, view._replace(held=max(0, view.held - legs)))
+
+    def _free(self, st: State, i: int, w: int) -> int:
+        """Slots that are free there, by all that the scheduler knows."""
+        return max(0, self._slots - max(st.views[i][w].held, self._legs(st, i, w))) if w not in st.drains else 0
+
+    @staticmethod
+    def _forgotten(st: State) -> State:
+        """Shares change: no slots are kept for anybody."""
+        return st._replace(views=tuple(tuple(v._replace(kept=0) for v in views) for views in st.views))
 
     @staticmethod
     def _back(run: Run) -> Run:
@@ -177,21 +198,27 @@ class LendingModel:
         left = max(0, self._slots - others - share) if self.rules.left else self._slots
         if w in st.drains and self.rules.leaving:
             left = 0
-        wanted = view.borrowed if legs > share or legs >= room or not self.rules.returned else 0
+        needed = legs > share or legs >= room or (view.kept and self.rules.kept)
+        wanted = view.borrowed if needed or not self.rules.returned else 0
         if legs >= room:
             wanted += (left - view.borrowed + 1) // 2
         borrowed = max(0, min(wanted, left))
-        if (borrowed, held) != view:
-            after = self._viewed(heard, i, w, View(borrowed, held))
-            self._emit(f"scheduler {i} hears that {w} has {held}, and borrows {borrowed}", after)
+        if (borrowed, held) != view[:2]:
+            after = self._viewed(heard, i, w, View(borrowed, held, view.kept))
+            label = f"scheduler {i} hears that {w} has {held}, and borrows {borrowed}"
+            keeps = min(view.kept, self._free(after, i, w))
+            if keeps and self._room(after, i, w) - legs < keeps:
+                self._check.fail("L4", f"after: {label}")
+            self._emit(label, after)
+        if view.kept:
+            label = f"scheduler {i} keeps the slots of {w} no longer"
+            self._emit(label, self._viewed(st, i, w, view._replace(kept=0)))
 
     def _ask(self, st: State, i: int, w: int) -> None:
         """Legs that wait at a worker come back, when there is a slot for them elsewhere by all that is known."""
         other = 1 - w
-        there, elsewhere = st.views[i][w], st.views[i][other]
-        beyond = there.held - self._slots
-        free = min(self._room(st, i, other) - self._legs(st, i, other), self._slots - elsewhere.held)
-        most = min(beyond, free)
+        view = st.views[i][other]
+        most = min(st.views[i][w].held - self._slots, self._free(st, i, other))
         if most <= 0 or not self.rules.ask:
             return
         states = ("waits",) if self.rules.waiting_only else ("waits", "runs")
@@ -201,4 +228,11 @@ class LendingModel:
                 self._back(r)._replace(twice=r.state == "runs" or r.twice) if n in asked else r
                 for n, r in enumerate(st.runs)
             )
-            self._emit(f"scheduler {i} asks {w} for {asked} and gets them", st._replace(runs=runs))
+            legs = self._legs(st, i, other) + len(asked)
+            borrowed = max(view.borrowed, legs - self._share(st)) if self.rules.granted else view.borrowed
+            lent = self._viewed(st, i, other, View(borrowed, view.held, len(asked)))
+            after = self._left(lent, st.runs[asked[0]], len(asked))._replace(runs=runs)
+            label = f"scheduler {i} asks {w} for {asked} and gets them"
+            if self._room(after, i, other) < legs:
+                self._check.fail("L4", f"after: {label}")
+            self._emit(label, after)

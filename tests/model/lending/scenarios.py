@@ -26,5 +26,8 @@ BROKEN: dict[str, tuple[str, LendingRules, dict[str, Any]]] = {
     "queue": ("L1", without("queue"), {}),
     "ask": ("I5", without("ask"), {}),
     "waiting_only": ("L3", without("waiting_only"), {}),
+    "granted": ("L4", without("granted"), {"slots": 2, "runs": ((2, 2), (1, 1))}),
+    "kept": ("L4", without("kept"), {}),
+    "directed": ("L4", without("directed"), {}),
     "leaving": ("I5", without("leaving"), {"runs": ((1, 0), (1, 0)), "drains": 1}),
 }

@@ -24,6 +24,9 @@ class LendingRules:
     queue: bool = True  # a worker begins no more legs than it has slots
     ask: bool = True  # legs that wait at a worker are asked back while another one has free slots
     waiting_only: bool = True  # a worker lets go only of what waits
+    granted: bool = True  # what is asked back for has room at once: it is lent where the share is used up
+    kept: bool = True  # and is not given back before the leg has come
+    directed: bool = True  # legs that came back go to the slots that were seen free
     leaving: bool = True  # nothing is borrowed of a worker that is sent no legs
 
 
@@ -50,7 +53,8 @@ class View(NamedTuple):
     """What a scheduler knows of a worker."""
 
     borrowed: int = 0
-    held: int = 0  # legs at the worker, by the last heartbeat that this scheduler heard
+    held: int = 0  # legs at the worker, by the last heartbeat that this scheduler heard and what it did since
+    kept: int = 0  # free slots there for legs that it asked back
 
 
 class State(NamedTuple):
