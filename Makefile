@@ -11,7 +11,7 @@ SERIAL := tests/acceptance tests/robustness
 WORKERS ?= auto
 
 .DEFAULT_GOAL := up
-.PHONY: up test lint proto bench bench-quick simulate soak fuzz clean
+.PHONY: up test lint proto bench bench-quick simulate random soak fuzz clean
 
 up: $(STAMP)
 	$(VENV)/bin/flint up --demo
@@ -59,6 +59,12 @@ simulate: $(DEV_STAMP)
 SEEDS ?= 50
 soak: $(DEV_STAMP)
 	cd tests && ../$(VENV)/bin/python -m support.soak --seeds $(SEEDS)
+
+# Random workflows on a stack against the core, SEEDS times others; `make test` runs the same ones each time.
+random: $(DEV_STAMP)
+	for n in $$(seq $(SEEDS)); do FLINT_RANDOM_SEED=random $(VENV)/bin/python -m pytest -q \
+	    tests/integration/language/test_language_random.py tests/integration/branches/test_branches_spread.py \
+	    -k random_workflows || exit 1; done
 
 # Coverage-guided fuzzing of the compiler for FUZZ_S seconds; finds go to .build/fuzz. Skips where there is no atheris.
 FUZZ_S ?= 60

@@ -1,19 +1,17 @@
 """A thousand random workflows: the same on the core, on the engine, and on the engine while workers are killed.
 
-FLINT_RANDOM_SEED=7 repeats a seed; each failure tells the command that shows its workflow.
+FLINT_RANDOM_SEED chooses the workflows (`chosen_seed`); each failure tells the command that shows its workflow.
 """
 
 from __future__ import annotations
 
-import os
-import random
 import time
 from pathlib import Path
 
 import pytest
 
 from support.random_runs import Batch, Killer
-from support.random_workflows import generate_batch
+from support.random_workflows import chosen_seed, generate_batch
 from support.random_world import random_world
 from support.stack import running_stack
 
@@ -24,7 +22,7 @@ SETTINGS = {"registry": {"lease_ttl_s": 2, "heartbeat_interval_s": 0.5}, "limits
 
 
 async def test_random_workflows(tmp_path: Path) -> None:
-    seed = int(os.environ.get("FLINT_RANDOM_SEED") or random.randrange(1_000_000))
+    seed = chosen_seed(7)
     began = time.monotonic()
 
     def tell(what: object) -> None:

@@ -11,13 +11,14 @@ is emitted in a branch beside it.
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-__all__ = ["Workflow", "approves", "generate_batch"]
+__all__ = ["Workflow", "approves", "chosen_seed", "generate_batch"]
 
 Task = dict[str, Any]
 Body = list[dict[str, Task]]
@@ -50,6 +51,13 @@ class Place:
     alone: bool = True  # nothing runs beside it
     tracked: bool = True  # steps here have one last output
     may_fail: bool = True
+
+
+def chosen_seed(usual: int) -> int:
+    """The seed of a test: the usual one, so that a change is judged by the same workflows as the one before; with
+    FLINT_RANDOM_SEED that one, or with FLINT_RANDOM_SEED=random another each time (`make random`)."""
+    asked = os.environ.get("FLINT_RANDOM_SEED", "")
+    return Random().randrange(1_000_000) if asked == "random" else int(asked or usual)
 
 
 def approves(step: str) -> bool:

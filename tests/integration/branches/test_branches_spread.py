@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -17,7 +16,7 @@ from flint_sdk import Run, RunState, Step, StepBegan
 from support.house import House
 from support.outside import Outside
 from support.random_runs import Batch
-from support.random_workflows import generate_batch
+from support.random_workflows import chosen_seed, generate_batch
 from support.random_world import expect, random_world
 from support.stack import eventually
 
@@ -269,7 +268,7 @@ async def test_many_forks_at_the_same_time(house: House) -> None:
 
 
 async def test_random_workflows_give_the_same_when_every_fork_is_wide(house: House) -> None:
-    seed = int(os.environ.get("FLINT_RANDOM_SEED") or random.randrange(1_000_000))
+    seed = chosen_seed(60_633)
     async with random_world() as world:
         batch = Batch(house.stack, world, generate_batch(seed, 40), 1)
         try:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import random
 import time
 
 import pytest
@@ -12,7 +10,7 @@ import pytest
 from flint_sdk import RunState, StartRequest
 from support.house import House
 from support.random_runs import Batch
-from support.random_workflows import generate_batch
+from support.random_workflows import chosen_seed, generate_batch
 from support.random_world import random_world
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -29,7 +27,7 @@ HOSTILE = {
 
 
 async def test_random_workflows_are_the_same_here(house: House) -> None:
-    seed = int(os.environ.get("FLINT_RANDOM_SEED") or random.randrange(1_000_000))
+    seed = chosen_seed(812)
     async with random_world() as world:
         batch = Batch(house.stack, world, generate_batch(seed, 50), 2)
         try:
