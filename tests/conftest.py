@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 pytest_plugins = ["pytester"]
+
+# No example has a time limit, as a busy machine may stop anywhere; and the same examples are tried everywhere: the
+# search for new ones is that of `make fuzz`.
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 _SHARED: Final = "tests/integration/"
 

@@ -22,7 +22,7 @@ from support.nats_server import free_port
 __all__ = ["Mosquitto", "RabbitMq"]
 
 _RABBIT: Final = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-_START_S: Final = 60.0
+_START_S: Final = 150.0
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:

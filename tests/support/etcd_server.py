@@ -60,7 +60,7 @@ class EtcdServer:
             )
         # Its port answers before it has formed its cluster of one, and one that is killed before that may never come up
         # again: so a started server is a healthy one.
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not self._healthy():
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise RuntimeError("etcd did not start: " + (self.folder.parent / "etcd.log").read_text()[-2000:])
@@ -100,7 +100,7 @@ class EtcdServer:
             [str(BINARIES / "etcdctl"), f"--endpoints={self.endpoint}", "compact", str(revision)],
             check=True,
             capture_output=True,
-            timeout=20,
+            timeout=60,
             env=os.environ | {"ETCDCTL_API": "3"},
         )
 

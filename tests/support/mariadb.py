@@ -16,7 +16,7 @@ from pathlib import Path
 import pymysql
 import pytest
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 120.0
 
 
 def _program(name: str) -> str:

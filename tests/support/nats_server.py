@@ -45,7 +45,7 @@ class NatsServer:
         binary = Path(sys.executable).parent / "nats-server"
         with (self.folder / "nats.log").open("ab") as log:
             self._process = subprocess.Popen([str(binary), "-c", str(config)], stdout=log, stderr=log)
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while True:
             try:
                 with socket.create_connection(("127.0.0.1", self.port), timeout=1) as probe:

@@ -172,11 +172,17 @@ def _memory(pids: list[int], limit: int, given: dict[tuple[int, int], int]) -> i
     mapped = sum(shared.values())
     if len(shared) > 1 and own + mapped > limit:
         # The same pages may have been counted for each process. The exact share takes long to find, so only now.
-        mapped = sum(
-            _fields(f"/proc/{pid}/smaps_rollup", ("Pss_Shmem",)).get("Pss_Shmem", size) for pid, size in shared.items()
-        )
+        mapped = sum(_share(pid) for pid in shared)
     # Files in memory are mostly mapped as well: the sum would count them twice.
     return own + max(mapped, _held_files(pids, given))
+
+
+def _share(pid: int) -> int:
+    """Bytes of shared memory that count as this process's; nothing of one that has ended meanwhile."""
+    exact = _fields(f"/proc/{pid}/smaps_rollup", ("Pss_Shmem",))
+    if exact:
+        return exact["Pss_Shmem"]
+    return _fields(f"/proc/{pid}/status", ("RssShmem",)).get("RssShmem", 0)
 
 
 def _signal(pids: list[int], number: int) -> None:

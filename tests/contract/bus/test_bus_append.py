@@ -164,7 +164,9 @@ async def test_an_append_that_loses_its_connection_is_unknown_and_repeating_it_i
     with pytest.raises(AppendUnknown):
         await own_bus.append(subject, b"two", msg_id="a.2", stream=stream, expected_sequence=first, timeout_s=0.2)
     own_nats.start()
-    assert await own_bus.append(subject, b"two", msg_id="a.2", stream=stream, expected_sequence=first) == 2
+    assert (
+        await own_bus.append(subject, b"two", msg_id="a.2", stream=stream, expected_sequence=first, timeout_s=60) == 2
+    )
 
 
 async def test_an_append_without_answer_times_out(own_nats: NatsServer, own_bus: Bus) -> None:

@@ -20,7 +20,7 @@ async def fill(bus: Bus, begin: int, count: int, group: int = 0, size: int = 0) 
     await asyncio.gather(
         *(
             bus.append_now(
-                journal_subject(1, group, RUN), b"%d " % n + data, msg_id=f"{group}.{n}", stream=STREAM, timeout_s=20
+                journal_subject(1, group, RUN), b"%d " % n + data, msg_id=f"{group}.{n}", stream=STREAM, timeout_s=60
             )
             for n in range(begin, begin + count)
         )
@@ -87,7 +87,7 @@ async def test_a_consumer_deleted_on_the_server_is_made_again(own_bus: Bus) -> N
     consumer = own_bus.consume(STREAM, journal_filter(1), 1)
     await fill(own_bus, 1, 3)
     await take(consumer, 3)
-    answer = await own_bus.request(f"$JS.API.CONSUMER.DELETE.{STREAM}.{consumer._name}", b"", 2)
+    answer = await own_bus.request(f"$JS.API.CONSUMER.DELETE.{STREAM}.{consumer._name}", b"", 30)
     assert b'"success":true' in answer
     await fill(own_bus, 4, 3)
     # The server does not tell a push consumer's subscriber that it is gone: silence does.

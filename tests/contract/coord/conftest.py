@@ -35,9 +35,9 @@ async def coord(etcd: EtcdServer, cluster: str) -> AsyncIterator[Coord]:
 
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], Awaitable[bool] | bool]], Awaitable[None]]:
-    """Waits until a condition holds, at most 20 seconds."""
+    """Waits until a condition holds, at most 60 seconds."""
 
-    async def wait(condition: Callable[[], Awaitable[bool] | bool], within_s: float = 20.0) -> None:
+    async def wait(condition: Callable[[], Awaitable[bool] | bool], within_s: float = 60.0) -> None:
         async with asyncio.timeout(within_s):
             while True:
                 outcome = condition()

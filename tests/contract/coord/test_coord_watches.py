@@ -80,7 +80,7 @@ async def after(changes: AsyncGenerator[Change, None]) -> Change:
 
 
 async def test_a_watch_begins_with_what_is_there_and_goes_on_with_changes(coord: Coord) -> None:
-    lease = await coord.grant(10)
+    lease = await coord.grant(60)
     await coord.put("workers/a", b"1", lease.id)
     await coord.put("groups/1", b"elsewhere")
     async with contextlib.aclosing(coord.watch("workers/")) as changes:
@@ -123,7 +123,7 @@ async def test_a_restart_of_etcd_is_contiguous(coord: Coord, etcd: Any) -> None:
         waiting = asyncio.create_task(after(changes))
         etcd.kill()
         etcd.start()
-        await coord.put("k/2", "b", timeout_s=20)
+        await coord.put("k/2", "b", timeout_s=60)
         assert (await waiting).key == "k/2"
 
 
@@ -157,7 +157,7 @@ async def test_a_wiped_store_is_told_by_a_new_snapshot(
         etcd.wipe()
         etcd.start()
         for number in range(40 if ahead else 1):
-            await coord.put("k/new", str(number), timeout_s=20)
+            await coord.put("k/new", str(number), timeout_s=60)
         await proxy.mend()
         change = await after(changes)
         assert (change.kind, change.contiguous) == (ChangeKind.SNAPSHOT, False)
@@ -200,7 +200,7 @@ class Candidate:
         self.leading = asyncio.Event()
         self.lease: Lease | None = None
         self._leaders = leaders
-        self.election = Election(coord, "registry/leader", name, 2)
+        self.election = Election(coord, "registry/leader", name, 10)
         self.task = asyncio.create_task(self.election.run(self._lead))
 
     async def _lead(self, lease: Lease) -> None:

@@ -196,8 +196,7 @@ async def test_a_token_is_fetched_once_for_all(outbound: Outbound, authority: Au
 
 
 async def test_a_token_is_replaced_before_it_expires(outbound: Outbound, authority: Authority, url: str) -> None:
-    """A life of two seconds: for the last 0.4 of them the old one is given out while the next is fetched."""
-    authority.life_s = 2
+    """For the last part of its life the old one is given out while the next is fetched."""
     assert await token(outbound, oauth2(url)) == "token-1"
     entry = next(iter(outbound.authenticator._tokens._entries.values()))
     entry.aging_at = 0.0

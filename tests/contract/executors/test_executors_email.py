@@ -69,7 +69,7 @@ async def executor(inbox: Inbox) -> AsyncIterator[EmailExecutor]:
     )
     at = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     connections = {
-        "mail": ConnectionSettings(kind="smtp", url=f"smtp://{at}", sender="Shop <shop@example.com>", timeout_s=10),
+        "mail": ConnectionSettings(kind="smtp", url=f"smtp://{at}", sender="Shop <shop@example.com>", timeout_s=60),
         "login": ConnectionSettings(kind="smtp", url=f"smtp://me%40x:right@{at}", sender="shop@example.com"),
         "wrong": ConnectionSettings(kind="smtp", url=f"smtp://me:hush@{at}", sender="shop@example.com"),
         "plain": ConnectionSettings(kind="smtp", url=f"smtp+starttls://{at}", sender="shop@example.com"),
@@ -85,7 +85,7 @@ async def executor(inbox: Inbox) -> AsyncIterator[EmailExecutor]:
 
 def call(key: str = "key-1", **arguments: Any) -> ResolvedCall:
     arguments = {"connection": "mail", "to": "a@example.com", "subject": "Hello", "text": "Hi"} | arguments
-    return ResolvedCall("email", arguments, key, "/do/0/x", "run", "", 15)
+    return ResolvedCall("email", arguments, key, "/do/0/x", "run", "", 60)
 
 
 async def failed(executor: EmailExecutor, resolved: ResolvedCall) -> ExecutionFailed:

@@ -91,7 +91,7 @@ def executor(url: str, ca_file: str = "", **more: Any) -> EmailExecutor:
     return EmailExecutor(Settings(connections={"mail": connection}))
 
 
-def call(deadline_s: float | None = 15, **arguments: Any) -> ResolvedCall:
+def call(deadline_s: float | None = 60, **arguments: Any) -> ResolvedCall:
     arguments = {"connection": "mail", "to": "a@example.com", "subject": "Hello", "text": "Hi"} | arguments
     return ResolvedCall("email", arguments, "key-1", "/do/0/x", "run", "", deadline_s)
 

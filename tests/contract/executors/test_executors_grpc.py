@@ -279,7 +279,7 @@ async def test_nobody_there(executor: GrpcExecutor, plain: Served) -> None:
 async def test_a_deadline_and_a_cancellation_reach_the_service(executor: GrpcExecutor, plain: Served) -> None:
     slow = {"proto": {"content": PROTO}, "arguments": {"sku": "slow"}}
     await executor.execute(call(plain, "Order", proto={"content": PROTO}))
-    late = await failed(executor, call(plain, "Order", deadline_s=0.3, **slow))
+    late = await failed(executor, call(plain, "Order", deadline_s=2.0, **slow))
     assert late.problem.type == ProblemType.TIMEOUT
     async with asyncio.timeout(60):
         await plain.shop.cancelled.wait()

@@ -28,7 +28,7 @@ ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELEC
 async def executor(tmp_path: Path) -> AsyncIterator[SqlExecutor]:
     connections = {
         "shop": ConnectionSettings(
-            kind="sql", url=f"sqlite:///{tmp_path}/shop.db", pool_size=2, max_rows=50, timeout_s=20
+            kind="sql", url=f"sqlite:///{tmp_path}/shop.db", pool_size=2, max_rows=50, timeout_s=60
         ),
         "mail": ConnectionSettings(kind="smtp", url="smtp://localhost"),
         "strange": ConnectionSettings(kind="sql", url="nosuchdialect://u:hush@h/d"),
@@ -41,7 +41,7 @@ async def executor(tmp_path: Path) -> AsyncIterator[SqlExecutor]:
     await executor.close()
 
 
-def call(deadline_s: float | None = 15, **arguments: Any) -> ResolvedCall:
+def call(deadline_s: float | None = 60, **arguments: Any) -> ResolvedCall:
     arguments.setdefault("connection", "shop")
     return ResolvedCall("sql", arguments, "key-1", "/do/0/x", "run", "", deadline_s)
 

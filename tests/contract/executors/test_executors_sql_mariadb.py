@@ -27,14 +27,14 @@ def server() -> Iterator[str]:
 
 @pytest.fixture
 async def executor(server: str) -> AsyncIterator[SqlExecutor]:
-    shop = ConnectionSettings(kind="sql", url=server, pool_size=3, max_rows=100_000, timeout_s=20)
+    shop = ConnectionSettings(kind="sql", url=server, pool_size=3, max_rows=100_000, timeout_s=60)
     executor = SqlExecutor(Settings(connections={"shop": shop}, limits=LimitSettings(value_bytes=3_000_000)))
     await run(executor, execute="CREATE OR REPLACE TABLE item (id int PRIMARY KEY, n int CHECK (n < 100))")
     yield executor
     await executor.close()
 
 
-def call(deadline_s: float | None = 15, **arguments: Any) -> ResolvedCall:
+def call(deadline_s: float | None = 60, **arguments: Any) -> ResolvedCall:
     return ResolvedCall("sql", {"connection": "shop"} | arguments, "key-1", "/do/0/x", "run", "", deadline_s)
 
 

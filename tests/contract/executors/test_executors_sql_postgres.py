@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import orjson
@@ -35,7 +35,7 @@ def dsn(server: Server) -> str:
 
 @pytest.fixture
 async def executor(dsn: str) -> AsyncIterator[SqlExecutor]:
-    few = {"pool_size": 3, "max_rows": 100_000, "timeout_s": 20}
+    few = {"pool_size": 3, "max_rows": 100_000, "timeout_s": 60}
     connections = {
         "shop": ConnectionSettings(kind="sql", url=dsn, **few),
         "away": ConnectionSettings(kind="sql", url="postgresql://u:hush@127.0.0.1:1/x", **few),
@@ -46,7 +46,7 @@ async def executor(dsn: str) -> AsyncIterator[SqlExecutor]:
     await executor.close()
 
 
-def call(deadline_s: float | None = 15, **arguments: Any) -> ResolvedCall:
+def call(deadline_s: float | None = 60, **arguments: Any) -> ResolvedCall:
     return ResolvedCall("sql", {"connection": "shop"} | arguments, "key-1", "/do/0/x", "run", "", deadline_s)
 
 
@@ -194,16 +194,21 @@ async def test_a_serialization_failure_asks_for_a_repeat(executor: SqlExecutor, 
     assert error.problem.title == "The database asks to try again"
 
 
-async def test_a_deadlock_asks_for_a_repeat(executor: SqlExecutor) -> None:
+async def test_a_deadlock_asks_for_a_repeat(executor: SqlExecutor, dsn: str) -> None:
     await run(executor, execute="INSERT INTO item VALUES (1, 0), (2, 0)")
 
     def both(first: int, second: int) -> Any:
         add = "UPDATE item SET n = n + 1 WHERE id = :id"
-        pause = {"query": "SELECT pg_sleep(0.3)"}
+        pause = {"query": "SELECT pg_advisory_xact_lock_shared(6)"}
         steps = [{"execute": add, "parameters": {"id": first}}, pause, {"execute": add, "parameters": {"id": second}}]
         return executor.execute(call(transaction=steps))
 
-    outcomes = await asyncio.gather(both(1, 2), both(2, 1), return_exceptions=True)
+    with psycopg.connect(dsn, autocommit=True) as other:  # the gate stays closed until each has its first row
+        other.execute("SELECT pg_advisory_lock(6)")
+        running = asyncio.gather(both(1, 2), both(2, 1), return_exceptions=True)
+        await eventually(lambda: busy(dsn) == 2)
+        other.execute("SELECT pg_advisory_unlock(6)")
+    outcomes = await running
     errors = [outcome for outcome in outcomes if isinstance(outcome, ExecutionFailed)]
     assert [error.problem.status for error in errors] == [503]
     assert await run(executor, query="SELECT sum(n) AS n FROM item") == [{"n": 2}]
@@ -242,16 +247,17 @@ async def test_a_lost_connection_is_typed_and_replaced(executor: SqlExecutor, ds
 async def test_the_pool_is_bounded(executor: SqlExecutor, dsn: str) -> None:
     seen: list[int] = []
 
-    async def one() -> None:
-        await run(executor, query="SELECT pg_sleep(0.05) AS pooled_one")
-
-    async def look() -> None:
-        while True:
+    async def look(until: Callable[[], bool]) -> None:
+        while not until():
             seen.append(await asyncio.to_thread(busy, dsn))
-            await asyncio.sleep(0)
 
-    looking = asyncio.create_task(look())
-    await asyncio.gather(*(one() for _ in range(20)))
-    looking.cancel()
-    await asyncio.gather(looking, return_exceptions=True)
-    assert 0 < max(seen) <= 3
+    query = "SELECT pg_advisory_xact_lock_shared(7), pg_sleep(0.05)"
+    with psycopg.connect(dsn, autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(7)")
+        running = asyncio.gather(*(run(executor, query=query) for _ in range(20)))
+        async with asyncio.timeout(60):
+            await look(lambda: len(seen) >= 20 and 3 in seen)  # as many as the pool has wait at the gate
+        other.execute("SELECT pg_advisory_unlock(7)")
+        await look(running.done)
+        await running
+    assert max(seen) == 3

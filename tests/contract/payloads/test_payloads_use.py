@@ -148,6 +148,7 @@ async def test_a_drop_waits_for_whoever_renews(shop):
     await age(shop)
     async with shop.engine.connect() as raw:
         connection = await raw.execution_options(isolation_level="READ COMMITTED")
+        await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         await connection.execute(payloads.RENEW, {"namespace": "default", "sha256": digest(payload)})
         dropping = asyncio.create_task(shop.desk.drop_unused())
         waiting = text("SELECT count(*) AS n FROM pg_stat_activity WHERE wait_event_type = 'Lock'")

@@ -126,20 +126,20 @@ async def test_an_outage_of_the_store_fails_no_step(shop: Any, values: Values, m
     counted.before = False  # type: ignore[attr-defined]
     monkeypatch.setattr(values, "resolved", counted)
     await change(shop, AWAY)
-    lease = Lease("inc", 1, boottime(), 60)
+    lease = Lease("inc", 1, boottime(), 600)
     performing = asyncio.create_task(caller.perform(call, lease, origin, large=True))
-    await asyncio.wait_for(tries.wait(), 30)
+    await asyncio.wait_for(tries.wait(), 60)
     assert not executor.seen
     await change(shop, BACK)
-    assert isinstance(await asyncio.wait_for(performing, 30), CallSucceeded)
+    assert isinstance(await asyncio.wait_for(performing, 60), CallSucceeded)
     assert executor.seen == [{"a": "content"}]
     await change(shop, AWAY)
     tries.clear()
     performing = asyncio.create_task(caller.perform(call, lease, origin, large=True))
-    await asyncio.wait_for(tries.wait(), 30)
+    await asyncio.wait_for(tries.wait(), 60)
     lease.end()
     with pytest.raises(LegStopped):
-        await asyncio.wait_for(performing, 30)
+        await asyncio.wait_for(performing, 60)
     assert len(executor.seen) == 1
     await change(shop, BACK)
 

@@ -21,7 +21,7 @@ from support.kubernetes_api import FakeKubernetes, fake_kubernetes
 
 DEPLOY = Path(__file__).parents[3] / "deploy" / "kubernetes"
 TEMPLATE = DEPLOY / "worker-pod.yaml"
-WITHIN_S = 30.0
+WITHIN_S = 60.0
 
 
 def order(name: str, pool: str = "default", slots: int = 0) -> Order:

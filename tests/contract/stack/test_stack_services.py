@@ -84,6 +84,7 @@ async def test_up_in_the_background_doctor_and_down(tmp_path: Path) -> None:
         state = read_state(Layout.at(data_dir).state_file)
         assert state is not None
         assert state.supervisor.alive()
+        await becomes_healthy(data_dir)
         code, output, errors = await flint(tmp_path, "doctor", "--output", "json")
         assert code == 0, output + errors
         assert {finding["verdict"] for finding in json.loads(output)["findings"]} <= {"ok", "warning"}

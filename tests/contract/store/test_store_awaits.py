@@ -239,6 +239,7 @@ async def test_a_closing_waits_for_a_start_under_way(
         await fold_runs(connection, session, [fold(run, 2, changes(run, opened=[opening("1")]))], [])
     async with engine.connect() as starting, lane.connect() as closing:
         await starting.execution_options(isolation_level="READ COMMITTED")
+        await starting.execute(text("SET idle_in_transaction_session_timeout = 0"))
         made = new_run(definition, request_id="c1")
         made.parent = Parent(run.run_id, "1", True, 1, run.run_id, 100)
         await accept_runs(starting, [made], session)

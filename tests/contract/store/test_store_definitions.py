@@ -126,6 +126,7 @@ async def test_an_invalidation_during_a_read_voids_the_read(
     await add_version(engine)
     await cache.resolve("default", "orders")
     async with engine.connect() as blocker:
+        await blocker.execute(text("SET idle_in_transaction_session_timeout = 0"))
         await blocker.execute(text("BEGIN"))
         await blocker.execute(text("LOCK TABLE workflow_version IN ACCESS EXCLUSIVE MODE"))
         reading = asyncio.create_task(cache.resolve("default", "orders", "1.0.0"))
@@ -221,6 +222,7 @@ async def test_a_failed_query_leaves_the_cache_usable(engine: AsyncEngine, cache
     await add_version(engine)
     terminate = text("SELECT pg_terminate_backend(:pid)")
     async with engine.connect() as connection:
+        await connection.execute(text("SET idle_in_transaction_session_timeout = 0"))
         await connection.execute(text("BEGIN"))
         await connection.execute(text("LOCK TABLE workflow_version IN ACCESS EXCLUSIVE MODE"))
         reading = asyncio.create_task(cache.resolve("default", "orders"))

@@ -70,14 +70,14 @@ async def test_reads_survive_ended_connections(engine: AsyncEngine, dsn: str) ->
     pids = {(await fetch(engine, PID, {}))[0][0]}
     with psycopg.connect(dsn, autocommit=True) as other:
         for pid in pids:
-            assert other.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,)).fetchone() == (True,)
+            assert other.execute("SELECT pg_terminate_backend(%s, 60000)", (pid,)).fetchone() == (True,)
     assert (await fetch(engine, PID, {}))[0][0] not in pids
 
 
 async def test_writes_tell_of_ended_connections_instead_of_repeating(engine: AsyncEngine, dsn: str) -> None:
     [[pid]] = await fetch(engine, PID, {})
     with psycopg.connect(dsn, autocommit=True) as other:
-        other.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+        other.execute("SELECT pg_terminate_backend(%s, 60000)", (pid,))
     insert = text("INSERT INTO namespace (namespace_id) VALUES ('once') RETURNING 1")
     with pytest.raises(StoreUnavailable):
         await write(engine, insert, {})
@@ -97,12 +97,12 @@ async def test_defects_are_not_unavailability(engine: AsyncEngine) -> None:
 
 
 async def test_cancellation_passes_and_leaves_the_pool_usable(dsn: str) -> None:
-    engine = create_engine(settings(dsn), "reading")
+    engine = create_engine(settings(dsn, statement_timeout_ms=120_000), "reading")
     with psycopg.connect(dsn, autocommit=True) as other:
         for marker in range(3):  # more than the pool of two holds
-            reading = asyncio.create_task(fetch(engine, text(f"SELECT {marker} AS cancelled FROM pg_sleep(5)"), {}))
+            reading = asyncio.create_task(fetch(engine, text(f"SELECT {marker} AS cancelled FROM pg_sleep(100)"), {}))
             running = "SELECT 1 FROM pg_stat_activity WHERE query LIKE %s AND wait_event = 'PgSleep'"
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 # Each round is a round trip; the server sends no signal.
                 while other.execute(running, (f"SELECT {marker} AS cancelled%",)).fetchone() is None:
                     await asyncio.sleep(0)

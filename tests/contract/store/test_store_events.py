@@ -161,14 +161,14 @@ async def test_a_worker_gets_what_was_stored_first(desk: Desk, bus: Bus) -> None
     request = pb.StoreEventsRequest(
         namespace="default", events=[orjson.dumps(event("e", data=1)), orjson.dumps(event("f"))], with_stored=True
     )
-    first = pb.StoreEventsResponse.FromString(await bus.request(EVENTS_STORE, request.SerializeToString(), 5))
+    first = pb.StoreEventsResponse.FromString(await bus.request(EVENTS_STORE, request.SerializeToString(), 60))
     assert [r.published.created for r in first.results] == [True, True]
     assert not first.stored
     request.events[0] = orjson.dumps(event("e", data=2))
-    again = pb.StoreEventsResponse.FromString(await bus.request(EVENTS_STORE, request.SerializeToString(), 5))
+    again = pb.StoreEventsResponse.FromString(await bus.request(EVENTS_STORE, request.SerializeToString(), 60))
     assert [orjson.loads(data)["data"] for data in again.stored[:1]] == [1]
     wrong = pb.StoreEventsRequest(namespace="nowhere", events=request.events).SerializeToString()
-    assert pb.StoreEventsResponse.FromString(await bus.request(EVENTS_STORE, wrong, 5)).refused.code
+    assert pb.StoreEventsResponse.FromString(await bus.request(EVENTS_STORE, wrong, 60)).refused.code
 
 
 async def test_correlated_events_reach_the_one_run_that_waits(desk: Desk, engine: AsyncEngine) -> None:
@@ -290,6 +290,7 @@ async def test_what_arrives_waits_for_a_catch_up_and_leaves_the_others(
     pair = (run_id, "1")
     assert await record.read(lambda c: store.read_caught_up(c, [pair])) == set()  # not begun: left to the catch-up
     async with transaction(engine) as connection:
+        await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         assert await store.begin_catch_up(connection, [pair]) == {pair}
         looking = asyncio.create_task(record.read(lambda c: store.read_caught_up(c, [pair])))
         async with asyncio.timeout(60):
@@ -412,6 +413,7 @@ async def test_followers_pass_no_event_that_commits_late(desk: Desk, record: Rec
         return [orjson.loads(e.content)["id"] for e in found]
 
     async with transactional.connect() as connection, connection.begin():
+        await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         await store.put_events(connection, [late])
         await desk.publish(event("quick"))
         assert await ids(begin) == []  # the late one comes before it
@@ -429,6 +431,7 @@ async def test_lookups_read_their_rows_not_the_tables(engine: AsyncEngine, recor
         {"filters": [{"with": {"type": "paid"}, "correlate": {"o": {"from": ".data.order", "expect": "A-5"}}}]},
     )
     async with engine.connect() as connection:
+        await connection.execute(text("SET statement_timeout = 0"))
         await connection.execute(
             text(
                 "INSERT INTO event_subscription (run_id, await_key, number, namespace_id, shape, match)"

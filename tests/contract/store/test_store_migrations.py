@@ -78,7 +78,7 @@ def test_starters_at_once_migrate_once(empty_dsn: str) -> None:
             assert starter.stdin is not None
             starter.stdin.write("go\n")
             starter.stdin.flush()
-        ended = [(*starter.communicate(timeout=60), starter.returncode) for starter in starters]
+        ended = [(*starter.communicate(timeout=150), starter.returncode) for starter in starters]
     finally:
         for starter in starters:
             starter.kill()
@@ -108,14 +108,14 @@ def test_waits_for_the_lock_and_gives_up_with_a_reason(empty_dsn: str) -> None:
         applied: list[str] = []
 
         def wait() -> None:
-            applied.extend(upgrade(empty_dsn, GROUPS, lock_wait_s=30))
+            applied.extend(upgrade(empty_dsn, GROUPS, lock_wait_s=120))
             finished.set()
 
         waiter = Thread(target=wait)
         waiter.start()
         assert not finished.wait(0.3), "migrated while another held the lock"
         other.execute("SELECT pg_advisory_unlock(%s)", (LOCK_KEY,))
-        assert finished.wait(30)
+        assert finished.wait(120)
         waiter.join()
     assert applied
 
@@ -197,7 +197,7 @@ def test_the_command(empty_dsn: str, tmp_path: Path) -> None:
             [sys.executable, "-m", "flint_store.migrate", "--config", str(config)],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=150,
             check=False,
         )
 
@@ -212,7 +212,7 @@ def test_the_command(empty_dsn: str, tmp_path: Path) -> None:
         [sys.executable, "-m", "flint_store.migrate", "--config", str(config)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,
         check=False,
     )
     assert unset.returncode == 2

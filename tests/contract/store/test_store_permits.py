@@ -139,13 +139,13 @@ async def test_takers_of_several_sessions_never_hold_more_than_the_limit(
             group.create_task(work(number))
     done.set()
     await watcher
-    assert max(seen) == 3
+    assert max(seen) <= 3
     async with engine.connect() as connection:
         spans = (
             await connection.execute(text("SELECT started_at, ended_at FROM run WHERE ended_at IS NOT NULL"))
         ).all()
     assert len(spans) == 100
-    assert most_at_once((s.started_at, s.ended_at) for s in spans) <= 3
+    assert most_at_once((s.started_at, s.ended_at) for s in spans) == 3
     assert await count(engine, "permit") == await count(engine, "permit_wait") == 0
 
 
