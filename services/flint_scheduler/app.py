@@ -59,6 +59,7 @@ from flint_scheduler.limits import LimitStoreServicer
 from flint_scheduler.metrics import RUNS_PARKED
 from flint_scheduler.namespaces import NamespaceDesk, NamespaceSettingsServicer
 from flint_scheduler.nudges import nudge_forks, nudge_inboxes
+from flint_scheduler.owned_runs import OwnedRuns
 from flint_scheduler.payloads import PayloadDesk
 from flint_scheduler.permits import Permits
 from flint_scheduler.pool_rules import PoolDesk
@@ -198,6 +199,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         ],
         interceptors=[TokenInterceptor(settings.cluster.internal_token.get_secret_value())],
     )
+    runs = OwnedRuns(record, holdings, book, queue, fleet, shares, timers, acceptor, dispatcher, attention)
     steward = Steward(
         scheduler_id=mine.id,
         address=server.address,
@@ -206,17 +208,13 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         record=record,
         bus=bus,
         holdings=holdings,
-        book=book,
-        queue=queue,
-        fleet=fleet,
+        runs=runs,
         acceptor=acceptor,
         dispatcher=dispatcher,
         folder=folder,
-        timers=timers,
         attention=attention,
         recovery=recovery,
         readers=readers,
-        shares=shares,
     )
 
     # Who tells whom: each room knows only what it calls; what calls back is wired here.
@@ -238,7 +236,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     folder.on_cancel = recovery.cancel_leg
     control.attach(attention, folder, recovery, dispatcher, acceptor, queue, timers)
     timetable.attach(attention, folder)
-    folder.reload = steward.reload
+    folder.reload = runs.reload
     folder.on_cancel_nonce = recovery.cancel_nonce
     dispatcher.on_stream_missing = readers.suspect
     readers.failed = lifecycle.fail

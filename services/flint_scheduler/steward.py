@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from flint_bus import Bus, BusError
 from flint_bus.subjects import OWNERS
@@ -25,22 +25,18 @@ from flint_ops import failpoints
 from flint_ops.logging import get_logger
 from flint_scheduler.accept import Acceptor
 from flint_scheduler.attention import Attention
-from flint_scheduler.cards import Phase, RunBook, RunCard, card_of_row
 from flint_scheduler.dispatch import Dispatcher
-from flint_scheduler.fleet import FleetView
 from flint_scheduler.fold import Folder
 from flint_scheduler.holdings import GroupHolding, Holdings
 from flint_scheduler.metrics import COMMITS_REFUSED, GROUPS, STEP_DOWNS, TAKEOVERS
+from flint_scheduler.owned_runs import OwnedRuns
 from flint_scheduler.readers import Readers
-from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.recovery import Recovery
-from flint_scheduler.shares import Shares
 from flint_scheduler.spread import Spread
-from flint_scheduler.timers import Timers
 from flint_store.errors import StoreError
 from flint_store.fence import Fenced, OwnerSession
-from flint_store.legs import RunRow, load_unfinished
+from flint_store.legs import load_unfinished
 from flint_store.ownership import GroupTerm, begin_session, end_session, give_groups, read_terms, take_groups
 
 __all__ = ["Steward"]
@@ -65,17 +61,13 @@ class Steward:
         record: Record,
         bus: Bus,
         holdings: Holdings,
-        book: RunBook,
-        queue: ReadyQueue,
-        fleet: FleetView,
+        runs: OwnedRuns,
         acceptor: Acceptor,
         dispatcher: Dispatcher,
         folder: Folder,
-        timers: Timers,
         attention: Attention,
         recovery: Recovery,
         readers: Readers,
-        shares: Shares,
     ) -> None:
         self._id = scheduler_id
         self._address = address
@@ -84,19 +76,15 @@ class Steward:
         self._record = record
         self._bus = bus
         self._holdings = holdings
-        self._book = book
-        self._queue = queue
-        self._fleet = fleet
+        self._runs = runs
         self._acceptor = acceptor
         self._dispatcher = dispatcher
         self._folder = folder
-        self._timers = timers
         self._attention = attention
         self._recovery = recovery
         self._readers = readers
-        self._shares = shares
         self._spread = Spread(scheduler_id, holdings.group_count)
-        self._spread.on_members = self._share
+        self._spread.on_members = runs.share_between
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
         self.failed: Callable[[BaseException], None] = lambda error: None
@@ -139,10 +127,6 @@ class Steward:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.failed(error)
 
-    def _share(self, members: int) -> None:
-        self._fleet.share_between(members)
-        self._shares.share_between(members)
-
     async def stop(self) -> None:
         """Give everything back and return when others may take it."""
         self._stopping.set()
@@ -182,7 +166,7 @@ class Steward:
                 if self._holdings.unread:
                     self._holdings.unread_signal.clear()
                     groups, self._holdings.unread = self._holdings.unread, set()
-                    await self.reload(groups)
+                    await self._runs.reload(groups)
                 await self._balance(lease)
                 changed = asyncio.create_task(self._spread.changed.wait())
                 unread = asyncio.create_task(self._holdings.unread_signal.wait())
@@ -248,22 +232,15 @@ class Steward:
             for group in taken:
                 await self._attention.unlisten(group)
             raise
-        await self._adopt(terms, rows)
+        self._runs.adopt(rows)
+        self._own(terms)
         log.info("groups_taken", groups=sorted(taken), runs=len(rows), terms={t.group: t.term for t in terms})
 
     async def _delete_keys(self, groups: Sequence[int], lease: Lease) -> None:
         await asyncio.gather(*(self._coord.delete(keys.group(group), only_lease=lease.id) for group in groups))
 
-    async def _adopt(self, terms: Sequence[GroupTerm], rows: Sequence[RunRow]) -> None:
+    def _own(self, terms: Sequence[GroupTerm]) -> None:
         generation = self._holdings.generation
-        for row in rows:
-            # Legs already open: their workers are asked at once whether they have them.
-            card = card_of_row(row, -1e9)
-            self._book.add(card)
-            if card.phase is Phase.READY:
-                self._queue.push(card, asyncio.get_running_loop().time())
-            else:
-                self._occupy(card)
         for term in terms:
             folded = term.watermark if term.watermark_generation == generation else 0
             holding = GroupHolding(term.group, term.term, folded, folded, settled=True, received=folded)
@@ -291,10 +268,8 @@ class Steward:
             self._readers.stop_soon(group)
         log.info("groups_released", groups=sorted(groups))
         await self._settle_lanes()
-        self._forget(groups)
-        watermarks = {g: self._holdings.groups[g].folded for g in groups}
-        generation = self._holdings.generation
-        await self._record.lane("generation", lambda c: give_groups(c, session, watermarks, generation))
+        self._runs.forget(groups)
+        await self._give_in_record(session, {g: self._holdings.groups[g].folded for g in groups})
         for group in groups:
             del self._holdings.groups[group]
         await self._delete_keys(groups, lease)
@@ -306,21 +281,12 @@ class Steward:
     async def _settle_lanes(self) -> None:
         await asyncio.gather(self._acceptor.barrier(), self._dispatcher.barrier(), self._folder.barrier())
 
-    def _forget(self, groups: Sequence[int]) -> None:
-        for card in self._book.drop_groups(groups):
-            self._let_go(card)
+    async def _give_in_record(self, session: OwnerSession, watermarks: Mapping[int, int]) -> None:
+        """Groups without an owner, each with how far it is folded. Raises Fenced and RecordUnavailable."""
+        folded, generation = dict(watermarks), self._holdings.generation
+        await self._record.lane("generation", lambda c: give_groups(c, session, folded, generation))
 
-    def _occupy(self, card: RunCard) -> None:
-        card.held = self._fleet.hold(card.claimant)
-        if card.held:
-            self._shares.occupy(card.namespace)
-
-    def _let_go(self, card: RunCard) -> None:
-        if card.held:
-            self._fleet.release(card.claimant, card.job_sequence)
-            card.held = False
-            self._shares.vacate(card.namespace)
-        card.phase = Phase.CLOSING  # where it still stands in a queue it is skipped
+    # -- stepping down -------------------------------------------------------------------------------------------------
 
     async def _step_down(self, lease: Lease | None, reason: str) -> None:
         """Own nothing any more. Whoever comes next finds everything in PostgreSQL and the journal."""
@@ -341,14 +307,12 @@ class Steward:
         self._holdings.session = None
         if session is not None and leaving:
             # The heirs wait for the key alone: what is left to do here is done while they take over.
-            await self._record_end(session, "giving", watermarks)
-            await asyncio.gather(self._record_end(session, reason), self._revoke(lease))
+            if watermarks:
+                with self._parting(session):
+                    await self._give_in_record(session, watermarks)
+            await asyncio.gather(self._end(session), self._revoke(lease))
             await self._dispatcher.drain()
-        self._forget(groups)
-        self._queue.clear()
-        self._timers.clear()
-        self._fleet.recount()
-        self._shares.clear()
+        self._runs.forget_all(groups)
         self._holdings.groups.clear()
         with contextlib.suppress(BusError):
             await self._attention.unlisten_all()
@@ -357,8 +321,8 @@ class Steward:
             STEP_DOWNS.labels(reason).inc()
             log.info("session_ends", reason=reason, groups=len(groups))
         if not leaving:
-            if session is not None:
-                await self._record_end(session, reason)
+            if session is not None and reason != "fenced":
+                await self._end(session)
             await self._revoke(lease)
 
     async def _depart(self, lease: Lease) -> None:
@@ -368,18 +332,17 @@ class Steward:
         except CoordError as error:
             log.info("departure_not_told", error=str(error))  # the end of the lease tells it
 
-    async def _record_end(
-        self, session: OwnerSession, reason: str, watermarks: Mapping[int, int] | None = None
-    ) -> None:
-        """Give the groups away, if it is told how far they are folded; else end the session."""
+    async def _end(self, session: OwnerSession) -> None:
+        with self._parting(session):
+            await self._record.transaction(lambda engine: end_session(engine, session))
+
+    @contextlib.contextmanager
+    def _parting(self, session: OwnerSession) -> Iterator[None]:
+        """Whatever cannot be recorded on the way out, the next owner finds out: it ends the session."""
         try:
-            if watermarks:
-                folded, generation = dict(watermarks), self._holdings.generation
-                await self._record.lane("generation", lambda c: give_groups(c, session, folded, generation))
-            elif watermarks is None and reason != "fenced":
-                await self._record.transaction(lambda engine: end_session(engine, session))
+            yield
         except RecordUnavailable as error:
-            log.info("session_not_ended", error=str(error))  # the next owner ends it
+            log.info("session_not_ended", error=str(error))
         except Fenced:
             COMMITS_REFUSED.inc()
             log.warning("commit_refused", session=str(session.session_id))
@@ -391,41 +354,3 @@ class Steward:
             await lease.revoke()
         except CoordError as error:
             log.info("lease_left_to_expire", error=str(error))
-
-    # -- reading again -------------------------------------------------------------------------------------------------
-
-    async def reload(self, groups: set[int]) -> None:
-        """Make the cards of these groups what the record says, after a commit whose answer was lost.
-
-        Called by the fold within its turn, or by the steward; the other lanes are waited for. Raises RecordUnavailable.
-        """
-        mine = [g for g in groups if self._holdings.owns(g)]
-        if not mine:
-            return
-        async with self._acceptor.turn:  # no new runs of mine while the record is read
-            before = {c.run_id: c.change for c in self._book if c.group in groups}
-            rows = {r.run_id: r for r in await self._record.read(lambda c: load_unfinished(c, mine))}
-            now = asyncio.get_running_loop().time()
-            fresh: list[RunRow] = []
-            for card in [c for c in self._book if c.group in groups]:
-                row = rows.pop(card.run_id, None)
-                if card.phase is Phase.OPENING or before.get(card.run_id) != card.change:
-                    continue  # a commit of mine moved it meanwhile: memory is right, the reading is old
-                if row is not None and row.change == card.change:
-                    continue
-                self._let_go(card)
-                self._book.drop(card)
-                if row is not None:
-                    fresh.append(row)
-            # A row without a card, not known before either: stored by a commit whose answer was lost. One that was
-            # known before and is gone now ended meanwhile.
-            fresh += [row for run_id, row in rows.items() if run_id not in before]
-            for row in fresh:
-                card = card_of_row(row, now)
-                self._book.add(card)
-                if card.phase is Phase.READY:
-                    self._queue.push(card, now)
-                else:
-                    self._occupy(card)
-        self._attention.sweep_soon()
-        self._dispatcher.wake()

@@ -21,7 +21,6 @@ from flint_coord import Change, ChangeKind, Coord, Item, Lease
 from flint_ops.config import PostgresSettings
 from flint_scheduler import spread
 from flint_scheduler.assignment import assign_groups
-from flint_scheduler.cards import RunBook
 from flint_scheduler.holdings import Holdings
 from flint_scheduler.record import Record
 from flint_scheduler.steward import Steward
@@ -113,17 +112,13 @@ class Member:
             record=record,
             bus=still,
             holdings=self.holdings,
-            book=RunBook(),
-            queue=still,
-            fleet=still,
+            runs=still,
             acceptor=still,
             dispatcher=still,
             folder=still,
-            timers=still,
             attention=still,
             recovery=still,
             readers=still,
-            shares=still,
         )
         self.task = asyncio.create_task(self.steward.run(), name=name)
 
