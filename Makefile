@@ -11,7 +11,7 @@ SERIAL := tests/acceptance tests/robustness
 WORKERS ?= auto
 
 .DEFAULT_GOAL := up
-.PHONY: up test lint proto bench bench-quick simulate random soak fuzz clean
+.PHONY: up test lint proto bench bench-quick bench-full simulate random soak fuzz clean
 
 up: $(STAMP)
 	$(VENV)/bin/flint up --demo
@@ -50,6 +50,11 @@ bench: $(DEV_STAMP)
 
 bench-quick: $(DEV_STAMP)
 	$(VENV)/bin/python benchmarks/bench.py --quick
+
+# A mixed day, recovery, a long history: hours, unattended; goes on where it was interrupted. BENCH_FULL: its options.
+BENCH_FULL ?=
+bench-full: $(DEV_STAMP)
+	$(VENV)/bin/python benchmarks/full.py $(BENCH_FULL)
 
 # Days of work against the code that sizes pools: cost against waiting, into docs/elastic.md. Some minutes.
 simulate: $(DEV_STAMP)

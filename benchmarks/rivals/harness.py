@@ -8,6 +8,7 @@ answers with one JSON line: `{"rate": runs a second}` or `{"times": [millisecond
     {"what": "alone", "steps": 10, "runs": 100}                   one at a time: start to result
     {"what": "fan", "branches": 1000}                             one run with so many parallel steps, and their join
     {"what": "begin", "runs": 100}                                one at a time: start to the first line of the step
+    {"what": "mixed", …}                                          a mixed day (heavy/mixed.py; only Restate's knows it)
 
 What a rival cannot do it answers with `{"error": reason}`; that is shown, and is no figure.
 """
@@ -171,12 +172,12 @@ class Rival(ABC):
         """The end of what a process of it wrote."""
         return " ".join((self.folder / f"{name}.log").read_text(errors="replace").split()[-60:])
 
-    async def ask(self, **request: Any) -> dict[str, Any]:
+    async def ask(self, *, timeout_s: float = _ANSWER_S, **request: Any) -> dict[str, Any]:
         """One workload. Raises Missing when the driver cannot answer, or says that it makes no sense there."""
         assert self._driver is not None and self._driver.stdin is not None
         self._driver.stdin.write(json.dumps(request).encode() + b"\n")
         await self._driver.stdin.drain()
-        answer = await self._answer(_ANSWER_S)
+        answer = await self._answer(timeout_s)
         if "error" in answer:
             raise Missing(str(answer["error"]))
         return answer

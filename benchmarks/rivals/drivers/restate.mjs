@@ -1,7 +1,7 @@
 // Restate's side: `service PORT` serves the handlers, `client INGRESS KIND` answers the harness's requests (harness.py).
 import http from "node:http";
 import readline from "node:readline";
-import { randomUUID } from "node:crypto";
+import { randomBytes, randomUUID } from "node:crypto";
 import * as restate from "@restatedev/restate-sdk";
 
 const moment = () => performance.timeOrigin + performance.now();
@@ -20,10 +20,24 @@ async function steps(ctx, input) {
   return began;
 }
 
+// What a run of the mixed day does; payloads are input and result of its first step.
+async function day(ctx, { kind, blob, fail, waitMs, branches }) {
+  await ctx.run("work", async () => blob);
+  if (kind === "wait") {
+    await ctx.sleep(waitMs);
+    await ctx.run("again", async () => null);
+  } else if (kind === "wide") {
+    await restate.RestatePromise.all(Array.from({ length: branches }, (_, n) => ctx.run(`all${n}`, async () => null)));
+  }
+  if (fail) throw new restate.TerminalError("As asked for");
+  return { ok: true };
+}
+
 function serve(port) {
   restate.serve({
     services: [
       restate.workflow({ name: "BenchWorkflow", handlers: { run: steps } }),
+      restate.workflow({ name: "BenchDay", handlers: { run: day } }),
       restate.service({ name: "BenchService", handlers: { run: steps } }),
     ],
     port,
@@ -33,15 +47,15 @@ function serve(port) {
 
 function client(ingress, kind) {
   const base = new URL(ingress);
-  const agent = new http.Agent({ keepAlive: true, maxSockets: 1024 });
+  const agent = new http.Agent({ keepAlive: true, maxSockets: 4096 });
   const path = () => (kind === "workflow" ? `/BenchWorkflow/${randomUUID()}/run` : "/BenchService/run");
 
-  const once = (input) =>
+  const once = (input, to = path()) =>
     new Promise((resolve, reject) => {
       const body = JSON.stringify(input);
       const request = http.request(
         {
-          agent, host: base.hostname, port: base.port, method: "POST", path: path(),
+          agent, host: base.hostname, port: base.port, method: "POST", path: to,
           headers: { "content-type": "application/json", "content-length": Buffer.byteLength(body) },
         },
         (response) => {
@@ -75,8 +89,66 @@ function client(ingress, kind) {
     return { times };
   }
 
+  // A closed loop; who sleeps keeps no caller, as in heavy/mixed.py. Answers by windows, because ends are many.
+  async function mixed({ callers, sleepers, windowMs, windows, waitMs, branches, kinds, sizes, failing }) {
+    const drawn = (shares) => {
+      let left = Math.random();
+      for (const [value, share] of shares) if ((left -= share) < 0) return value;
+      return shares[0][0];
+    };
+    const blobs = Object.fromEntries(
+      sizes.map(([size]) => [size, [0, 1, 2, 3].map(() => randomBytes(size / 2).toString("hex"))]),
+    );
+    const p99 = (times) => {
+      times.sort((a, b) => a - b);
+      return times.length ? times[Math.min(times.length - 1, Math.floor(0.99 * times.length))] : 0;
+    };
+    const ends = [];
+    let wrong = 0;
+    const sleeping = new Set();
+    const began = performance.now();
+    async function run(kind, fail, blob) {
+      const at = performance.now();
+      let failed = false;
+      try {
+        await once({ kind, blob, fail, waitMs, branches }, `/BenchDay/${randomUUID()}/run`);
+      } catch (error) {
+        failed = true;
+        if (!fail || !String(error).includes("As asked for")) wrong += 1;
+      }
+      if (fail && !failed) wrong += 1;
+      const now = performance.now();
+      ends.push([now - began, kind, now - at - (kind === "wait" ? waitMs : 0)]);
+    }
+    await Promise.all(
+      Array.from({ length: callers }, async () => {
+        while (performance.now() - began < windows * windowMs) {
+          const kind = drawn(kinds);
+          const ending = run(kind, Math.random() < failing, blobs[drawn(sizes)][Math.floor(Math.random() * 4)]);
+          if (kind !== "wait") await ending;
+          else {
+            const slept = ending.finally(() => sleeping.delete(slept));
+            sleeping.add(slept);
+            while (sleeping.size >= sleepers) await Promise.race(sleeping);
+          }
+        }
+      }),
+    );
+    await Promise.all(sleeping);
+    const names = kinds.map(([kind]) => kind);
+    const of = (chosen) => Object.fromEntries(
+      names.map((name) => [name, p99(chosen.filter(([, kind]) => kind === name).map(([, , ms]) => ms))]),
+    );
+    const perWindow = Array.from({ length: windows }, () => []);
+    for (const end of ends) perWindow[Math.floor(end[0] / windowMs)]?.push(end);
+    return {
+      windows: perWindow.map((chosen) => ({ rate: chosen.length / (windowMs / 1000), ...of(chosen) })), p99: of(ends), wrong,
+    };
+  }
+
   const requests = {
     singly,
+    mixed,
     // There is no call that starts many: as many as Flint's batches have in flight, each a request of its own.
     batches: ({ steps, runs }) => singly({ steps, runs, callers: 800 }),
     alone: ({ steps, runs }) =>

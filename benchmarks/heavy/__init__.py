@@ -1,0 +1,1 @@
+"""The long workloads of `full.py`: a mixed day, recovery, a long history."""
