@@ -20,7 +20,7 @@ from flint_contracts.gen.flint.namespaces.v1 import namespaces_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
 from flint_sdk._approvals import Approval, ApprovalState, approval_from, approval_name, decide_request
-from flint_sdk._control import AsyncControl, duration
+from flint_sdk._control import AsyncControl, duration, own_id
 from flint_sdk._endpoint import find_endpoint
 from flint_sdk._errors import FlintError, RunCancelled, RunFailed
 from flint_sdk._events import PublishedEvent, ReceivedEvent, publish, subscribe
@@ -327,12 +327,18 @@ class AsyncFlint(AsyncControl):
                 return
             request.page_token = answer.next_page_token
 
-    async def cancel(self, run: str, reason: str = "", *, grace_s: float | None = None) -> Run:
+    async def cancel(self, run: str, reason: str = "", *, grace_s: float | None = None, request_id: str = "") -> Run:
         """Asks a run to end early; returns when the request is stored. Raises RunEnded when it has ended already.
 
         Steps that are under way may end within the grace (unset: the cluster's `scheduler.cancel_grace_s`).
+        `request_id` as of the other commands (`AsyncControl`).
         """
-        request = runs_pb2.CancelRunRequest(name=run_name(self.namespace, run), reason=reason, grace=duration(grace_s))
+        request = runs_pb2.CancelRunRequest(
+            name=run_name(self.namespace, run),
+            reason=reason,
+            grace=duration(grace_s),
+            request_id=own_id(request_id),
+        )
         answer = await self._transport.call(lambda gateway: gateway.runs.CancelRun, request)
         return run_from(answer.run)
 

@@ -171,7 +171,11 @@ def batch_action(
 
 
 class AsyncControl:
-    """The part of `AsyncFlint` that steers runs."""
+    """The part of `AsyncFlint` that steers runs.
+
+    Commands take effect at most once: each has a `request_id`, made here unless given, with which it is repeated when
+    an answer is lost. The same id with another command to the run raises RequestIdReused.
+    """
 
     _transport: Transport
     namespace: str
@@ -182,47 +186,46 @@ class AsyncControl:
     def _workflow(self, workflow: str) -> str:
         return workflow if "/" in workflow else f"namespaces/{self.namespace}/workflows/{workflow}"
 
-    async def terminate(self, run: str, reason: str = "") -> Run:
+    async def terminate(self, run: str, reason: str = "", *, request_id: str = "") -> Run:
         """Ends a run at once, as CANCELLED; nothing is undone. Raises RunEnded."""
-        request = control_pb2.TerminateRunRequest(name=self._run(run), reason=reason)
+        request = control_pb2.TerminateRunRequest(name=self._run(run), reason=reason, request_id=own_id(request_id))
         answer = await self._transport.call(lambda gateway: gateway.control.TerminateRun, request)
         return run_from(answer.run)
 
-    async def pause(self, run: str) -> Run:
+    async def pause(self, run: str, *, request_id: str = "") -> Run:
         """Pauses a run: at once when it holds no worker, else between two steps. Raises RunEnded, RunEnding."""
-        request = control_pb2.PauseRunRequest(name=self._run(run))
+        request = control_pb2.PauseRunRequest(name=self._run(run), request_id=own_id(request_id))
         answer = await self._transport.call(lambda gateway: gateway.control.PauseRun, request)
         return run_from(answer.run)
 
-    async def resume(self, run: str) -> Run:
+    async def resume(self, run: str, *, request_id: str = "") -> Run:
         """Lets a paused run go on. Raises RunNotPaused, RunEnded."""
-        request = control_pb2.ResumeRunRequest(name=self._run(run))
+        request = control_pb2.ResumeRunRequest(name=self._run(run), request_id=own_id(request_id))
         answer = await self._transport.call(lambda gateway: gateway.control.ResumeRun, request)
         return run_from(answer.run)
 
-    async def retry(self, run: str) -> Run:
+    async def retry(self, run: str, *, request_id: str = "") -> Run:
         """Lets a run that failed, or was ended, go on where it stood: the failed step is executed again.
 
         Raises ResetPointNotFound (it did not fail), RunUndone (its effects were undone), ResetUnderWay.
         """
-        return await self._reset(run, reset_point(None, "", failed_step=True))
+        return await self._reset(run, reset_point(None, "", failed_step=True), request_id)
 
-    async def reset(self, run: str, step: str | None = None, iteration: str = "") -> Run:
+    async def reset(self, run: str, step: str | None = None, iteration: str = "", *, request_id: str = "") -> Run:
         """Takes a run back to just before a step (a JSON pointer such as `/do/2/sendMail`), or to its beginning.
 
         Raises ResetPointNotFound, RunUndone, RunEnding, ResetUnderWay.
         """
-        return await self._reset(run, reset_point(step, iteration, failed_step=False))
+        return await self._reset(run, reset_point(step, iteration, failed_step=False), request_id)
 
-    async def _reset(self, run: str, point: control_pb2.ResetPoint) -> Run:
-        request = control_pb2.ResetRunRequest(name=self._run(run), to=point)
-        # Repeated it might reset the run a second time.
-        answer = await self._transport.call(lambda gateway: gateway.control.ResetRun, request, idempotent=False)
+    async def _reset(self, run: str, point: control_pb2.ResetPoint, request_id: str) -> Run:
+        request = control_pb2.ResetRunRequest(name=self._run(run), to=point, request_id=own_id(request_id))
+        answer = await self._transport.call(lambda gateway: gateway.control.ResetRun, request)
         return run_from(answer.run)
 
-    async def set_level(self, run: str, level: int) -> Run:
+    async def set_level(self, run: str, level: int, *, request_id: str = "") -> Run:
         """Sets the level (0 most urgent, 9 least) of a run that has not ended. Raises RunEnded."""
-        request = control_pb2.SetRunLevelRequest(name=self._run(run), level=level)
+        request = control_pb2.SetRunLevelRequest(name=self._run(run), level=level, request_id=own_id(request_id))
         answer = await self._transport.call(lambda gateway: gateway.control.SetRunLevel, request)
         return run_from(answer.run)
 

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from flint_contracts.gen.flint.schedules.v1 import schedules_pb2 as pb
+from flint_sdk._control import own_id
 from flint_sdk._errors import FieldViolation, InvalidArgument
 from flint_sdk._messages import encode_json, timestamp
 from flint_sdk._schedule_models import (
@@ -111,7 +112,7 @@ class AsyncSchedules:
 
     async def trigger(self, schedule: str, *, request_id: str = "") -> str:
         """Starts a run of the schedule now; answers its name. The same request_id again answers the same run."""
-        request = pb.TriggerScheduleRequest(name=self._name(schedule), request_id=request_id)
+        request = pb.TriggerScheduleRequest(name=self._name(schedule), request_id=own_id(request_id))
         return (await self._transport.call(lambda g: g.schedules.TriggerSchedule, request)).run
 
     async def backfill(
@@ -123,7 +124,7 @@ class AsyncSchedules:
             start_time=timestamp(start_time),
             end_time=timestamp(end_time),
             concurrency=concurrency,
-            request_id=request_id,
+            request_id=own_id(request_id),
         )
         return backfill_from((await self._transport.call(lambda g: g.schedules.BackfillSchedule, request)).backfill)
 

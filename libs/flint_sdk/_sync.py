@@ -296,9 +296,9 @@ class Flint(SyncControl):
             )
         )
 
-    def cancel(self, run: str, reason: str = "", *, grace_s: float | None = None) -> Run:
+    def cancel(self, run: str, reason: str = "", *, grace_s: float | None = None, request_id: str = "") -> Run:
         """Asks a run to end early; returns when the request is stored. Raises RunEnded when it has ended already."""
-        return self._thread.run(self._client.cancel(run, reason, grace_s=grace_s))
+        return self._thread.run(self._client.cancel(run, reason, grace_s=grace_s, request_id=request_id))
 
     def history(self, run: str) -> Iterator[HistoryEntry]:
         """The recorded entries of a run's journal, in order."""

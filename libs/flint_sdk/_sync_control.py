@@ -21,29 +21,29 @@ class SyncControl:
     _client: AsyncFlint
     _thread: _LoopThread
 
-    def terminate(self, run: str, reason: str = "") -> Run:
+    def terminate(self, run: str, reason: str = "", *, request_id: str = "") -> Run:
         """Ends a run at once, as CANCELLED; nothing is undone. Raises RunEnded."""
-        return self._thread.run(self._client.terminate(run, reason))
+        return self._thread.run(self._client.terminate(run, reason, request_id=request_id))
 
-    def pause(self, run: str) -> Run:
+    def pause(self, run: str, *, request_id: str = "") -> Run:
         """Pauses a run: at once when it holds no worker, else between two steps. Raises RunEnded, RunEnding."""
-        return self._thread.run(self._client.pause(run))
+        return self._thread.run(self._client.pause(run, request_id=request_id))
 
-    def resume(self, run: str) -> Run:
+    def resume(self, run: str, *, request_id: str = "") -> Run:
         """Lets a paused run go on. Raises RunNotPaused, RunEnded."""
-        return self._thread.run(self._client.resume(run))
+        return self._thread.run(self._client.resume(run, request_id=request_id))
 
-    def retry(self, run: str) -> Run:
+    def retry(self, run: str, *, request_id: str = "") -> Run:
         """Lets a run that failed, or was ended, go on where it stood. See `AsyncFlint.retry`."""
-        return self._thread.run(self._client.retry(run))
+        return self._thread.run(self._client.retry(run, request_id=request_id))
 
-    def reset(self, run: str, step: str | None = None, iteration: str = "") -> Run:
+    def reset(self, run: str, step: str | None = None, iteration: str = "", *, request_id: str = "") -> Run:
         """Takes a run back to just before a step, or to its beginning. See `AsyncFlint.reset`."""
-        return self._thread.run(self._client.reset(run, step, iteration))
+        return self._thread.run(self._client.reset(run, step, iteration, request_id=request_id))
 
-    def set_level(self, run: str, level: int) -> Run:
+    def set_level(self, run: str, level: int, *, request_id: str = "") -> Run:
         """Sets the level (0 most urgent, 9 least) of a run that has not ended. Raises RunEnded."""
-        return self._thread.run(self._client.set_level(run, level))
+        return self._thread.run(self._client.set_level(run, level, request_id=request_id))
 
     def signal(self, run: str, name: str, payload: Any = None, *, signal_id: str = "") -> SentSignal:
         """Sends a signal. See `AsyncFlint.signal`."""

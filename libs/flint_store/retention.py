@@ -100,6 +100,7 @@ DELETE_RUNS = text("""
 WITH gone AS MATERIALIZED (SELECT unnest(CAST(:run_ids AS uuid[])) AS run_id),
 entries AS (DELETE FROM run_entry e USING gone g WHERE e.run_id = g.run_id RETURNING 1),
 signals AS (DELETE FROM run_signal s USING gone g WHERE s.run_id = g.run_id RETURNING 1),
+requests AS (DELETE FROM command_request q USING gone g WHERE q.run_id = g.run_id RETURNING 1),
 subscriptions AS (DELETE FROM event_subscription s USING gone g WHERE s.run_id = g.run_id RETURNING 1),
 approvals AS (DELETE FROM approval a USING gone g WHERE a.run_id = g.run_id RETURNING 1),
 waits AS (DELETE FROM permit_wait w USING gone g WHERE w.run_id = g.run_id RETURNING 1),
@@ -113,9 +114,9 @@ renewed AS (
     WHERE p.namespace_id = t.namespace_id AND p.sha256 = t.sha256 RETURNING 1),
 runs AS (DELETE FROM run r USING gone g WHERE r.run_id = g.run_id RETURNING r.namespace_id),
 records AS (
-    SELECT (SELECT count(*) FROM entries) + (SELECT count(*) FROM signals) + (SELECT count(*) FROM subscriptions)
-         + (SELECT count(*) FROM approvals) + (SELECT count(*) FROM waits) + (SELECT count(*) FROM uses)
-         + (SELECT count(*) FROM runs) AS number)
+    SELECT (SELECT count(*) FROM entries) + (SELECT count(*) FROM signals) + (SELECT count(*) FROM requests)
+         + (SELECT count(*) FROM subscriptions) + (SELECT count(*) FROM approvals) + (SELECT count(*) FROM waits)
+         + (SELECT count(*) FROM uses) + (SELECT count(*) FROM runs) AS number)
 INSERT INTO retention_tally AS t (namespace_id, runs, records, deleted_at)
 SELECT r.namespace_id, count(*), (SELECT number FROM records), clock_timestamp() FROM runs r GROUP BY r.namespace_id
 ON CONFLICT (namespace_id) DO UPDATE

@@ -22,7 +22,16 @@ from flint_store.arrays import integers, texts, uuids
 from flint_store.awaits import AwaitRow, NewMessage, Target, put_messages
 from flint_store.commands import RunFacts
 
-__all__ = ["OpenAwait", "Signal", "is_taken", "offer_signals", "put_signal", "return_signals", "runs_with_signals"]
+__all__ = [
+    "OpenAwait",
+    "Signal",
+    "is_known",
+    "is_taken",
+    "offer_signals",
+    "put_signal",
+    "return_signals",
+    "runs_with_signals",
+]
 
 _MOST_WAITING = 1_000
 _EVENTS = 1  # flint.journal.v1.AwaitOpened.KIND_EVENTS
@@ -95,6 +104,12 @@ async def put_signal(
         return True
     known = await connection.execute(KNOWN, {"run_id": identity, "signal_id": signal_id})
     return False if known.one_or_none() is not None else None
+
+
+async def is_known(connection: AsyncConnection, run_id: bytes, signal_id: str) -> bool:
+    """Whether the run was sent a signal with this id."""
+    found = await connection.execute(KNOWN, {"run_id": UUID(bytes=run_id), "signal_id": signal_id})
+    return found.one_or_none() is not None
 
 
 async def is_taken(connection: AsyncConnection, run_id: bytes, signal_id: str) -> bool:

@@ -25,7 +25,7 @@ from flint_rpc.upstream import Client
 if TYPE_CHECKING:
     from flint_contracts.gen.flint.scheduling.v1.control_pb2_grpc import ControlServiceAsyncStub
 
-__all__ = ["RunControlServicer", "grace_ms"]
+__all__ = ["RunControlServicer", "grace_ms", "own_request_id"]
 
 _TIMEOUT_S: Final = 15.0
 _REASON_CHARACTERS: Final = 512
@@ -37,6 +37,7 @@ _RUNS: Final = 1000
 _LEVELS: Final = 10
 _SIGNAL_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,63}")
 _SIGNAL_ID: Final = re.compile(r"[!-~]{1,128}")
+_REQUEST_ID: Final = re.compile(r"[\x20-\x7e]{1,128}")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -60,22 +61,22 @@ class RunControlServicer(RunControlServiceServicer):
         """Answers when the command is stored."""
         _check_reason(request.reason, "reason")
         action = control_pb2.BatchAction(terminate=control_pb2.TerminateAction(reason=request.reason))
-        return control_pb2.TerminateRunResponse(run=(await self._command(request.name, action)).run)
+        return control_pb2.TerminateRunResponse(run=(await self._command(request.name, action, request.request_id)).run)
 
     async def PauseRun(self, request: control_pb2.PauseRunRequest, context: Context) -> control_pb2.PauseRunResponse:
         """Answers when the command is stored."""
-        result = await self._command(request.name, control_pb2.BatchAction(pause=True))
+        result = await self._command(request.name, control_pb2.BatchAction(pause=True), request.request_id)
         return control_pb2.PauseRunResponse(run=result.run)
 
     async def ResumeRun(self, request: control_pb2.ResumeRunRequest, context: Context) -> control_pb2.ResumeRunResponse:
         """Answers when the command is stored."""
-        result = await self._command(request.name, control_pb2.BatchAction(resume=True))
+        result = await self._command(request.name, control_pb2.BatchAction(resume=True), request.request_id)
         return control_pb2.ResumeRunResponse(run=result.run)
 
     async def ResetRun(self, request: control_pb2.ResetRunRequest, context: Context) -> control_pb2.ResetRunResponse:
         """Answers when the command is stored."""
         _check_point(request.to, "to")
-        result = await self._command(request.name, control_pb2.BatchAction(reset=request.to))
+        result = await self._command(request.name, control_pb2.BatchAction(reset=request.to), request.request_id)
         return control_pb2.ResetRunResponse(run=result.run, kept_entries=result.kept_entries)
 
     async def SetRunLevel(
@@ -83,7 +84,7 @@ class RunControlServicer(RunControlServiceServicer):
     ) -> control_pb2.SetRunLevelResponse:
         """Answers when the level is stored."""
         _check_level(request.level, "level")
-        result = await self._command(request.name, control_pb2.BatchAction(level=request.level))
+        result = await self._command(request.name, control_pb2.BatchAction(level=request.level), request.request_id)
         return control_pb2.SetRunLevelResponse(run=result.run)
 
     async def SignalRun(self, request: control_pb2.SignalRunRequest, context: Context) -> control_pb2.SignalRunResponse:
@@ -131,9 +132,14 @@ class RunControlServicer(RunControlServiceServicer):
                 except TimeoutError:
                     continue
 
-    async def _command(self, text: str, action: control_pb2.BatchAction) -> inner_pb2.CommandResult:
+    async def _command(
+        self, text: str, action: control_pb2.BatchAction, request_id: str = ""
+    ) -> inner_pb2.CommandResult:
+        """One command. Its id makes it safe that the client repeats it, and this gateway at another scheduler."""
         name = parse_run(text)
-        inner = inner_pb2.CommandRunsRequest(namespace=name.namespace, run_ids=[name.run_id], action=action)
+        inner = inner_pb2.CommandRunsRequest(
+            namespace=name.namespace, run_ids=[name.run_id], action=action, request_id=own_request_id(request_id)
+        )
         response = await self._client.call(lambda stub: stub.CommandRuns, inner, _TIMEOUT_S)
         result = response.results[0]
         if result.HasField("error"):
@@ -167,13 +173,11 @@ class RunControlServicer(RunControlServiceServicer):
     ) -> control_pb2.StartBatchResponse:
         """Answers when the job is stored."""
         namespace = namespace_of_parent(request.parent)
-        if request.request_id and _SIGNAL_ID.fullmatch(request.request_id) is None:
-            raise field_invalid(("request_id", "must be at most 128 printable ASCII characters"))
         inner = inner_pb2.PutBatchRequest(
             namespace=namespace,
             action=self._action(request.action),
             filter=_filter(request.filter, namespace),
-            request_id=request.request_id,
+            request_id=own_request_id(request.request_id),
         )
         response = await self._client.call(lambda stub: stub.PutBatch, inner, _TIMEOUT_S)
         return control_pb2.StartBatchResponse(batch=response.batch)
@@ -261,6 +265,13 @@ class RunControlServicer(RunControlServiceServicer):
         inner = inner_pb2.ReadHoldsRequest(namespace=namespace_of_parent(request.parent))
         response = await self._client.call(lambda stub: stub.ReadHolds, inner, _TIMEOUT_S)
         return control_pb2.ListHoldsResponse(holds=response.holds)
+
+
+def own_request_id(given: str) -> str:
+    """The id of a call, checked; one of the gateway's own when the client gave none. Raises `Refused`."""
+    if given and _REQUEST_ID.fullmatch(given) is None:
+        raise field_invalid(("request_id", "must be at most 128 printable ASCII characters"))
+    return given or uuid.uuid4().hex
 
 
 def grace_ms(grace: Any, field: str) -> int:

@@ -23,7 +23,7 @@ from flint_gateway.namespaces import Backlogs
 from flint_gateway.payloads import LargeInputs
 from flint_gateway.reading import RunReader
 from flint_gateway.results import TERMINAL
-from flint_gateway.run_control import grace_ms
+from flint_gateway.run_control import grace_ms, own_request_id
 from flint_gateway.starts import StartBatcher
 from flint_gateway.validation import OWN_REQUEST_ID, make_start, namespace_of_parent, page_token_invalid
 from flint_gateway.watches import Watch
@@ -222,7 +222,12 @@ class RunServicer(RunServiceServicer):
         name = parse_run(request.name)
         if len(request.reason) > _REASON_CHARACTERS:
             raise field_invalid(("reason", f"has more than {_REASON_CHARACTERS} characters"))
-        inner = scheduling_pb2.CancelRunsRequest(namespace=name.namespace, run_ids=[name.run_id], reason=request.reason)
+        inner = scheduling_pb2.CancelRunsRequest(
+            namespace=name.namespace,
+            run_ids=[name.run_id],
+            reason=request.reason,
+            request_id=own_request_id(request.request_id),
+        )
         if request.HasField("grace"):
             inner.grace_ms = grace_ms(request.grace, "grace")
         response = await self._client.call(lambda stub: stub.CancelRuns, inner, _TIMEOUT_S)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -19,6 +18,7 @@ from flint_core.schedule_policy import SHORTEST_MS, check_moments, read_policy
 from flint_core.zones import UTC_NAME, ZoneUnknown, zone_named
 from flint_gateway.auth import current_principal
 from flint_gateway.definitions import DefinitionChecker
+from flint_gateway.run_control import own_request_id
 from flint_gateway.validation import check_json, namespace_of_parent
 from flint_ops.config import LimitSettings
 from flint_rpc.errors import FieldViolation, field_invalid
@@ -36,7 +36,6 @@ _TEXT: Final = 512
 _PREVIEWED: Final = 1_000
 _CONCURRENCY: Final = 100
 _DURATION_CHARACTERS: Final = 60
-_REQUEST_ID: Final = re.compile(r"[\x20-\x7e]{1,128}")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -120,7 +119,7 @@ class ScheduleServicer(ScheduleServiceServicer):
     async def TriggerSchedule(self, request: pb.TriggerScheduleRequest, context: Context) -> pb.TriggerScheduleResponse:
         """Answers when the run is stored."""
         namespace, schedule_id = parse_schedule(request.name)
-        _check_request_id(request.request_id)
+        request.request_id = own_request_id(request.request_id)
         inner = inner_pb.ServeScheduleRequest(namespace=namespace, id=schedule_id, trigger=request)
         return (await self._ask(inner)).trigger
 
@@ -138,7 +137,7 @@ class ScheduleServicer(ScheduleServiceServicer):
             violations.append(FieldViolation("concurrency", f"must be 1 to {_CONCURRENCY}"))
         if violations:
             raise field_invalid(*violations)
-        _check_request_id(request.request_id)
+        request.request_id = own_request_id(request.request_id)
         inner = inner_pb.ServeScheduleRequest(namespace=namespace, id=schedule_id, by=_caller(), backfill=request)
         return pb.BackfillScheduleResponse(backfill=(await self._ask(inner)).backfill)
 
@@ -250,11 +249,6 @@ def _own(name: str, field: str) -> tuple[str, str]:
 def _caller() -> str:
     key = current_principal().key
     return key.display_name or key.name.rpartition("/")[2]
-
-
-def _check_request_id(request_id: str) -> None:
-    if request_id and not _REQUEST_ID.fullmatch(request_id):
-        raise field_invalid(("request_id", "must be 1 to 128 printable ASCII characters, or empty"))
 
 
 def _spec(spec: pb.ScheduleSpec, prefix: str, violations: list[FieldViolation]) -> bytes | None:

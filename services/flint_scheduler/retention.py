@@ -27,6 +27,7 @@ from flint_scheduler.holdings import Holdings
 from flint_scheduler.metrics import RETENTION_DELETED, RETENTION_OLDEST, RETENTION_SWEPT
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_store import retention as store
+from flint_store.command_requests import delete_old_requests
 from flint_store.fence import Fenced, OwnerSession
 
 __all__ = ["DAY_S", "FOR_EVER", "Retention", "keep_s_of"]
@@ -91,6 +92,7 @@ class Retention:
         while sources := await self._record.read(partial(store.read_sources, after=after, limit=_SOURCES)):
             after = sources[-1].definition_id
             deleted += await self._versions(sources, session, groups)
+        await self._requests(session, groups)
         await self._others(session, groups)
         if self._holdings.session is session:
             await self._record.read(partial(store.note_pass, session=session, groups=groups))
@@ -158,6 +160,16 @@ class Retention:
         """Some of these stay; which ones is not worth another question: the first is the oldest."""
         oldest_ms = created_ms(batch[0])
         self._oldest_ms = min(self._oldest_ms, oldest_ms) if self._oldest_ms else oldest_ms
+
+    async def _requests(self, session: OwnerSession, groups: Sequence[int]) -> None:
+        """What runs took; seen to by the owner of group 0. A time of its own: runs may be kept for ever."""
+        delete = partial(delete_old_requests, session=session, keep_s=self._settings.request_ids_s, limit=_OTHERS)
+        while 0 in groups and self._holdings.session is session:
+            rows = await self._record.transaction(delete)
+            RETENTION_DELETED.labels("command_request").inc(rows)
+            if rows < _OTHERS:
+                return
+            await asyncio.sleep(rows / self._settings.runs_per_s)
 
     async def _others(self, session: OwnerSession, groups: Sequence[int]) -> None:
         """What belongs to no run follows the cluster's own time."""

@@ -11,19 +11,20 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from flint_bus import Bus
-from flint_bus.subjects import WORKFLOWS, owner_subject
+from flint_bus.subjects import WORKFLOWS
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
-from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_contracts.gen.flint.runs.v1 import control_pb2, runs_pb2
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2 as pb
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2_grpc
 from flint_ops.config import Settings
 from flint_rpc.errors import ErrorReason, Refused, component_unavailable, field_invalid, status_proto
-from flint_scheduler.accept import ENDED, Acceptor, NewStart
+from flint_scheduler.accept import Acceptor, NewStart
 from flint_scheduler.cards import Phase, RunBook
-from flint_scheduler.control.wishes import cancel_payload
+from flint_scheduler.control.applying import Applied, apply_once
 from flint_scheduler.holdings import Holdings
 from flint_scheduler.lane import LaneClosed
 from flint_scheduler.namespaces import NamespaceDesk
+from flint_scheduler.nudges import nudge_inboxes
 from flint_scheduler.reading import Reading
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
@@ -33,7 +34,7 @@ from flint_scheduler.starts import resolve_start
 from flint_store import runs_read
 from flint_store.accept import Accepted
 from flint_store.definitions import DefinitionCache
-from flint_store.sweep import put_inbox
+from flint_store.engine import transaction
 
 __all__ = ["SchedulingServicer"]
 
@@ -136,39 +137,26 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
         """Store a cancel in each run's inbox, then nudge the owners."""
         if not 1 <= len(request.run_ids) <= self._settings.limits.batch_size:
             raise field_invalid(("run_ids", f"must hold 1 to {self._settings.limits.batch_size} ids"))
-        wish = cancel_payload(request.reason, request.grace_ms if request.HasField("grace_ms") else -1)
+        action = control_pb2.BatchAction(cancel=control_pb2.CancelAction(reason=request.reason))
+        if request.HasField("grace_ms"):
+            action.cancel.grace.FromMilliseconds(request.grace_ms)
+        run_ids = list(dict.fromkeys(request.run_ids))
+
+        async def store(engine: AsyncEngine) -> Applied:
+            async with transaction(engine) as connection:
+                return await apply_once(connection, request.namespace, run_ids, action, request.request_id)
+
         try:
-            known = await self._record.read(
-                lambda c: put_inbox(c, request.namespace, request.run_ids, "cancel", "cancel", wish)
-            )
+            applied = await self._record.transaction(store)
         except RecordUnavailable as error:
             raise component_unavailable("PostgreSQL", str(error)) from error
-        nudges: dict[int, list[bytes]] = {}
-        for run_id, (group, state) in known.items():
-            if state not in ENDED:
-                nudges.setdefault(group, []).append(run_id)
-        for group, run_ids in nudges.items():
-            # Fire and forget: the owner's sweep finds the rows too.
-            self._bus.publish_now(owner_subject(group), dispatch_pb2.OwnerNudge(inbox=run_ids).SerializeToString())
+        nudge_inboxes(self._bus, applied.targets)
         with store_refusals():
-            found = (
-                await runs_read.read_runs(
-                    self._engine, list(known), with_input=False, budget_bytes=self._settings.limits.message_bytes
-                )
-                if known
-                else None
+            found = await runs_read.read_runs(
+                self._engine, run_ids, with_input=False, budget_bytes=self._settings.limits.message_bytes
             )
-        runs = {run.name.rsplit("/", 1)[1]: run for run in found.runs} if found else {}
-        return pb.CancelRunsResponse(results=[self._cancel_result(r, known, runs) for r in request.run_ids])
-
-    @staticmethod
-    def _cancel_result(
-        run_id: bytes, known: dict[bytes, tuple[int, int]], runs: dict[str, runs_pb2.Run]
-    ) -> pb.CancelResult:
-        run = runs.get(str(UUID(bytes=run_id)))
-        if run is None or run_id not in known:
-            return pb.CancelResult()
-        return pb.CancelResult(run=run, stored=known[run_id][1] not in ENDED)
+        runs = {run.name.rsplit("/", 1)[1]: run for run in found.runs}
+        return pb.CancelRunsResponse(results=[_cancel_result(r, applied, runs) for r in request.run_ids])
 
     async def DescribeOwner(self, request: pb.DescribeOwnerRequest, context: Context) -> pb.DescribeOwnerResponse:
         """What this replica owns now."""
@@ -189,6 +177,16 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
         changed = dispatch_pb2.WorkflowsChanged(namespace=namespace, workflow_id=workflow_id)
         self._bus.publish_now(WORKFLOWS, changed.SerializeToString())
         nudge_workflow(self._bus, self._holdings.group_count, namespace, workflow_id)
+
+
+def _cancel_result(run_id: bytes, applied: Applied, runs: dict[str, runs_pb2.Run]) -> pb.CancelResult:
+    refused = applied.refused.get(run_id)
+    run = runs.get(str(UUID(bytes=run_id)))
+    if run is None or (refused is not None and refused.reason == ErrorReason.ERROR_REASON_RUN_NOT_FOUND):
+        return pb.CancelResult()
+    if refused is not None and refused.reason != ErrorReason.ERROR_REASON_RUN_ENDED:
+        raise refused
+    return pb.CancelResult(run=run, stored=refused is None)
 
 
 def _fill(result: pb.AcceptResult, start: NewStart, answer: Accepted) -> None:

@@ -17,6 +17,7 @@ __all__ = ["add_run_commands", "add_workflow_commands", "batches"]
 RunArgument = Annotated[str, typer.Argument(help="The run's id or name.", metavar="RUN")]
 StepOption = Annotated[str | None, typer.Option(help="JSON pointer of the step, such as /do/2/sendMail.")]
 IterationOption = Annotated[str, typer.Option(help="The step's iteration, as the history shows it.")]
+RequestIdOption = Annotated[str, typer.Option(help="The same id again for this run changes nothing.")]
 PayloadOption = Annotated[str | None, typer.Option(help="The signal's data, JSON.")]
 
 batches = typer.Typer(name="batch", help="Do one thing to many runs, as a job.", no_args_is_help=True)
@@ -49,25 +50,36 @@ def terminate(
     context: typer.Context,
     run: RunArgument,
     reason: Annotated[str, typer.Option(help="For the record.")] = "",
+    request_id: RequestIdOption = "",
     output: FormatOption = Format.TABLE,
 ) -> None:
     """End a run at once; nothing is undone. Returns when the request is stored."""
-    _tell(with_client(context, lambda client: client.terminate(run, reason)), output, "is being terminated")
+    _tell(
+        with_client(context, lambda client: client.terminate(run, reason, request_id=request_id)),
+        output,
+        "is being terminated",
+    )
 
 
-def pause(context: typer.Context, run: RunArgument, output: FormatOption = Format.TABLE) -> None:
+def pause(
+    context: typer.Context, run: RunArgument, request_id: RequestIdOption = "", output: FormatOption = Format.TABLE
+) -> None:
     """Pause a run, between two steps. Returns when the request is stored."""
-    _tell(with_client(context, lambda client: client.pause(run)), output, "is being paused")
+    _tell(with_client(context, lambda client: client.pause(run, request_id=request_id)), output, "is being paused")
 
 
-def resume(context: typer.Context, run: RunArgument, output: FormatOption = Format.TABLE) -> None:
+def resume(
+    context: typer.Context, run: RunArgument, request_id: RequestIdOption = "", output: FormatOption = Format.TABLE
+) -> None:
     """Let a paused run go on."""
-    _tell(with_client(context, lambda client: client.resume(run)), output, "goes on")
+    _tell(with_client(context, lambda client: client.resume(run, request_id=request_id)), output, "goes on")
 
 
-def retry(context: typer.Context, run: RunArgument, output: FormatOption = Format.TABLE) -> None:
+def retry(
+    context: typer.Context, run: RunArgument, request_id: RequestIdOption = "", output: FormatOption = Format.TABLE
+) -> None:
     """Let a failed run go on from the step that failed."""
-    _tell(with_client(context, lambda client: client.retry(run)), output, "is retried")
+    _tell(with_client(context, lambda client: client.retry(run, request_id=request_id)), output, "is retried")
 
 
 def reset(
@@ -75,10 +87,11 @@ def reset(
     run: RunArgument,
     step: StepOption = None,
     iteration: IterationOption = "",
+    request_id: RequestIdOption = "",
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Take a run back to just before a step, or to its beginning, and let it go on from there."""
-    found = with_client(context, lambda client: client.reset(run, step, iteration))
+    found = with_client(context, lambda client: client.reset(run, step, iteration, request_id=request_id))
     _tell(found, output, f"is reset to {step or 'its beginning'}")
 
 
@@ -86,10 +99,15 @@ def level(
     context: typer.Context,
     run: RunArgument,
     level: Annotated[int, typer.Argument(min=0, max=9, help="0 (most urgent) to 9.")],
+    request_id: RequestIdOption = "",
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Set the level of a run that has not ended."""
-    _tell(with_client(context, lambda client: client.set_level(run, level)), output, f"has level {level}")
+    _tell(
+        with_client(context, lambda client: client.set_level(run, level, request_id=request_id)),
+        output,
+        f"has level {level}",
+    )
 
 
 def signal(

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import orjson
 import typer
 
-from flint_cli.commands.control import add_run_commands
+from flint_cli.commands.control import RequestIdOption, add_run_commands
 from flint_cli.commands.run import explain, show_end
 from flint_cli.exits import CommandFailed
 from flint_cli.output import Format, FormatOption, moment, print_fields, print_json, print_table, seconds
@@ -154,10 +154,11 @@ def cancel(
     run: RunArgument,
     reason: Annotated[str, typer.Option(help="For the record.")] = "",
     grace: Annotated[float | None, typer.Option(min=0, help="Seconds that running steps may go on.")] = None,
+    request_id: RequestIdOption = "",
     output: FormatOption = Format.TABLE,
 ) -> None:
     """Ask a run to end early. Returns when the request is stored."""
-    found = with_client(context, lambda client: client.cancel(run, reason, grace_s=grace))
+    found = with_client(context, lambda client: client.cancel(run, reason, grace_s=grace, request_id=request_id))
     if output is Format.JSON:
         print_json(found)
     else:

@@ -166,6 +166,12 @@ class RetentionSettings(_Section):
         le=3_155_760_000,
         description="ended runs are kept this long unless their namespace or workflow says otherwise; 0: for ever",
     )
+    request_ids_s: float = Field(
+        604_800.0,
+        ge=3600,
+        le=315_576_000,
+        description="request ids of commands to runs are remembered this long, and not longer than their run",
+    )
     sweep_s: float = Field(60.0, ge=0.1, le=86_400, description="time between two looks of a scheduler at its old runs")
     batch_runs: int = Field(100, ge=1, le=1_000, description="runs that one commit deletes at most")
     batch_entries: int = Field(

@@ -1,13 +1,17 @@
 """Storing what is asked of runs: one action for many runs, within one transaction. Used by RPCs and by jobs.
 
 Every command is judged on rows that are held until the transaction ends; what is refused is refused for its run alone.
+A call with a request id claims it for its runs first (`flint_store.command_requests`): those that took it before are
+answered as they were then, whatever has become of them since.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from uuid import UUID
 
 import grpc
@@ -19,11 +23,12 @@ from flint_rpc.errors import ErrorReason, Refused
 from flint_scheduler.control.points import kept_entries
 from flint_scheduler.control.wishes import cancel_payload
 from flint_store.awaits import Target
+from flint_store.command_requests import DoneBefore, claim_requests, drop_requests, note_kept
 from flint_store.commands import Outcome, RunFacts, Verb, lock_runs, put_commands
 from flint_store.resets import read_back
-from flint_store.signals import put_signal
+from flint_store.signals import is_known, put_signal
 
-__all__ = ["SIGNAL_TYPE", "Applied", "apply"]
+__all__ = ["SIGNAL_TYPE", "Applied", "apply", "apply_once"]
 
 SIGNAL_TYPE = "dev.flint.signal."
 """Begins the type of the events that signals are."""
@@ -49,6 +54,45 @@ class Applied:
     kept: dict[bytes, int] = field(default_factory=dict)  # resets: entries that stay valid
 
 
+async def apply_once(
+    connection: AsyncConnection,
+    namespace: str,
+    run_ids: Sequence[bytes],
+    action: control_pb2.BatchAction,
+    request_id: str,
+) -> Applied:
+    """As `apply`, at most once for each run under this id. A signal has an id of its own and needs none."""
+    if not request_id or action.HasField("signal"):
+        return await apply(connection, namespace, run_ids, action, request_id or os.urandom(16).hex())
+    # Claimed before any run is held: who waits here for another call stands in nobody's way.
+    digest = sha256(action.SerializeToString(deterministic=True)).digest()
+    before = await claim_requests(connection, run_ids, request_id, digest)
+    applied = await apply(connection, namespace, [r for r in run_ids if r not in before], action, request_id)
+    if applied.refused:
+        await drop_requests(connection, list(applied.refused), request_id)
+    if kept := {run_id: kept for run_id, kept in applied.kept.items() if run_id not in applied.refused}:
+        await note_kept(connection, request_id, kept)
+    if before:
+        known = await lock_runs(connection, namespace, list(before))
+        for run_id, done in before.items():
+            _note_repeat(applied, known.get(run_id), run_id, done, request_id)
+    return applied
+
+
+def _note_repeat(applied: Applied, facts: RunFacts | None, run_id: bytes, done: DoneBefore, request_id: str) -> None:
+    if facts is None:
+        applied.refused[run_id] = _refusal(run_id, None, Outcome.NOT_FOUND)
+    elif not done.same:
+        applied.refused[run_id] = Refused(
+            grpc.StatusCode.ALREADY_EXISTS,
+            ErrorReason.ERROR_REASON_REQUEST_ID_REUSED,
+            f"request_id {request_id!r} was used before for another command to this run; use a new one",
+        )
+    else:
+        applied.kept[run_id] = done.kept
+        applied.targets.append(Target(run_id, facts.group))  # in case the first nudge was lost
+
+
 async def apply(
     connection: AsyncConnection,
     namespace: str,
@@ -58,6 +102,8 @@ async def apply(
 ) -> Applied:
     """Store the action for these runs. `signal_id`: of a signal that names none."""
     applied = Applied()
+    if not run_ids:
+        return applied
     known = await lock_runs(connection, namespace, run_ids)
     kind = action.WhichOneof("action")
     if kind == "signal":
@@ -153,6 +199,9 @@ async def _signal(
     at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     for run_id in run_ids:
         facts = known.get(run_id)
+        if facts is not None and facts.ended and await is_known(connection, run_id, signal_id):
+            applied.created[run_id] = False
+            continue
         if facts is None or facts.ended:
             applied.refused[run_id] = _refusal(run_id, facts, Outcome.ENDED if facts else Outcome.NOT_FOUND)
             continue

@@ -20,7 +20,7 @@ from flint_contracts.gen.flint.scheduling.v1 import control_pb2 as pb
 from flint_contracts.gen.flint.scheduling.v1 import control_pb2_grpc
 from flint_core.ids import SHARDS, group_of_run, make_run_id
 from flint_rpc.errors import ErrorReason, Refused, component_unavailable, field_invalid, status_proto
-from flint_scheduler.control.applying import Applied, apply
+from flint_scheduler.control.applying import Applied, apply_once
 from flint_scheduler.control.signals import SignalDesk
 from flint_scheduler.nudges import nudge_inboxes
 from flint_scheduler.record import Record, RecordUnavailable
@@ -69,7 +69,13 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
             raise field_invalid(("action", "must be set"))
         run_ids = list(dict.fromkeys(request.run_ids))
         applied = await self._transaction(
-            partial(self._apply, namespace=request.namespace, run_ids=run_ids, action=request.action)
+            partial(
+                self._apply,
+                namespace=request.namespace,
+                run_ids=run_ids,
+                action=request.action,
+                request_id=request.request_id,
+            )
         )
         nudge_inboxes(self._bus, applied.targets)
         if applied.signalled:
@@ -82,10 +88,15 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
         return pb.CommandRunsResponse(results=[_result(r, applied, runs) for r in request.run_ids])
 
     async def _apply(
-        self, engine: AsyncEngine, namespace: str, run_ids: Sequence[bytes], action: control_pb2.BatchAction
+        self,
+        engine: AsyncEngine,
+        namespace: str,
+        run_ids: Sequence[bytes],
+        action: control_pb2.BatchAction,
+        request_id: str,
     ) -> Applied:
         async with transaction(engine) as connection:
-            return await apply(connection, namespace, run_ids, action, os.urandom(16).hex())
+            return await apply_once(connection, namespace, run_ids, action, request_id)
 
     async def ReadSignal(self, request: pb.ReadSignalRequest, context: Context) -> pb.ReadSignalResponse:
         """Whether the run has recorded that it took the signal."""

@@ -7,6 +7,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -123,6 +124,11 @@ async def test_all_that_is_a_runs_own_goes_and_the_rest_stays(owner: Owner, engi
         )
         await execute(
             engine,
+            "INSERT INTO command_request (run_id, request_id, digest) VALUES (:r, 'c', '')",
+            r=UUID(bytes=run_id),
+        )
+        await execute(
+            engine,
             "INSERT INTO approval (run_id, key, namespace_id, workflow_id, version, step, iteration, state)"
             " VALUES (:r, 'k', 'default', 'orders', '1.0.0', '/do/0/a', '', 2)",
             r=UUID(bytes=run_id),
@@ -153,7 +159,7 @@ async def test_all_that_is_a_runs_own_goes_and_the_rest_stays(owner: Owner, engi
 
     assert await owner.sweep() == 1
     assert await there(engine) == {young, sleeping}
-    for table in ("run_entry", "run_signal", "approval", "payload_use"):
+    for table in ("run_entry", "run_signal", "command_request", "approval", "payload_use"):
         assert set(await column(engine, f"SELECT run_id FROM {table}")) <= {UUID(bytes=young), UUID(bytes=sleeping)}, (
             table
         )
@@ -172,7 +178,7 @@ async def test_all_that_is_a_runs_own_goes_and_the_rest_stays(owner: Owner, engi
     assert await payloads.get_chunk(engine, "default", own, 0) is None
 
     found = await retention.read_summary(engine, "default", 10)
-    assert found is not None and found.runs == 1 and found.records == 8
+    assert found is not None and found.runs == 1 and found.records == 9
     assert found.passed_at is not None and found.deleted_at is not None
     # The request id is free again: its run is gone.
     await add_runs(engine, [{"definition_id": definition, "request_id": "once"}])
@@ -224,6 +230,7 @@ async def test_who_gives_a_command_comes_first_or_finds_nothing(owner: Owner, en
     definition = await add_version(engine)
     run_id, other = await add_runs(engine, [ended(40, definition_id=definition, state=FAILED) for _ in range(2)])
     async with transaction(engine) as connection:
+        await connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
         facts = await lock_runs(connection, "default", [run_id])
         assert run_id in facts
         assert await owner.sweep() == 1, "the run that somebody holds is passed over"
@@ -271,8 +278,10 @@ async def test_whoever_dies_amid_it_leaves_whole_runs(owner: Owner, engine: Asyn
             " UNION ALL SELECT 1 FROM run r WHERE NOT EXISTS (SELECT FROM payload_use u WHERE u.run_id = r.run_id)",
         )
         assert parts == [], f"seed {seed}"
-    await owner.sweep()
-    assert await there(engine) == set()
+    async with asyncio.timeout(60):
+        while await there(engine):
+            with suppress(RecordUnavailable):  # a connection that was cut is found dead when it is used next
+                await owner.sweep()
     # The tally is changed by the commits that delete: exact, whatever was cut off.
     assert await column(engine, "SELECT runs FROM retention_tally WHERE namespace_id = 'default'") == [150]
     assert await column(engine, "SELECT records FROM retention_tally WHERE namespace_id = 'default'") == [750]

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class RunControlServiceStub:
     """Steers runs. Every command is answered when it is stored durably; what it asks for happens soon after. The same command
-    again changes nothing. Cancelling is in RunService.
+    again, with the same request_id, changes nothing. Cancelling is in RunService.
     """
 
     def __init__(self, channel):
@@ -110,7 +110,7 @@ class RunControlServiceStub:
 
 class RunControlServiceServicer:
     """Steers runs. Every command is answered when it is stored durably; what it asks for happens soon after. The same command
-    again changes nothing. Cancelling is in RunService.
+    again, with the same request_id, changes nothing. Cancelling is in RunService.
     """
 
     def TerminateRun(self, request, context):
@@ -295,7 +295,7 @@ def add_RunControlServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class RunControlService:
     """Steers runs. Every command is answered when it is stored durably; what it asks for happens soon after. The same command
-    again changes nothing. Cancelling is in RunService.
+    again, with the same request_id, changes nothing. Cancelling is in RunService.
     """
 
     @staticmethod

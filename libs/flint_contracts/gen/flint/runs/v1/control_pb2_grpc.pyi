@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class RunControlServiceStub:
     """Steers runs. Every command is answered when it is stored durably; what it asks for happens soon after. The same command
-    again changes nothing. Cancelling is in RunService.
+    again, with the same request_id, changes nothing. Cancelling is in RunService.
     """
 
     @_typing.overload
@@ -69,7 +69,7 @@ class RunControlServiceStub:
 @_typing.type_check_only
 class RunControlServiceAsyncStub(RunControlServiceStub):
     """Steers runs. Every command is answered when it is stored durably; what it asks for happens soon after. The same command
-    again changes nothing. Cancelling is in RunService.
+    again, with the same request_id, changes nothing. Cancelling is in RunService.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -106,7 +106,7 @@ class RunControlServiceAsyncStub(RunControlServiceStub):
 
 class RunControlServiceServicer(metaclass=_abc_1.ABCMeta):
     """Steers runs. Every command is answered when it is stored durably; what it asks for happens soon after. The same command
-    again changes nothing. Cancelling is in RunService.
+    again, with the same request_id, changes nothing. Cancelling is in RunService.
     """
 
     @_abc_1.abstractmethod

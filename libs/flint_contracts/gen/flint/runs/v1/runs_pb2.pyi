@@ -858,10 +858,13 @@ class CancelRunRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     GRACE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """namespaces/{namespace}/runs/{run}. Required."""
     reason: _builtins.str
     """Why, for the record; at most 512 characters."""
+    request_id: _builtins.str
+    """As in ResetRunRequest."""
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration:
         """How long steps that are under way may go on; what has not ended then is aborted. Nothing new begins meanwhile, except
@@ -874,10 +877,11 @@ class CancelRunRequest(_message.Message):
         name: _builtins.str = ...,
         reason: _builtins.str = ...,
         grace: _duration_pb2.Duration | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace", "name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from flint_contracts.gen.flint.runs.v1 import runs_pb2 as flint_dot_runs_dot_v1_
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!flint/scheduling/v1/control.proto\x12\x13\x66lint.scheduling.v1\x1a\x1b\x66lint/runs/v1/control.proto\x1a\x18\x66lint/runs/v1/runs.proto\x1a\x17google/rpc/status.proto\"d\n\x12\x43ommandRunsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07run_ids\x18\x02 \x03(\x0c\x12*\n\x06\x61\x63tion\x18\x03 \x01(\x0b\x32\x1a.flint.runs.v1.BatchAction\"J\n\x13\x43ommandRunsResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".flint.scheduling.v1.CommandResult\"z\n\rCommandResult\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.flint.runs.v1.Run\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\x14\n\x0ckept_entries\x18\x04 \x01(\x03\"6\n\x11ReadSignalRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x11\n\tsignal_id\x18\x02 \x01(\t\"#\n\x12ReadSignalResponse\x12\r\n\x05taken\x18\x01 \x01(\x08\"\x90\x01\n\x0fPutBatchRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12*\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32\x1a.flint.runs.v1.BatchAction\x12*\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1a.flint.runs.v1.BatchFilter\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"7\n\x10PutBatchResponse\x12#\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x14.flint.runs.v1.Batch\"[\n\x12ReadBatchesRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x0c\x12\x11\n\tbefore_id\x18\x03 \x01(\x0c\x12\r\n\x05limit\x18\x04 \x01(\x05\"<\n\x13ReadBatchesResponse\x12%\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x14.flint.runs.v1.Batch\"6\n\x0f\x45ndBatchRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x0c\"7\n\x10\x45ndBatchResponse\x12#\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x14.flint.runs.v1.Batch\"V\n\x0eSetHoldRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0c\n\x04hold\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\"M\n\x0fSetHoldResponse\x12)\n\x04hold\x18\x01 \x01(\x0b\x32\x1b.flint.runs.v1.WorkflowHold\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"%\n\x10ReadHoldsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"?\n\x11ReadHoldsResponse\x12*\n\x05holds\x18\x01 \x03(\x0b\x32\x1b.flint.runs.v1.WorkflowHold2\x97\x05\n\x0e\x43ontrolService\x12`\n\x0b\x43ommandRuns\x12\'.flint.scheduling.v1.CommandRunsRequest\x1a(.flint.scheduling.v1.CommandRunsResponse\x12]\n\nReadSignal\x12&.flint.scheduling.v1.ReadSignalRequest\x1a\'.flint.scheduling.v1.ReadSignalResponse\x12W\n\x08PutBatch\x12$.flint.scheduling.v1.PutBatchRequest\x1a%.flint.scheduling.v1.PutBatchResponse\x12`\n\x0bReadBatches\x12\'.flint.scheduling.v1.ReadBatchesRequest\x1a(.flint.scheduling.v1.ReadBatchesResponse\x12W\n\x08\x45ndBatch\x12$.flint.scheduling.v1.EndBatchRequest\x1a%.flint.scheduling.v1.EndBatchResponse\x12T\n\x07SetHold\x12#.flint.scheduling.v1.SetHoldRequest\x1a$.flint.scheduling.v1.SetHoldResponse\x12Z\n\tReadHolds\x12%.flint.scheduling.v1.ReadHoldsRequest\x1a&.flint.scheduling.v1.ReadHoldsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!flint/scheduling/v1/control.proto\x12\x13\x66lint.scheduling.v1\x1a\x1b\x66lint/runs/v1/control.proto\x1a\x18\x66lint/runs/v1/runs.proto\x1a\x17google/rpc/status.proto\"x\n\x12\x43ommandRunsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07run_ids\x18\x02 \x03(\x0c\x12*\n\x06\x61\x63tion\x18\x03 \x01(\x0b\x32\x1a.flint.runs.v1.BatchAction\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"J\n\x13\x43ommandRunsResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".flint.scheduling.v1.CommandResult\"z\n\rCommandResult\x12\x1f\n\x03run\x18\x01 \x01(\x0b\x32\x12.flint.runs.v1.Run\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\x14\n\x0ckept_entries\x18\x04 \x01(\x03\"6\n\x11ReadSignalRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x11\n\tsignal_id\x18\x02 \x01(\t\"#\n\x12ReadSignalResponse\x12\r\n\x05taken\x18\x01 \x01(\x08\"\x90\x01\n\x0fPutBatchRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12*\n\x06\x61\x63tion\x18\x02 \x01(\x0b\x32\x1a.flint.runs.v1.BatchAction\x12*\n\x06\x66ilter\x18\x03 \x01(\x0b\x32\x1a.flint.runs.v1.BatchFilter\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"7\n\x10PutBatchResponse\x12#\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x14.flint.runs.v1.Batch\"[\n\x12ReadBatchesRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x0c\x12\x11\n\tbefore_id\x18\x03 \x01(\x0c\x12\r\n\x05limit\x18\x04 \x01(\x05\"<\n\x13ReadBatchesResponse\x12%\n\x07\x62\x61tches\x18\x01 \x03(\x0b\x32\x14.flint.runs.v1.Batch\"6\n\x0f\x45ndBatchRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61tch_id\x18\x02 \x01(\x0c\"7\n\x10\x45ndBatchResponse\x12#\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x14.flint.runs.v1.Batch\"V\n\x0eSetHoldRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x13\n\x0bworkflow_id\x18\x02 \x01(\t\x12\x0c\n\x04hold\x18\x03 \x01(\x08\x12\x0e\n\x06reason\x18\x04 \x01(\t\"M\n\x0fSetHoldResponse\x12)\n\x04hold\x18\x01 \x01(\x0b\x32\x1b.flint.runs.v1.WorkflowHold\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"%\n\x10ReadHoldsRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"?\n\x11ReadHoldsResponse\x12*\n\x05holds\x18\x01 \x03(\x0b\x32\x1b.flint.runs.v1.WorkflowHold2\x97\x05\n\x0e\x43ontrolService\x12`\n\x0b\x43ommandRuns\x12\'.flint.scheduling.v1.CommandRunsRequest\x1a(.flint.scheduling.v1.CommandRunsResponse\x12]\n\nReadSignal\x12&.flint.scheduling.v1.ReadSignalRequest\x1a\'.flint.scheduling.v1.ReadSignalResponse\x12W\n\x08PutBatch\x12$.flint.scheduling.v1.PutBatchRequest\x1a%.flint.scheduling.v1.PutBatchResponse\x12`\n\x0bReadBatches\x12\'.flint.scheduling.v1.ReadBatchesRequest\x1a(.flint.scheduling.v1.ReadBatchesResponse\x12W\n\x08\x45ndBatch\x12$.flint.scheduling.v1.EndBatchRequest\x1a%.flint.scheduling.v1.EndBatchResponse\x12T\n\x07SetHold\x12#.flint.scheduling.v1.SetHoldRequest\x1a$.flint.scheduling.v1.SetHoldResponse\x12Z\n\tReadHolds\x12%.flint.scheduling.v1.ReadHoldsRequest\x1a&.flint.scheduling.v1.ReadHoldsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,35 +35,35 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'flint.scheduling.v1.control
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_COMMANDRUNSREQUEST']._serialized_start=138
-  _globals['_COMMANDRUNSREQUEST']._serialized_end=238
-  _globals['_COMMANDRUNSRESPONSE']._serialized_start=240
-  _globals['_COMMANDRUNSRESPONSE']._serialized_end=314
-  _globals['_COMMANDRESULT']._serialized_start=316
-  _globals['_COMMANDRESULT']._serialized_end=438
-  _globals['_READSIGNALREQUEST']._serialized_start=440
-  _globals['_READSIGNALREQUEST']._serialized_end=494
-  _globals['_READSIGNALRESPONSE']._serialized_start=496
-  _globals['_READSIGNALRESPONSE']._serialized_end=531
-  _globals['_PUTBATCHREQUEST']._serialized_start=534
-  _globals['_PUTBATCHREQUEST']._serialized_end=678
-  _globals['_PUTBATCHRESPONSE']._serialized_start=680
-  _globals['_PUTBATCHRESPONSE']._serialized_end=735
-  _globals['_READBATCHESREQUEST']._serialized_start=737
-  _globals['_READBATCHESREQUEST']._serialized_end=828
-  _globals['_READBATCHESRESPONSE']._serialized_start=830
-  _globals['_READBATCHESRESPONSE']._serialized_end=890
-  _globals['_ENDBATCHREQUEST']._serialized_start=892
-  _globals['_ENDBATCHREQUEST']._serialized_end=946
-  _globals['_ENDBATCHRESPONSE']._serialized_start=948
-  _globals['_ENDBATCHRESPONSE']._serialized_end=1003
-  _globals['_SETHOLDREQUEST']._serialized_start=1005
-  _globals['_SETHOLDREQUEST']._serialized_end=1091
-  _globals['_SETHOLDRESPONSE']._serialized_start=1093
-  _globals['_SETHOLDRESPONSE']._serialized_end=1170
-  _globals['_READHOLDSREQUEST']._serialized_start=1172
-  _globals['_READHOLDSREQUEST']._serialized_end=1209
-  _globals['_READHOLDSRESPONSE']._serialized_start=1211
-  _globals['_READHOLDSRESPONSE']._serialized_end=1274
-  _globals['_CONTROLSERVICE']._serialized_start=1277
-  _globals['_CONTROLSERVICE']._serialized_end=1940
+  _globals['_COMMANDRUNSREQUEST']._serialized_end=258
+  _globals['_COMMANDRUNSRESPONSE']._serialized_start=260
+  _globals['_COMMANDRUNSRESPONSE']._serialized_end=334
+  _globals['_COMMANDRESULT']._serialized_start=336
+  _globals['_COMMANDRESULT']._serialized_end=458
+  _globals['_READSIGNALREQUEST']._serialized_start=460
+  _globals['_READSIGNALREQUEST']._serialized_end=514
+  _globals['_READSIGNALRESPONSE']._serialized_start=516
+  _globals['_READSIGNALRESPONSE']._serialized_end=551
+  _globals['_PUTBATCHREQUEST']._serialized_start=554
+  _globals['_PUTBATCHREQUEST']._serialized_end=698
+  _globals['_PUTBATCHRESPONSE']._serialized_start=700
+  _globals['_PUTBATCHRESPONSE']._serialized_end=755
+  _globals['_READBATCHESREQUEST']._serialized_start=757
+  _globals['_READBATCHESREQUEST']._serialized_end=848
+  _globals['_READBATCHESRESPONSE']._serialized_start=850
+  _globals['_READBATCHESRESPONSE']._serialized_end=910
+  _globals['_ENDBATCHREQUEST']._serialized_start=912
+  _globals['_ENDBATCHREQUEST']._serialized_end=966
+  _globals['_ENDBATCHRESPONSE']._serialized_start=968
+  _globals['_ENDBATCHRESPONSE']._serialized_end=1023
+  _globals['_SETHOLDREQUEST']._serialized_start=1025
+  _globals['_SETHOLDREQUEST']._serialized_end=1111
+  _globals['_SETHOLDRESPONSE']._serialized_start=1113
+  _globals['_SETHOLDRESPONSE']._serialized_end=1190
+  _globals['_READHOLDSREQUEST']._serialized_start=1192
+  _globals['_READHOLDSREQUEST']._serialized_end=1229
+  _globals['_READHOLDSRESPONSE']._serialized_start=1231
+  _globals['_READHOLDSRESPONSE']._serialized_end=1294
+  _globals['_CONTROLSERVICE']._serialized_start=1297
+  _globals['_CONTROLSERVICE']._serialized_end=1960
 # @@protoc_insertion_point(module_scope)

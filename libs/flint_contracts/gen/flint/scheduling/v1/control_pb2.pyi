@@ -30,8 +30,11 @@ class CommandRunsRequest(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     RUN_IDS_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace id."""
+    request_id: _builtins.str
+    """Each of these runs takes the action once for one id; empty: none. Signals go by their own ids."""
     @_builtins.property
     def run_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Run ids, 16 bytes each, at most 1000."""
@@ -46,10 +49,11 @@ class CommandRunsRequest(_message.Message):
         namespace: _builtins.str = ...,
         run_ids: _abc.Iterable[_builtins.bytes] | None = ...,
         action: _control_pb2.BatchAction | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "namespace", b"namespace", "run_ids", b"run_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "namespace", b"namespace", "request_id", b"request_id", "run_ids", b"run_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -209,12 +209,15 @@ class CancelRunsRequest(_message.Message):
     RUN_IDS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     GRACE_MS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """Namespace id."""
     reason: _builtins.str
     """For the record."""
     grace_ms: _builtins.int
     """How long steps that are under way may go on, milliseconds; unset: scheduler.cancel_grace_s."""
+    request_id: _builtins.str
+    """As in flint.scheduling.v1.CommandRunsRequest."""
     @_builtins.property
     def run_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Run ids, 16 bytes each, at most 1000."""
@@ -226,10 +229,11 @@ class CancelRunsRequest(_message.Message):
         run_ids: _abc.Iterable[_builtins.bytes] | None = ...,
         reason: _builtins.str = ...,
         grace_ms: _builtins.int | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_grace_ms", b"_grace_ms", "grace_ms", b"grace_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grace_ms", b"_grace_ms", "grace_ms", b"grace_ms", "namespace", b"namespace", "reason", b"reason", "run_ids", b"run_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_grace_ms", b"_grace_ms", "grace_ms", b"grace_ms", "namespace", b"namespace", "reason", b"reason", "request_id", b"request_id", "run_ids", b"run_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__grace_ms: _TypeAlias = _typing.Literal["grace_ms"]  # noqa: Y015
     _WhichOneofArgType__grace_ms: _TypeAlias = _typing.Literal["_grace_ms", b"_grace_ms"]  # noqa: Y015
