@@ -28,6 +28,7 @@ from math import ceil
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_core.queueing import DEFAULT_POOL, LEVELS
 from flint_ops.clock import boottime
+from flint_scheduler.crowds import Crowd, crowds_among, lend, vacant_slot
 from flint_scheduler.places import NO_RULES, NOBODY, Place, Places, PoolRules, places_of
 
 __all__ = ["FleetView", "WorkerView"]
@@ -38,7 +39,7 @@ _MARGIN_S = 1.0
 class PoolView:
     """The room of one pool for this scheduler. `room` and `free` are legs; workers that drain have none."""
 
-    __slots__ = ("free", "headroom", "name", "order", "places", "regions", "room", "spare")
+    __slots__ = ("free", "headroom", "name", "order", "places", "regions", "room", "spare", "vacant")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -49,6 +50,7 @@ class PoolView:
         self.headroom = 0  # legs kept free for urgent levels
         self.spare = 0  # legs that off-peak runs leave free
         self.places: Places | None = None  # None: no rules count in it
+        self.vacant: list[WorkerView] = []  # that have free slots for legs that were asked back: nearly always none
 
     def workers(self, region: str) -> list[WorkerView]:
         """Those of a region; of all for ""."""
@@ -63,6 +65,9 @@ class WorkerView:
     draining: bool = False  # it said so, and will not come back
     legs: int = 0  # opened by this scheduler and not ended
     held: int = 0  # legs of all schedulers, by the last heartbeat
+    heard: int = 0  # those of this scheduler that were open when it came
+    directed: int = 0  # those sent to its free slots since, which the next heartbeat may not know of yet
+    vacant: int = 0  # for so many looks of recovery its free slots are for legs that were asked back
     shunned: bool = False  # it was asked for legs that wait there: none is sent before its next heartbeat
     borrowed: int = 0  # room beyond this scheduler's share, which the others do not use
     room: int = 0
@@ -76,6 +81,11 @@ class WorkerView:
     def leaving(self) -> bool:
         """Whether it is sent no legs. What its card says the autoscaler may take back."""
         return self.draining or self.card.draining
+
+    @property
+    def there(self) -> int:
+        """Legs of all schedulers that it has now, by the last heartbeat and what this scheduler did since."""
+        return max(self.legs, self.held + self.legs - self.heard)
 
     def settle(self, sequence: int) -> None:
         """A job's leg has ended: its nonce need not be remembered once all before it are settled too."""
@@ -103,7 +113,7 @@ class FleetView:
         self._overcommit = overcommit
         self._lease_ttl_s = lease_ttl_s
         self._headroom = dict(headroom or {})
-        self._urgent_level = urgent_level
+        self.urgent_level = urgent_level
         self._spare_share = spare_share
         self._pools: dict[str, PoolView] = {}
         self._sticky: OrderedDict[tuple[str, str], str] = OrderedDict()  # the latest 10,000
@@ -159,6 +169,8 @@ class FleetView:
             if worker is None:
                 continue
             worker.held = beat.legs
+            worker.heard = worker.legs - worker.directed
+            worker.directed = 0
             if worker.shunned:
                 worker.shunned, changed = False, True
             else:
@@ -210,6 +222,8 @@ class FleetView:
     def share_between(self, schedulers: int) -> None:
         """How many schedulers share the slots."""
         self._sharers = max(1, schedulers)
+        for worker in self._workers.values():
+            worker.vacant = 0
         self._reorder()
 
     def rule(self, rules: PoolRules) -> None:
@@ -241,7 +255,8 @@ class FleetView:
         share = most // self._sharers
         left = 0 if worker.leaving else max(0, most - others - share)
         used_up = worker.legs >= worker.room or _all_kept(worker)
-        wanted = worker.borrowed if worker.legs > share or used_up else 0  # what is not needed is not kept
+        needed = worker.legs > share or used_up or worker.vacant
+        wanted = worker.borrowed if needed else 0  # what is not needed is not kept
         if used_up:
             wanted += (left - worker.borrowed + 1) // 2
         borrowed = max(0, min(wanted, left))
@@ -266,6 +281,8 @@ class FleetView:
                 pool.regions.setdefault(worker.card.region, []).append(worker)
                 pool.room += worker.room
                 pool.free += max(0, worker.room - worker.legs)
+                if worker.vacant:
+                    pool.vacant.append(worker)
         for pool in pools.values():
             kept = self._headroom.get(pool.name, self._headroom.get("*", 0.0))
             if kept:  # slots, not legs that wait at a worker: the overcommit is not for the others either
@@ -292,7 +309,7 @@ class FleetView:
         if region and not any(w.legs < w.room for w in view.workers(region)):
             return -1
         if view.free <= view.headroom:
-            return self._urgent_level
+            return self.urgent_level
         return LEVELS if view.free > view.headroom + view.spare else LEVELS - 1
 
     def _least_of_places(self, view: PoolView, places: Places, region: str) -> int:
@@ -300,7 +317,7 @@ class FleetView:
         if free <= 0:
             return -1
         if beyond <= 0 or view.free <= view.headroom:
-            return self._urgent_level
+            return self.urgent_level
         return LEVELS if min(beyond, view.free - view.headroom) > view.spare else LEVELS - 1
 
     def reserve(
@@ -311,14 +328,17 @@ class FleetView:
         `sticky`: namespace and key; the worker that last got a leg with it is taken when it has room.
         """
         view = self._pools.get(pool)
-        if view is None or view.free <= (0 if level <= self._urgent_level else view.headroom):
+        if view is None or view.free <= (0 if level <= self.urgent_level else view.headroom):
             return None
         if view.places is None:
             order = view.workers(region)
         else:
-            order = view.places.workers(region, urgent=level <= self._urgent_level)
+            order = view.places.workers(region, urgent=level <= self.urgent_level)
         if not order:
             return None
+        if view.vacant and (found := vacant_slot(view.vacant, order)) is not None:
+            found.directed += 1
+            return self._taken(view, found, sticky)
         if sticky is not None:
             warm = self._workers.get(self._sticky.get(sticky, ""))
             if warm is not None and warm.pool is view and warm.legs < warm.room and (warm in order):
@@ -360,33 +380,31 @@ class FleetView:
                 counts[name] = counts.get(name, 0) + worker.legs
         return counts
 
-    def crowded(self) -> dict[str, int]:
-        """Workers that have more legs than slots, while others of their pool and region have free ones for me.
+    def crowds(self) -> list[Crowd]:
+        """Where workers have more legs than slots while others of their pool and region have free ones."""
+        return crowds_among(self._workers, self._sharers)
 
-        With each, how many legs may be asked back, by the last heartbeats. Two schedulers lent themselves the same
-        slots, or a worker came.
+    def make_room(self, crowd: Crowd, legs: int) -> None:
+        """Slots that are free there are this scheduler's for so many legs that it asks back, and only theirs.
+
+        Where its room is used up they are lent to it at once, within what the others left at the last heartbeat.
         """
-        found: dict[str, int] = {}
-        free: dict[tuple[str, str], int] = {}
-        for incarnation, worker in self._workers.items():
-            beyond = worker.held - worker.card.slots
-            if beyond <= 0 or not worker.legs or worker.pool is None:
-                continue
-            place = (worker.pool.name, worker.card.region)
-            if place not in free:
-                workers = worker.pool.workers(worker.card.region)
-                free[place] = sum(max(0, min(w.room - w.legs, w.card.slots - w.held)) for w in workers)
-            if free[place] > 0:
-                found[incarnation] = min(beyond, free[place])
-        return found
-
-    def shun(self, incarnations: Iterable[str]) -> None:
-        """Send these no legs before their next heartbeats: those that come back from there are to go elsewhere."""
-        for incarnation in incarnations:
-            worker = self._workers.get(incarnation)
-            if worker is not None:
-                worker.shunned = True
+        lend(crowd, legs, lambda card: int(card.slots * self._overcommit) // self._sharers)
         self._reorder()
+
+    def forget_vacant(self) -> None:
+        """A second has passed: legs that were asked back have come, or go where there is room like all others."""
+        for worker in [worker for pool in self._pools.values() for worker in pool.vacant]:
+            worker.vacant -= 1
+            if not worker.vacant and worker.pool is not None:
+                worker.pool.vacant.remove(worker)
+
+    def shun(self, incarnation: str) -> None:
+        """Send it no legs before its next heartbeat: those that come back from there are to go elsewhere."""
+        worker = self._workers.get(incarnation)
+        if worker is not None:
+            worker.shunned = True
+            self._reorder()
 
     def why_not(self, pool: str, region: str) -> str:
         """Why no leg can begin there, beyond that all slots are taken; empty when that is all."""
@@ -427,12 +445,13 @@ class FleetView:
             if worker.place is not None:
                 worker.place.free -= 1
         worker.legs += 1
+        worker.heard += 1
         return True
 
     def recount(self) -> None:
         """Forget all counts: this scheduler owns nothing, and its next session counts jobs anew."""
         for worker in self._workers.values():
-            worker.legs = worker.sequence = worker.watermark = 0
+            worker.legs = worker.heard = worker.directed = worker.sequence = worker.watermark = 0
             worker.settled.clear()
         self._reorder()
 

@@ -21,6 +21,7 @@ from flint_bus.subjects import control_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_ops.logging import get_logger
 from flint_scheduler.cards import Phase, RunBook, RunCard
+from flint_scheduler.crowds import Crowds, Relief
 from flint_scheduler.fleet import FleetView
 from flint_scheduler.holdings import Holdings
 from flint_scheduler.metrics import LEGS, SEALS
@@ -36,9 +37,6 @@ _ASK_TIMEOUT_S = 2.0
 _SEAL_TIMEOUT_S = 5.0
 _ASK_BATCH = 2000
 _SEAL_PATIENCE_S = 15.0
-_CROWDED_S = 1.0
-"""Legs that were opened later than this ago may begin at once where they are."""
-_CROWDED_LEGS = 500
 
 
 class Recovery:
@@ -53,6 +51,7 @@ class Recovery:
         self._fleet = fleet
         self._readers = readers
         self._begin_deadline_s = begin_deadline_s
+        self._crowds = Crowds(fleet, book)
         self.cancel_grace_ms = 0  # of cancels that name none
         self._ended: dict[str, bool] = {}  # incarnation → whether it left in order
         self._wake = asyncio.Event()
@@ -85,8 +84,7 @@ class Recovery:
         left: list[RunCard] = []
         generation = self._holdings.generation
         asked: dict[tuple[str, bool], list[RunCard]] = {}
-        crowded = self._fleet.crowded()
-        crowds: dict[str, list[RunCard]] = {}
+        crowded = self._crowds.look(now)
         legs = 0
         for card in self._book:
             if card.phase is Phase.SEALING and now - card.progress_at > _SEAL_PATIENCE_S:
@@ -106,8 +104,8 @@ class Recovery:
                 lost.append(card)
             elif (now - card.progress_at > self._begin_deadline_s or outdated) and self._fleet.get(card.claimant):
                 asked.setdefault((card.claimant, outdated), []).append(card)
-            elif crowded and card.claimant in crowded and now - card.progress_at > _CROWDED_S:
-                crowds.setdefault(card.claimant, []).append(card)
+            elif crowded and card.claimant in crowded:
+                self._crowds.note(card, now)
         LEGS.set(legs)
         if left:
             self._spawn(self._seal(left, "worker_left"))
@@ -117,12 +115,8 @@ class Recovery:
         for (claimant, journal_lost), cards in asked.items():
             for at in range(0, len(cards), _ASK_BATCH):
                 self._spawn(self._ask(claimant, cards[at : at + _ASK_BATCH], journal_lost=journal_lost))
-
-        if crowds:
-            self._fleet.shun(crowds)
-        for claimant, cards in crowds.items():
-            cards.sort(key=lambda card: (card.level, -card.job_sequence))  # those sent last wait
-            self._spawn(self._ask(claimant, cards[:_CROWDED_LEGS], waiting=crowded[claimant]))
+        for relief in self._crowds.reliefs():
+            self._spawn(self._relieve(relief))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -134,40 +128,57 @@ class Recovery:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("recovery_failed", error=repr(error))
 
-    async def _ask(self, claimant: str, cards: list[RunCard], *, journal_lost: bool = False, waiting: int = 0) -> None:
+    async def _ask(self, claimant: str, cards: list[RunCard], *, journal_lost: bool = False) -> None:
         """Ask a live worker which of these legs it has; those it released are sealed.
 
-        With `journal_lost` it gives up legs whose generation is over as soon as nothing is in progress; with `waiting`,
-        only so many that wait there for a slot.
+        With `journal_lost` it gives up legs whose generation is over as soon as nothing is in progress.
         """
         now = asyncio.get_running_loop().time()
         nonces = [c.nonce for c in cards]
-        for card in cards if not waiting else ():
+        for card in cards:
             card.progress_at = now  # asked again only after another deadline
-        request = dispatch_pb2.ControlRequest(
-            release=dispatch_pb2.ReleaseLegs(
-                legs=[dispatch_pb2.LegRef(run_id=c.run_id, leg_nonce=c.nonce or b"") for c in cards],
-                journal_lost=journal_lost,
-                waiting_at_most=waiting,
-            )
-        )
+        released = await self._released(claimant, cards, dispatch_pb2.ReleaseLegs(journal_lost=journal_lost))
+        await self._seal_released(claimant, cards, nonces, released, "released")
+
+    async def _relieve(self, relief: Relief) -> None:
+        """Ask full workers for legs that wait, until so many have come back as begin elsewhere; those are sealed."""
+        try:
+            while (ask := relief.next()) is not None:
+                nonces = [c.nonce for c in ask.cards]
+                waiting = dispatch_pb2.ReleaseLegs(waiting_at_most=ask.at_most)
+                released = await self._released(ask.claimant, ask.cards, waiting)
+                if released:
+                    self._crowds.answered(relief, ask, nonces, released)
+                    await self._seal_released(ask.claimant, ask.cards, nonces, released, "crowded")
+        finally:
+            self._crowds.finished(relief)
+
+    async def _released(self, claimant: str, cards: list[RunCard], asked: dispatch_pb2.ReleaseLegs) -> list[bool]:
+        """Which of the legs the worker let go; empty when it does not answer."""
+        asked.legs.extend(dispatch_pb2.LegRef(run_id=c.run_id, leg_nonce=c.nonce or b"") for c in cards)
+        request = dispatch_pb2.ControlRequest(release=asked)
         try:
             data = await self._bus.request(control_subject(claimant), request.SerializeToString(), _ASK_TIMEOUT_S)
         except BusError as error:
             log.info("worker_does_not_answer", worker=claimant, legs=len(cards), error=str(error))
-            return
+            return []
         answer = dispatch_pb2.ControlResponse.FromString(data)
         if answer.incarnation != claimant or len(answer.released) != len(cards):
             log.warning("worker_answers_wrongly", worker=claimant, answered=answer.incarnation)
-            return
-        released = [
-            c
-            for c, nonce, free in zip(cards, nonces, answer.released, strict=True)
-            if free and c.phase is Phase.OPEN and c.nonce == nonce
+            return []
+        return list(answer.released)
+
+    async def _seal_released(
+        self, claimant: str, cards: list[RunCard], nonces: list[bytes | None], released: list[bool], reason: str
+    ) -> None:
+        sealing = [
+            card
+            for card, nonce, free in zip(cards, nonces, released, strict=bool(released))
+            if free and card.phase is Phase.OPEN and card.nonce == nonce
         ]
-        if released:
-            log.warning("legs_released", worker=claimant, legs=len(released), waited=bool(waiting))
-            await self._seal(released, "crowded" if waiting else "released")
+        if sealing:
+            log.warning("legs_released", worker=claimant, legs=len(sealing), waited=reason == "crowded")
+            await self._seal(sealing, reason)
 
     async def _seal(self, cards: Iterable[RunCard], reason: str) -> None:
         """Append the barrier behind each leg. The fold closes the leg when it reads it."""

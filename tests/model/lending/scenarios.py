@@ -16,7 +16,7 @@ COMPLETE: dict[str, dict[str, Any]] = {
 }
 FULL: dict[str, dict[str, Any]] = {
     "lending-two-slots": {"slots": 2, "runs": ((2, 1), (1, 0))},
-    "lending-drain-four": {"runs": ((2, 0), (1, 1)), "drains": 1},
+    "lending-drain-four": {"runs": ((2, 0), (2, 0)), "drains": 1},
 }
 
 BROKEN: dict[str, tuple[str, LendingRules, dict[str, Any]]] = {
@@ -26,8 +26,8 @@ BROKEN: dict[str, tuple[str, LendingRules, dict[str, Any]]] = {
     "queue": ("L1", without("queue"), {}),
     "ask": ("I5", without("ask"), {}),
     "waiting_only": ("L3", without("waiting_only"), {}),
-    "granted": ("L4", without("granted"), {"slots": 2, "runs": ((2, 2), (1, 1))}),
-    "kept": ("L4", without("kept"), {}),
+    "granted": ("L4", without("granted"), {"slots": 2, "runs": ((0, 3), (0, 1))}),
+    "kept": ("L4", without("kept"), {"slots": 2, "runs": ((0, 3), (0, 1))}),
     "directed": ("L4", without("directed"), {}),
     "leaving": ("I5", without("leaving"), {"runs": ((1, 0), (1, 0)), "drains": 1}),
 }

@@ -43,29 +43,61 @@ async def test_slots_are_shared_and_bounded(now: list[float]) -> None:
 async def test_a_crowd_is_seen_where_another_worker_has_room(now: list[float]) -> None:
     fleet = view([])
     fleet.snapshot({"a": worker("a", 2), "b": worker("b", 4), "c": worker("c", 4)}, set())
-    for _ in range(10):
-        fleet.reserve()
-    for name, legs in (("a", 5), ("b", 4), ("c", 4)):
+    while fleet.reserve() is not None:
+        pass
+
+    def crowds() -> list[tuple[dict[str, int], int]]:
+        return [(crowd.beyond, crowd.free) for crowd in fleet.crowds()]
+
+    for name, legs in (("a", 4), ("b", 4), ("c", 5)):
         fleet.beat(registry_pb2.Beat(incarnation=name, legs=legs))
-    assert fleet.crowded() == {}, "everywhere is full"
+    assert crowds() == [], "everywhere is full"
+    fleet.release("c")
+    assert crowds() == [], "the others' leg that waited there has the slot"
     fleet.release("b")
-    assert fleet.crowded() == {}, "by its last heartbeat the slot is another's"
-    fleet.beat(registry_pb2.Beat(incarnation="b", legs=3))
-    assert fleet.crowded() == {"a": 1}
-    fleet.release("c")
-    fleet.release("c")
-    fleet.beat(registry_pb2.Beat(incarnation="c", legs=2))
-    assert fleet.crowded() == {"a": 3}
-    fleet.shun(["a"])
+    assert crowds() == [({"a": 2}, 1)], "what ended since the heartbeat is known"
+    fleet.release("b")
+    fleet.release("b")
+    assert crowds() == [({"a": 2}, 3)]
+    fleet.share_between(2)
+    assert crowds() == [({"a": 2}, 2)], "another scheduler may fill some of these"
+    fleet.shun("a")
     fleet.release("a")
-    for expected in ("b", "c"):
-        while (taken := fleet.get(expected)) is not None and taken.legs < taken.room:
-            assert fleet.reserve() in (fleet.get("b"), fleet.get("c")), "what comes back goes elsewhere"
-    assert fleet.reserve() is None
-    fleet.beat(registry_pb2.Beat(incarnation="a", legs=2))
-    assert fleet.reserve() is fleet.get("a")
-    fleet.beat(registry_pb2.Beat(incarnation="a", legs=2))
-    assert fleet.crowded() == {}
+    assert all(fleet.reserve() is not fleet.get("a") for _ in range(10)), "what comes back goes elsewhere"
+    for name, legs in (("a", 1), ("a", 1), ("b", 4)):
+        fleet.beat(registry_pb2.Beat(incarnation=name, legs=legs))
+    assert crowds() == []
+
+
+async def test_a_free_slot_is_kept_and_lent_for_what_is_asked_back(now: list[float]) -> None:
+    fleet = view([])
+    fleet.share_between(2)
+    fleet.snapshot({name: worker(name, 4) for name in "abcdef"}, set())
+    while fleet.reserve() is not None:
+        pass
+    for name in "abcde":
+        fleet.beat(registry_pb2.Beat(incarnation=name, legs=5))
+    fleet.beat(registry_pb2.Beat(incarnation="f", legs=3))
+    (crowd,) = fleet.crowds()
+    assert (sorted(crowd.beyond), crowd.free) == (list("abcde"), 1)
+    fleet.make_room(crowd, 1)
+    fleet.beat(registry_pb2.Beat(incarnation="f", legs=3))
+    fleet.beat(registry_pb2.Beat(incarnation="f", legs=3))
+    for name in "abcde":
+        fleet.release(name)
+    taken = fleet.reserve()
+    assert taken is fleet.get("f"), "whatever room there is elsewhere"
+    fleet.beat(registry_pb2.Beat(incarnation="f", legs=3))  # it was sent before the leg came
+    assert fleet.reserve() is not fleet.get("f")
+    assert not [crowd for crowd in fleet.crowds() if fleet.get("f") in crowd.vacant]
+    fleet.beat(registry_pb2.Beat(incarnation="f", legs=4))
+    for _ in range(3):
+        fleet.forget_vacant()
+    fleet.release("f")
+    fleet.release("f")
+    fleet.beat(registry_pb2.Beat(incarnation="f", legs=4))
+    found = fleet.get("f")
+    assert found is not None and found.room == 2, "what is not needed is given back"
 
 
 async def test_nothing_is_borrowed_of_a_worker_that_leaves(now: list[float]) -> None:
