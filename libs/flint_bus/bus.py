@@ -49,6 +49,7 @@ class Bus:
         self.connected = asyncio.Event()
         """Set while connected."""
         self._closing = False
+        self._closer: asyncio.Task[Any] | None = None
         self._wire: Wire = Wire()
         self._gone = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
@@ -78,6 +79,7 @@ class Bus:
     async def close(self) -> None:
         """Sends what is queued and closes the connection. Outstanding calls fail."""
         self._closing = True
+        self._closer = asyncio.current_task()
         self.connected.clear()
         if self._supervisor is not None:
             self._supervisor.cancel()
@@ -128,6 +130,11 @@ class Bus:
         async def error(cause: Exception) -> None:
             nonlocal errors
             errors += 1
+            # `asyncio.wait_for`, which nats-py connects with, loses a cancellation that comes at the moment at which
+            # the try ends (until Python 3.12): what was asked to give up would try for ever.
+            task = asyncio.current_task()
+            if task is not None and task is not self._closer and task.cancelling():
+                raise asyncio.CancelledError
             if not self._closing and errors & (errors - 1) == 0:  # 1, 2, 4, 8, …: an outage is told, not flooded
                 _log.warning("nats_error", name=self._name, error=str(cause) or type(cause).__name__, errors=errors)
 

@@ -277,7 +277,8 @@ class Supervisor:
             if loop.time() - started > _SETTLED_S:
                 backoff_s = _BACKOFF_FIRST_S
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(child.wake.wait(), backoff_s)
+                async with asyncio.timeout(backoff_s):
+                    await child.wake.wait()
             backoff_s = min(backoff_s * 2, _BACKOFF_LAST_S)
             child.restarts += 1
         child.state = "held"

@@ -7,6 +7,8 @@ from eventually import eventually
 from nats_server import NatsServer
 
 from flint_bus import Bus, BusTimeout, Disconnected, Message, NoResponders
+from flint_bus.wire import Wire
+from flint_ops.config import NatsSettings
 
 
 async def test_publish_and_subscribe(bus: Bus) -> None:
@@ -102,9 +104,31 @@ async def test_a_defect_in_a_plain_handler_does_not_stop_the_reader(bus: Bus) ->
     assert await bus.request("test.fine", b"", 60) == b"yes"
 
 
-async def test_connecting_waits_for_the_server(own_nats: NatsServer) -> None:
-    from flint_ops.config import NatsSettings
+async def test_connecting_is_given_up_although_the_library_loses_a_cancellation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began, lost = asyncio.Event(), asyncio.Event()
 
+    async def connect(self: Wire, server: object) -> None:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            assert not lost.is_set()
+            lost.set()
+            raise ConnectionRefusedError from None
+
+    monkeypatch.setattr(Wire, "_connect_to_server", connect)
+    connecting = asyncio.create_task(Bus.connect(NatsSettings(urls=["nats://127.0.0.1:1"]), name="early"))
+    async with asyncio.timeout(60):
+        await began.wait()
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+    assert lost.is_set()
+
+
+async def test_connecting_waits_for_the_server(own_nats: NatsServer) -> None:
     own_nats.kill()
     connecting = asyncio.create_task(Bus.connect(NatsSettings(urls=[own_nats.url]), name="early"))
     await asyncio.sleep(0)
