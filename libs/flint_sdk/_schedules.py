@@ -101,7 +101,7 @@ class AsyncSchedules:
             request.page_token = answer.next_page_token
 
     async def pause(self, schedule: str, note: str = "") -> Schedule:
-        """Stops a schedule until it is resumed; backfills go on."""
+        """Stops a schedule until it is resumed; backfills go on. Events that come meanwhile are dropped."""
         request = pb.PauseScheduleRequest(name=self._name(schedule), note=note)
         return schedule_from((await self._transport.call(lambda g: g.schedules.PauseSchedule, request)).schedule)
 

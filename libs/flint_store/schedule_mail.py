@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flint_store.arrays import texts, uuids
 
-__all__ = ["Mail", "claim", "consume", "delete_unowned", "drop_mail", "read_claimed", "read_mail"]
+__all__ = ["Mail", "claim", "consume", "delete_unowned", "drop_mail", "miss", "read_claimed", "read_mail"]
 
 _REMEMBERED = 200
 """Keys of consumed events that a schedule of `all` remembers: one of them again is the same event."""
@@ -25,6 +25,8 @@ class Mail:
 
     key: str
     content: bytes
+    missed: bool = False
+    """It was stored while the schedule was paused."""
 
 
 CONSUME = text(f"""
@@ -41,8 +43,15 @@ UPDATE schedule SET claimed = CAST(:keys AS text[]) WHERE schedule_id = CAST(:sc
 RETURNING 1
 """)
 
+# One snapshot of the pause and of what came: nothing that was stored after a pause is seen without it. Keys hold the
+# number of the event.
 READ_MAIL = text("""
-SELECT i.key, i.payload FROM inbox i WHERE i.run_id = CAST(:schedule_id AS uuid) AND i.await_key IS NOT NULL
+SELECT i.key, i.payload, coalesce(
+           (s.paused_at IS NOT NULL OR n.seq <= s.resumed_seq) AND (s.paused_seq IS NULL OR n.seq > s.paused_seq),
+           false) AS missed
+FROM schedule s JOIN inbox i ON i.run_id = s.schedule_id
+CROSS JOIN LATERAL (SELECT CAST(split_part(i.key, '/', 2) AS bigint) AS seq) n
+WHERE s.schedule_id = CAST(:schedule_id AS uuid) AND i.await_key IS NOT NULL
 ORDER BY i.seq LIMIT :limit
 """)
 
@@ -52,6 +61,12 @@ WHERE i.run_id = CAST(:schedule_id AS uuid) AND i.key = ANY(CAST(:keys AS text[]
 """)
 
 DROP_MAIL = text("DELETE FROM inbox WHERE run_id = CAST(:schedule_id AS uuid) AND key = ANY(CAST(:keys AS text[]))")
+
+MISS = text("""
+WITH gone AS (
+    DELETE FROM inbox WHERE run_id = CAST(:schedule_id AS uuid) AND key = ANY(CAST(:keys AS text[])) RETURNING 1)
+UPDATE schedule SET missed = missed + (SELECT count(*) FROM gone) WHERE schedule_id = CAST(:schedule_id AS uuid)
+""")
 
 # What came for a schedule after its end.
 DELETE_UNOWNED = text("""
@@ -75,7 +90,12 @@ async def consume(connection: AsyncConnection, schedule_id: bytes, keys: Iterabl
 async def read_mail(connection: AsyncConnection, schedule_id: bytes, limit: int) -> list[Mail]:
     """Events that came for a schedule, oldest first."""
     rows = await connection.execute(READ_MAIL, {"schedule_id": schedule_id.hex(), "limit": limit})
-    return [Mail(r.key, bytes(r.payload)) for r in rows]
+    return [Mail(r.key, bytes(r.payload), bool(r.missed)) for r in rows]
+
+
+async def miss(connection: AsyncConnection, schedule_id: bytes, keys: Iterable[str]) -> None:
+    """Forget events that came while the schedule was paused, and count them."""
+    await connection.execute(MISS, {"schedule_id": schedule_id.hex(), "keys": texts(keys)})
 
 
 async def read_claimed(connection: AsyncConnection, schedule_id: bytes, keys: Iterable[str]) -> list[Mail]:

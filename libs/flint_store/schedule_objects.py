@@ -113,14 +113,19 @@ UPDATE schedule SET kind = :kind, next_fire_at = CAST(:next AS timestamptz), nom
 WHERE namespace_id = :namespace AND workflow_id = :handle
 """)
 
-PAUSE = text("""
+# Numbers of events are given by one sequence: whatever is stored from now on has a higher one than it tells.
+_LAST_EVENT = "(SELECT CASE WHEN q.is_called THEN q.last_value ELSE 0 END FROM event_seq_seq q)"
+PAUSE = text(f"""
 UPDATE schedule SET paused_at = coalesce(paused_at, clock_timestamp()), pause_note = :note, paused_by = :by,
+       paused_seq = CASE WHEN kind <> 'on' THEN NULL WHEN paused_at IS NULL THEN {_LAST_EVENT} ELSE paused_seq END,
+       resumed_seq = CASE WHEN paused_at IS NULL THEN NULL ELSE resumed_seq END,
        next_fire_at = NULL, nominal_at = NULL, revision = revision + 1
 WHERE namespace_id = :namespace AND workflow_id = :handle
 """)
-RESUME = text("""
+RESUME = text(f"""
 UPDATE schedule SET paused_at = NULL, pause_note = NULL, paused_by = NULL, next_fire_at = CAST(:next AS timestamptz),
-       nominal_at = CAST(:nominal AS timestamptz), revision = revision + 1
+       resumed_seq = CASE WHEN kind = 'on' THEN {_LAST_EVENT} END, nominal_at = CAST(:nominal AS timestamptz),
+       revision = revision + 1
 WHERE namespace_id = :namespace AND workflow_id = :handle AND paused_at IS NOT NULL
 """)
 
@@ -199,18 +204,19 @@ async def delete_schedule(engine: AsyncEngine, namespace: str, name: str) -> Non
 
 
 async def pause_schedule(engine: AsyncEngine, namespace: str, name: str, note: str, by: str) -> Row[Any]:
-    """Stop it until it is resumed. Raises `ScheduleNotFound`, `ScheduleConflict` for one by events."""
+    """Stop it until it is resumed: no time that comes from now on, and no event stored from now on, starts a run.
+
+    Raises `ScheduleNotFound`.
+    """
     async with transaction(engine) as connection:
         key = await _hold(connection, namespace, name)
-        found = await _locked(connection, key)
-        if found.kind == "on":
-            raise ScheduleConflict(f"schedule {name} waits for events: it cannot be paused")
+        await _locked(connection, key)
         await connection.execute(PAUSE, key | {"note": note, "by": by})
         return (await connection.execute(READ, key)).one()
 
 
 async def resume_schedule(engine: AsyncEngine, namespace: str, name: str) -> Row[Any]:
-    """Let it go on from now. Raises `ScheduleNotFound`."""
+    """Let it go on from now, with what is stored from now on where it waits for events. Raises `ScheduleNotFound`."""
     async with transaction(engine) as connection:
         key = await _hold(connection, namespace, name)
         found = await _locked(connection, key)

@@ -4,6 +4,7 @@
     after ── its run ends ──▶ next_fire_at = the end and the duration
     a time that waits for the run before, or to be the next ── no run ──▶ start ──▶ the row advances
     on ── events in its inbox ──▶ (all: claimed) ──▶ start ──▶ the events leave the inbox
+       └─ that were stored while it was paused ──▶ they leave it, counted as missed
 
 The start goes through the accept of every start, under a request id made of the schedule and the moment (or the
 events), and the row moves on only after it: whoever repeats it, after a kill or beside the owner before, gets the same
@@ -288,7 +289,13 @@ class Schedules:
             return self._of(row, {m.key: m for m in claimed}, [row.claimed])
         collects = "all" in row.schedule.on
         limit = _COLLECTED if collects else _EVENTS
-        inbox = await self._record.read(lambda c: mail.read_mail(c, row.schedule_id, limit))
+        came = await self._record.read(lambda c: mail.read_mail(c, row.schedule_id, limit))
+        if missed := [m.key for m in came if m.missed]:
+            SCHEDULES.labels("missed").inc(len(missed))
+            await self._record.lane(_LANE, lambda c: mail.miss(c, row.schedule_id, missed))
+            if len(came) == limit:
+                self.look_at([row.schedule_id])
+        inbox = [m for m in came if not m.missed]
         trigger = self._triggers.get(row.schedule_id)
         if trigger is None:
             trigger = self._triggers[row.schedule_id] = Trigger(row.schedule.on)

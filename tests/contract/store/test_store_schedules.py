@@ -16,8 +16,9 @@ from flint_core.schedule import Schedule
 from flint_store.awaits import NewMessage, put_messages
 from flint_store.fence import OwnerSession
 from flint_store.ownership import begin_session, take_groups
-from flint_store.schedule_mail import claim, consume, delete_unowned, drop_mail, read_claimed, read_mail
+from flint_store.schedule_mail import claim, consume, delete_unowned, drop_mail, miss, read_claimed, read_mail
 from flint_store.schedule_names import request_by_events, request_by_time, request_by_trigger, schedule_of, scheduled_at
+from flint_store.schedule_objects import pause_schedule, read_schedule, resume_schedule
 from flint_store.schedules import (
     AWAIT_KEY,
     Advance,
@@ -186,6 +187,50 @@ async def test_events_are_claimed_and_consumed_once(engine: AsyncEngine, session
         await put_messages(connection, [NewMessage(row.schedule_id, "event/9/x", AWAIT_KEY, b"{}")])
         await drop_mail(connection, row.schedule_id, ["event/9/x"])
         assert await read_mail(connection, row.schedule_id, 10) == []
+
+
+async def test_events_of_a_pause_are_told_by_their_numbers(engine: AsyncEngine) -> None:
+    own = "workflow.orders"
+    await put(engine, on={"any": [{"with": {"type": "a"}}]})
+
+    async def store(number: int) -> None:
+        async with engine.connect() as connection:
+            seq = (await connection.execute(text("SELECT nextval('event_seq_seq')"))).scalar_one()
+        assert seq == number
+
+    async def come(*numbers: int) -> dict[int, bool]:
+        """These arrive now; what is in the inbox, and whether it was missed."""
+        row = await in_force(engine)
+        assert row is not None
+        async with engine.connect() as connection:
+            messages = [NewMessage(row.schedule_id, f"event/{n}/{AWAIT_KEY}", AWAIT_KEY, b"{}") for n in numbers]
+            await put_messages(connection, messages)
+            return {int(m.key.split("/")[1]): m.missed for m in await read_mail(connection, row.schedule_id, 10)}
+
+    await pause_schedule(engine, "default", own, "before the first event", "me")
+    await store(1)
+    assert await come(1) == {1: True}
+    await resume_schedule(engine, "default", own)
+    await store(2)
+    assert await come(2) == {1: True, 2: False}
+    await pause_schedule(engine, "default", own, "", "me")
+    await store(3)
+    await pause_schedule(engine, "default", own, "again", "me")
+    assert await come(3) == {1: False, 2: False, 3: True}  # what was left of a pause before is not known to be of it
+    await store(4)
+    await put(engine, "2.0.0", on={"any": [{"with": {"type": "a"}}]})
+    assert await come(2, 4) == {2: False, 4: True}
+    await resume_schedule(engine, "default", own)
+    await store(5)
+    assert await come(3, 5) == {2: False, 3: True, 4: True, 5: False}
+    row = await in_force(engine)
+    assert row is not None
+    async with engine.connect() as connection:
+        keys = [f"event/{n}/{AWAIT_KEY}" for n in (3, 4)]
+        await miss(connection, row.schedule_id, keys)
+        await miss(connection, row.schedule_id, keys)
+    assert await come() == {2: False, 5: False}
+    assert (await read_schedule(engine, "default", own)).missed == 2
 
 
 async def test_the_end_of_a_schedule_by_events_asks_for_the_end_of_its_subscriptions(

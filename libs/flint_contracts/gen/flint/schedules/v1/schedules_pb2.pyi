@@ -422,7 +422,9 @@ class ScheduleCounters(_message.Message):
     skipped: _builtins.int
     """Left out because a run had not ended."""
     missed: _builtins.int
-    """Left out because they came too late; at least one for each gap."""
+    """Left out because they came too late; at least one for each gap. Of a schedule by events: those that came while it
+    was paused.
+    """
     excluded: _builtins.int
     """Left out because a calendar excludes them."""
     refused: _builtins.int

@@ -154,14 +154,16 @@ class ScheduleServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseSchedule(self, request, context):
-        """Stops a schedule until it is resumed; backfills go on. Again: only the note changes. Role: operator.
+        """Stops a schedule until it is resumed; backfills go on. Again: only the note changes. Of a schedule by events:
+        whatever is published after the answer starts nothing, also not later. Role: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeSchedule(self, request, context):
-        """Lets a schedule go on from now; times that passed meanwhile are not made up for. Role: operator.
+        """Lets a schedule go on from now; times that passed meanwhile are not made up for, events that came meanwhile are
+        dropped. Role: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,9 +46,13 @@ class ScheduleServiceStub:
     ListSchedules: _grpc.UnaryUnaryMultiCallable[_schedules_pb2.ListSchedulesRequest, _schedules_pb2.ListSchedulesResponse]
     """Lists schedules by id, those of definitions too. Role: viewer."""
     PauseSchedule: _grpc.UnaryUnaryMultiCallable[_schedules_pb2.PauseScheduleRequest, _schedules_pb2.PauseScheduleResponse]
-    """Stops a schedule until it is resumed; backfills go on. Again: only the note changes. Role: operator."""
+    """Stops a schedule until it is resumed; backfills go on. Again: only the note changes. Of a schedule by events:
+    whatever is published after the answer starts nothing, also not later. Role: operator.
+    """
     ResumeSchedule: _grpc.UnaryUnaryMultiCallable[_schedules_pb2.ResumeScheduleRequest, _schedules_pb2.ResumeScheduleResponse]
-    """Lets a schedule go on from now; times that passed meanwhile are not made up for. Role: operator."""
+    """Lets a schedule go on from now; times that passed meanwhile are not made up for, events that came meanwhile are
+    dropped. Role: operator.
+    """
     TriggerSchedule: _grpc.UnaryUnaryMultiCallable[_schedules_pb2.TriggerScheduleRequest, _schedules_pb2.TriggerScheduleResponse]
     """Starts a run of the schedule now, whatever its overlap policy, and also while it is paused. Role: operator."""
     BackfillSchedule: _grpc.UnaryUnaryMultiCallable[_schedules_pb2.BackfillScheduleRequest, _schedules_pb2.BackfillScheduleResponse]
@@ -86,9 +90,13 @@ class ScheduleServiceAsyncStub(ScheduleServiceStub):
     ListSchedules: _aio.UnaryUnaryMultiCallable[_schedules_pb2.ListSchedulesRequest, _schedules_pb2.ListSchedulesResponse]  # type: ignore[assignment]
     """Lists schedules by id, those of definitions too. Role: viewer."""
     PauseSchedule: _aio.UnaryUnaryMultiCallable[_schedules_pb2.PauseScheduleRequest, _schedules_pb2.PauseScheduleResponse]  # type: ignore[assignment]
-    """Stops a schedule until it is resumed; backfills go on. Again: only the note changes. Role: operator."""
+    """Stops a schedule until it is resumed; backfills go on. Again: only the note changes. Of a schedule by events:
+    whatever is published after the answer starts nothing, also not later. Role: operator.
+    """
     ResumeSchedule: _aio.UnaryUnaryMultiCallable[_schedules_pb2.ResumeScheduleRequest, _schedules_pb2.ResumeScheduleResponse]  # type: ignore[assignment]
-    """Lets a schedule go on from now; times that passed meanwhile are not made up for. Role: operator."""
+    """Lets a schedule go on from now; times that passed meanwhile are not made up for, events that came meanwhile are
+    dropped. Role: operator.
+    """
     TriggerSchedule: _aio.UnaryUnaryMultiCallable[_schedules_pb2.TriggerScheduleRequest, _schedules_pb2.TriggerScheduleResponse]  # type: ignore[assignment]
     """Starts a run of the schedule now, whatever its overlap policy, and also while it is paused. Role: operator."""
     BackfillSchedule: _aio.UnaryUnaryMultiCallable[_schedules_pb2.BackfillScheduleRequest, _schedules_pb2.BackfillScheduleResponse]  # type: ignore[assignment]
@@ -159,7 +167,9 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _schedules_pb2.PauseScheduleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_schedules_pb2.PauseScheduleResponse, _abc.Awaitable[_schedules_pb2.PauseScheduleResponse]]:
-        """Stops a schedule until it is resumed; backfills go on. Again: only the note changes. Role: operator."""
+        """Stops a schedule until it is resumed; backfills go on. Again: only the note changes. Of a schedule by events:
+        whatever is published after the answer starts nothing, also not later. Role: operator.
+        """
 
     @_abc_1.abstractmethod
     def ResumeSchedule(
@@ -167,7 +177,9 @@ class ScheduleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _schedules_pb2.ResumeScheduleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_schedules_pb2.ResumeScheduleResponse, _abc.Awaitable[_schedules_pb2.ResumeScheduleResponse]]:
-        """Lets a schedule go on from now; times that passed meanwhile are not made up for. Role: operator."""
+        """Lets a schedule go on from now; times that passed meanwhile are not made up for, events that came meanwhile are
+        dropped. Role: operator.
+        """
 
     @_abc_1.abstractmethod
     def TriggerSchedule(
