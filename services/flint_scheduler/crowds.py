@@ -69,10 +69,11 @@ def crowds_among(workers: Mapping[str, WorkerView], sharers: int) -> list[Crowd]
             continue
         crowd.vacant = [w for w in pool.workers(crowd.region) if w.there < w.card.slots]
         if crowd.vacant:
-            slots = sum(w.card.slots - w.there for w in crowd.vacant)
-            crowd.free = -(-slots // sharers)
-            place = crowd.vacant[0].place
-            crowd.common = pool.free > pool.headroom and (place is None or place.free > place.kept)
+            slots = [w.card.slots - w.there for w in crowd.vacant]
+            crowd.free = -(-sum(slots) // sharers)
+            lent = sum(max(0, s - max(0, w.room - w.legs)) for s, w in zip(slots, crowd.vacant, strict=True))
+            place = crowd.vacant[0].place  # theirs all: they are of one region
+            crowd.common = pool.free + lent > pool.headroom and (place is None or place.free + lent > place.kept)
             crowds.append(crowd)
     return crowds
 
