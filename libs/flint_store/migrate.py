@@ -14,9 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, pool, text
 from sqlalchemy.exc import OperationalError
 
@@ -143,6 +140,11 @@ def _lock(connection: Connection, wait_s: float) -> None:
 
 
 def _upgrade_locked(connection: Connection, groups: int) -> list[str]:
+    # A service that only checks the schema starts faster without them, by a tenth.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
     before = 0
     if connection.execute(HAS_SCHEMA).scalar_one():
         version, shard_groups, _, _ = connection.execute(READ_FACTS).one()
