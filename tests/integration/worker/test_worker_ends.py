@@ -9,12 +9,14 @@ from typing import Any
 import orjson
 import pytest
 import structlog
+from eventually import eventually
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 from worker_bench import INCARNATION, Bench, Probe, https, noops
 
 from flint_bus import AppendRefused
 from flint_bus.payloads import PayloadClient
+from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_core.problems import Problem, ProblemType
 from flint_jq import EvaluationFailed
@@ -192,6 +194,46 @@ async def test_the_lease_is_given_back_when_all_work_has_ended_only(bench: Bench
     await incarnation.open()
     await incarnation.drain(1)
     assert registrar.deregistered == ([] if unfinished else [INCARNATION])
+
+
+class Renewing(Registrar):
+    """Renews, and remembers what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beats: list[registry_pb2.Beat] = []
+
+    async def heartbeat(self, beat: registry_pb2.Beat, timeout_s: float) -> registry_pb2.BeatResult:
+        assert not self.deregistered, "a lease was renewed that had been given back"
+        self.beats.append(beat)
+        return registry_pb2.BeatResult(renewed=True)
+
+
+async def test_the_lease_is_renewed_until_the_last_leg_has_ended(bench: Bench) -> None:
+    """However long a step in progress takes: the worker that drains may go on with it, and nobody else begins it."""
+    bench.probe.hold = asyncio.Event()
+    registrar = Renewing()
+    incarnation = Incarnation(
+        bench.bus,
+        WorkerSettings(),
+        bench.services,
+        registrar,  # type: ignore[arg-type]
+        Lease(INCARNATION, 1, boottime(), 300),
+        0.01,
+    )
+    await incarnation.open()
+    incarnation.table.offer(bench.job(bench.define(https(2))))
+    await asyncio.wait_for(bench.probe.begun.wait(), 60)
+    draining = asyncio.create_task(incarnation.drain(300))
+    try:
+        await eventually(lambda: sum(beat.draining and beat.legs == 1 for beat in registrar.beats) >= 5)
+        assert registrar.deregistered == []
+        assert incarnation.lease.valid()
+    finally:
+        bench.probe.hold.set()
+        await asyncio.wait_for(draining, 60)
+    assert len(bench.probe.calls) == 1, "it went on after the step that was in progress"
+    assert registrar.deregistered == [INCARNATION]
 
 
 class Stubborn(Probe):
