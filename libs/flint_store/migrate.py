@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CODE_REVISION", "ClusterFacts", "check_schema", "main", "upgrade"]
 
-CODE_REVISION = 16
+CODE_REVISION = 17
 """The newest revision that this build knows: the number of the last file in `migrations/versions`."""
 
 LOCK_KEY = 0x666C696E74  # "flint"

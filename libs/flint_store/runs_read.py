@@ -58,16 +58,34 @@ _OF_NAMESPACE = """
      WHERE (namespace_id, run_id) < (:namespace, :below) AND (namespace_id, run_id) >= (:namespace, :lowest)
            AND NOT {branches} {condition}
      ORDER BY namespace_id DESC, run_id DESC LIMIT :limit)""".replace("{branches}", _IS_BRANCH)
+# The same of one state that has an index of its own: nothing is read but what is listed.
+_OF_STATE = """
+    (SELECT * FROM run
+     WHERE (namespace_id, state, run_id) < (:namespace, {state}, :below)
+           AND (namespace_id, state, run_id) >= (:namespace, {state}, :lowest)
+           AND state = {state} AND NOT {branches} {condition}
+     ORDER BY namespace_id DESC, state DESC, run_id DESC LIMIT :limit)""".replace("{branches}", _IS_BRANCH)
+_OF_STATE_AND_WORKFLOW = """
+    (SELECT one.* FROM workflow_version v CROSS JOIN LATERAL (
+         SELECT * FROM run
+         WHERE (definition_id, state, run_id) < (v.definition_id, {state}, :below)
+               AND (definition_id, state, run_id) >= (v.definition_id, {state}, :lowest)
+               AND state = {state} AND NOT {branches}
+         ORDER BY definition_id DESC, state DESC, run_id DESC LIMIT :limit) one
+     WHERE v.namespace_id = :namespace AND v.workflow_id = :workflow_id
+     ORDER BY one.run_id DESC LIMIT :limit)""".replace("{branches}", _IS_BRANCH)
 _AMONG_VERSIONS = """AND definition_id = ANY(ARRAY(
                SELECT definition_id FROM workflow_version
                WHERE namespace_id = :namespace AND workflow_id = :workflow_id))"""
 
-# Backward range of run_namespace; where states narrow it to what has not ended or ended badly, of run_unfinished and
-# run_unsuccessful, merged. Pages are cut before the join (primary key of workflow_version).
+# Backward range of run_namespace; where states narrow it to what has not ended or ended badly, one of run_unfinished or
+# run_unsuccessful for each of them, merged (of a workflow, of run_unsuccessful_definition for each version; what of it
+# has not ended is looked for among all of that state). Pages are cut before the join (primary key of workflow_version,
+# or workflow_version_latest).
 _LIST_NAMESPACE = f"""
 SELECT {_LIST_COLUMNS}, r.error IS NOT NULL
 FROM (SELECT * FROM ({{sources}}) source ORDER BY run_id DESC LIMIT :limit) r
-JOIN workflow_version d USING (definition_id)
+JOIN workflow_version d USING (definition_id) {{among}}
 ORDER BY r.run_id DESC
 """
 
@@ -180,13 +198,18 @@ def list_statement(of_workflow: bool, states: frozenset[int], of_run: bool = Fal
         versions = _AMONG_VERSIONS if of_workflow else ""
         return text(_LIST_BRANCHES.format(condition=f"{_in(states)} {versions}"))
     if states and states <= _UNFINISHED | _UNSUCCESSFUL:
-        parts = [part for part in (states & _UNFINISHED, states & _UNSUCCESSFUL) if part]
         versions = _AMONG_VERSIONS if of_workflow else ""
-        sources = [_OF_NAMESPACE.format(condition=f"{_in(part)} {versions}") for part in parts]
-        return text(_LIST_NAMESPACE.format(sources=" UNION ALL ".join(sources)))
+        sources = [
+            _OF_STATE_AND_WORKFLOW.format(state=int(state))
+            if of_workflow and state in _UNSUCCESSFUL
+            else _OF_STATE.format(state=int(state), condition=versions)
+            for state in sorted(states)
+        ]
+        among = "WHERE d.namespace_id = :namespace AND d.workflow_id = :workflow_id" if of_workflow else ""
+        return text(_LIST_NAMESPACE.format(sources=" UNION ALL ".join(sources), among=among))
     if of_workflow:
         return text(_LIST_WORKFLOW.format(condition=_in(states)))
-    return text(_LIST_NAMESPACE.format(sources=_OF_NAMESPACE.format(condition=_in(states))))
+    return text(_LIST_NAMESPACE.format(sources=_OF_NAMESPACE.format(condition=_in(states)), among=""))
 
 
 def _in(states: frozenset[int]) -> str:

@@ -24,6 +24,7 @@ from support.postgres import Server
 from support.record import CANCELLED, EPOCH_MS, FAILED, GROUPS, QUEUED, RUNNING, SUCCEEDED, WAITING
 
 RUNS = 100_000
+PAUSED = 7
 RARE_EVERY = 1_000
 BOUNDS = {
     "below": UUID(int=2**128 - 1),
@@ -133,11 +134,20 @@ LISTS = [
     (runs_read.RunFilter(workflow_id="wf-2", states=frozenset({SUCCEEDED})), "default", {"run_definition"}, 400),
     (runs_read.RunFilter(states=frozenset({FAILED})), "default", {"run_unsuccessful"}, 400),
     (runs_read.RunFilter(states=ENDED_BADLY), "default", {"run_unsuccessful"}, 400),
-    (runs_read.RunFilter(states=ENDED_BADLY, workflow_id="wf-1"), "default", {"run_unsuccessful"}, 400),
+    (runs_read.RunFilter(states=ENDED_BADLY, workflow_id="wf-1"), "default", {"run_unsuccessful_definition"}, 400),
+    # What is rare among many others is found without them: one queued run, no failed ones of a workflow.
+    (
+        runs_read.RunFilter(states=frozenset({FAILED}), workflow_id="wf-9"),
+        "default",
+        {"run_unsuccessful_definition"},
+        10,
+    ),
+    (runs_read.RunFilter(states=frozenset({PAUSED})), "default", {"run_unfinished"}, 10),
+    (runs_read.RunFilter(states=frozenset({FAILED})), "small", {"run_unsuccessful"}, 10),
     (runs_read.RunFilter(states=frozenset({FAILED, RUNNING})), "default", {"run_unsuccessful", "run_unfinished"}, 600),
     (runs_read.RunFilter(states=frozenset({SUCCEEDED})), "default", {"run_namespace"}, 400),
     (runs_read.RunFilter(states=UNFINISHED), "default", {"run_unfinished"}, 400),
-    (runs_read.RunFilter(states=frozenset({QUEUED})), "default", {"run_unfinished"}, 400),
+    (runs_read.RunFilter(states=frozenset({QUEUED})), "default", {"run_unfinished"}, 10),
     (runs_read.RunFilter(states=frozenset({WAITING})), "default", {"run_unfinished"}, 400),
     (runs_read.RunFilter(states=UNFINISHED, workflow_id="wf-1"), "default", {"run_unfinished"}, 400),
 ]
