@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from functools import lru_cache
 
 import grpc
@@ -55,7 +56,8 @@ def make_start(
         violations.append(FieldViolation(prefix + "level_name", "is given beside level: one of them"))
     request_id = request.request_id
     if not request_id:
-        request_id = f"{OWN_REQUEST_ID}{os.urandom(16).hex()}"
+        # The time first: new ones are neighbours in their index, however many there are, so its pages stay in memory.
+        request_id = f"{OWN_REQUEST_ID}{int(time.time() * 1000):012x}{os.urandom(10).hex()}"
     elif not _REQUEST_ID.fullmatch(request_id) or request_id[0] == OWN_REQUEST_ID:
         violations.append(
             FieldViolation(prefix + "request_id", "must be 1 to 128 printable ASCII characters, the first not «~»")
