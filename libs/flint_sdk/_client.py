@@ -484,6 +484,14 @@ class AsyncFlint(AsyncControl):
         answer = await self._transport.call(lambda gateway: gateway.fleet.DrainWorker, request)
         return worker_from(answer.worker)
 
+    async def release_worker(self, worker: str) -> bool:
+        """Lifts the quarantine of a worker (by incarnation), which gets legs again within seconds.
+
+        False when it was not quarantined, or is quarantined for good.
+        """
+        request = fleet_pb2.ReleaseWorkerRequest(name=worker_name(worker))
+        return (await self._transport.call(lambda gateway: gateway.fleet.ReleaseWorker, request)).released
+
     # Functions
 
     async def list_functions(self) -> AsyncIterator[RegisteredFunction]:

@@ -189,6 +189,7 @@ def worker_from(message: fleet_pb2.Worker) -> Worker:
         memory_bytes=message.memory_bytes,
         functions=tuple(message.functions),
         quarantine_reason=message.quarantine_reason,
+        quarantine_end_time=moment(message, "quarantine_end_time"),
     )
 
 

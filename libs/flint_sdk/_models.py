@@ -237,6 +237,7 @@ class Worker:
     memory_bytes: int
     functions: tuple[str, ...] = ()
     quarantine_reason: str = ""
+    quarantine_end_time: datetime | None = None
 
     @property
     def incarnation(self) -> str:

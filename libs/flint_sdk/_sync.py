@@ -384,6 +384,10 @@ class Flint(SyncControl):
         """Asks a worker (by incarnation) to take no more legs, give back what it holds and end."""
         return self._thread.run(self._client.drain_worker(worker))
 
+    def release_worker(self, worker: str) -> bool:
+        """Lifts the quarantine of a worker (by incarnation); False when it was in none that ends."""
+        return self._thread.run(self._client.release_worker(worker))
+
     # Functions
 
     def list_functions(self) -> Iterator[RegisteredFunction]:

@@ -90,6 +90,7 @@ POLICIES: dict[str, Policy] = {
     "/flint.fleet.v1.FleetService/ListWorkers": Policy(_VIEWER, Scope.ANY),
     "/flint.fleet.v1.FleetService/ListPools": Policy(_VIEWER, Scope.ANY),
     "/flint.fleet.v1.FleetService/DrainWorker": Policy(_ADMIN, Scope.CLUSTER),
+    "/flint.fleet.v1.FleetService/ReleaseWorker": Policy(_ADMIN, Scope.CLUSTER),
     "/flint.fleet.v1.FleetService/GetPool": Policy(_VIEWER, Scope.ANY),
     "/flint.fleet.v1.FleetService/UpdatePool": Policy(_ADMIN, Scope.CLUSTER),
     "/flint.fleet.v1.FleetService/ListScalingDecisions": Policy(_VIEWER, Scope.ANY),

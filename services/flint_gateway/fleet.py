@@ -114,6 +114,14 @@ class FleetServicer(FleetServiceServicer):
         response = await self._client.call(lambda stub: stub.DrainWorker, inner, _TIMEOUT_S)
         return fleet_pb2.DrainWorkerResponse(worker=response.worker)
 
+    async def ReleaseWorker(
+        self, request: fleet_pb2.ReleaseWorkerRequest, context: Context
+    ) -> fleet_pb2.ReleaseWorkerResponse:
+        """Passes it on."""
+        inner = registry_pb2.ReleaseWorkerRequest(incarnation=parse_worker(request.name))
+        response = await self._client.call(lambda stub: stub.ReleaseWorker, inner, _TIMEOUT_S)
+        return fleet_pb2.ReleaseWorkerResponse(worker=response.worker, released=response.released)
+
     async def _pools(self) -> list[fleet_pb2.Pool]:
         response = await self._client.call(lambda stub: stub.ListPools, registry_pb2.ListPoolsRequest(), _TIMEOUT_S)
         return sorted(response.pools, key=lambda pool: (pool.pool, pool.region))

@@ -13,6 +13,7 @@ __all__ = [
     "QUARANTINED",
     "REGISTRATIONS",
     "RENEWALS",
+    "RETURNED",
     "WANTED",
     "WORKERS",
 ]
@@ -26,4 +27,5 @@ LEADING = gauge("registry_leading", "1 while this replica leads")
 ENDS_SEEN = counter("registry_ends_seen", "Leases revoked because the provisioner saw the process end", ("pool",))
 DECISIONS = counter("registry_scaling_decisions", "Decisions of the autoscaler, by action", ("pool", "action"))
 WANTED = gauge("registry_workers_wanted", "Workers that the autoscaler wants, while this replica leads", ("pool",))
+RETURNED = counter("registry_workers_returned", "Workers that came back from a quarantine", ("pool",))
 QUARANTINED = counter("registry_workers_quarantined", "Workers that were quarantined as outliers", ("pool",))

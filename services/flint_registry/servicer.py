@@ -26,7 +26,7 @@ from flint_registry import metrics
 from flint_registry.beats import BeatExchange
 from flint_registry.cards import check_card, check_incarnation, shown, sorted_workers
 from flint_registry.pools import Pools
-from flint_registry.view import FleetView, LiveWorker, read_card
+from flint_registry.view import FleetView, LiveWorker, read_card, read_quarantine
 from flint_rpc.errors import ErrorReason, Refused, component_unavailable, field_invalid
 from flint_store import fleet
 from flint_store.errors import StoreUnavailable
@@ -128,7 +128,11 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         told: list[registry_pb2.Beat] = []
         for beat, stands in zip(beats, standing, strict=True):
             renewed = stands and next(ttls) > 0
-            response.results.add(renewed=renewed, drain=renewed and self._view.drain_asked(beat.incarnation))
+            response.results.add(
+                renewed=renewed,
+                drain=renewed and self._view.drain_asked(beat.incarnation),
+                give_back=renewed and self._view.aside(beat.incarnation),
+            )
             if renewed:
                 told.append(beat)
         self._renewed.inc(len(told))
@@ -192,6 +196,27 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         _log.info("worker_asked_to_drain", incarnation=request.incarnation)
         draining = shown(worker.card, fleet_pb2.Worker.STATE_DRAINING, beat=worker.beat, beat_ms=worker.beat_ms)
         return registry_pb2.DrainWorkerResponse(worker=draining)
+
+    async def ReleaseWorker(
+        self, request: registry_pb2.ReleaseWorkerRequest, context: Context
+    ) -> registry_pb2.ReleaseWorkerResponse:
+        """Forgets the quarantine; the leader sees to it that the worker gets legs again."""
+        check_incarnation(request.incarnation)
+        key = keys.quarantine(request.incarnation)
+        try:
+            worker = await self._find(request.incarnation)
+            if worker is None:
+                raise _no_worker(request.incarnation)
+            item = await self._coord.get(key, timeout_s=_ETCD_TIMEOUT_S)
+            quarantine = None if item is None else read_quarantine(item.value)
+            released = quarantine is not None and quarantine.state == registry_pb2.Quarantine.STATE_ASIDE
+            if released:
+                await self._coord.delete(key, timeout_s=_ETCD_TIMEOUT_S)
+                _log.info("worker_released", incarnation=request.incarnation)
+        except CoordUnavailable as error:
+            raise _etcd_away(error) from error
+        told = shown(worker.card, self._view.state(worker), beat=worker.beat, beat_ms=worker.beat_ms)
+        return registry_pb2.ReleaseWorkerResponse(worker=told, released=released)
 
     async def ListPools(
         self, request: registry_pb2.ListPoolsRequest, context: Context

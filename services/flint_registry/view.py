@@ -25,11 +25,13 @@ from flint_ops.logging import get_logger
 from flint_registry import metrics
 from flint_registry.cards import WorkerState, shown
 
-__all__ = ["FleetView", "LiveWorker", "read_card"]
+__all__ = ["FleetView", "LiveWorker", "read_card", "read_quarantine"]
 
 _log = get_logger("flint_registry.view")
 
 _GAUGE_S: Final = 0.25
+_ASIDE: Final = registry_pb2.Quarantine.STATE_ASIDE
+_PROBATION: Final = registry_pb2.Quarantine.STATE_PROBATION
 
 
 @dataclass(slots=True)
@@ -51,6 +53,16 @@ def read_card(value: bytes) -> registry_pb2.WorkerCard | None:
         _log.error("worker_card_unreadable", error=str(error))
         return None
     return card
+
+
+def read_quarantine(value: bytes) -> registry_pb2.Quarantine | None:
+    """The same of a quarantine."""
+    try:
+        quarantine = registry_pb2.Quarantine.FromString(value)
+    except DecodeError as error:
+        _log.error("quarantine_unreadable", error=str(error))
+        return None
+    return quarantine
 
 
 class FleetView:
@@ -81,14 +93,30 @@ class FleetView:
         return list(self._workers.values())
 
     def quarantine(self, incarnation: str) -> registry_pb2.Quarantine | None:
-        """Why it is quarantined; None when it is not."""
+        """Why it is quarantined; None when it is not, or only on probation."""
+        told = self._quarantines.get(incarnation)
+        return None if told is None or told.state == _PROBATION else told
+
+    def known_quarantine(self, incarnation: str) -> registry_pb2.Quarantine | None:
+        """The same, also on probation."""
         return self._quarantines.get(incarnation)
 
-    def leaves(self, worker: LiveWorker) -> bool:
+    def aside(self, incarnation: str) -> bool:
+        """Whether it is in a quarantine that ends."""
+        told = self._quarantines.get(incarnation)
+        return told is not None and told.state == _ASIDE
+
+    def ends(self, worker: LiveWorker) -> bool:
         """Whether it is on its way to its end: nothing brings it back."""
         incarnation = worker.card.incarnation
         told = worker.beat is not None and worker.beat.draining
-        return told or incarnation in self._drains or incarnation in self._quarantines
+        quarantine = self._quarantines.get(incarnation)
+        for_good = quarantine is not None and quarantine.state == registry_pb2.Quarantine.STATE_UNSPECIFIED
+        return told or incarnation in self._drains or for_good
+
+    def leaves(self, worker: LiveWorker) -> bool:
+        """Whether it gets no legs for another reason than the size of its pool: it ends, or stands aside."""
+        return worker.card.quarantined or self.aside(worker.card.incarnation) or self.ends(worker)
 
     def state(self, worker: LiveWorker) -> WorkerState:
         """READY or DRAINING."""
@@ -100,9 +128,11 @@ class FleetView:
         """All live workers, in no order."""
         for worker in self._workers.values():
             told = shown(worker.card, self.state(worker), beat=worker.beat, beat_ms=worker.beat_ms)
-            quarantine = self._quarantines.get(worker.card.incarnation)
+            quarantine = self.quarantine(worker.card.incarnation)
             if quarantine is not None:
                 told.quarantine_reason = quarantine.reason
+                if quarantine.HasField("end_time"):
+                    told.quarantine_end_time.CopyFrom(quarantine.end_time)
             yield told
 
     # -- what it hears
@@ -164,10 +194,8 @@ class FleetView:
                 self._gauge_soon()
 
     def _quarantined(self, key: str, value: bytes) -> None:
-        try:
-            quarantine = registry_pb2.Quarantine.FromString(value)
-        except DecodeError as error:
-            _log.error("quarantine_unreadable", error=str(error))
+        quarantine = read_quarantine(value)
+        if quarantine is None:
             return
         self._quarantines[key.removeprefix(keys.QUARANTINES)] = quarantine
 

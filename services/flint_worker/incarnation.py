@@ -51,7 +51,14 @@ class Incarnation:
         self._hints = Hints(bus, lambda: self.table.running, self.table.busy)
         self.drain_requested = asyncio.Event()
         """Set when the registry asked for it."""
-        self._heartbeats = Heartbeats(registrar, lease, interval_s, lambda: self.table.held, self.drain_requested.set)
+        self._heartbeats = Heartbeats(
+            registrar,
+            lease,
+            interval_s,
+            lambda: self.table.held,
+            self.drain_requested.set,
+            self.table.give_back,
+        )
         self._subscription: Subscription | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._waited = False

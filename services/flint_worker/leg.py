@@ -231,7 +231,7 @@ class Leg:
 
     def pause(self) -> None:
         """The same, because the owner asked for it: the worker goes on with others."""
-        self._asked = not self._draining
+        self._asked = self._asked or not self._draining  # asked again and again: of a worker that drains it is not that
         self._draining = True
         self._effects.wake()
 

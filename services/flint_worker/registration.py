@@ -108,7 +108,9 @@ class Heartbeats:
         interval_s: float,
         legs: Callable[[], int],
         on_drain: Callable[[], None],
+        on_give_back: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_give_back = on_give_back
         self._registrar = registrar
         self._lease = lease
         self._interval_s = interval_s
@@ -155,6 +157,8 @@ class Heartbeats:
             LEASE_RENEWALS.labels("renewed").inc()
             if result.drain:
                 self._on_drain()
+            elif result.give_back:
+                self._on_give_back()
             return
 
     def _make_beat(self) -> registry_pb2.Beat:

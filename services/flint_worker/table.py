@@ -232,6 +232,11 @@ class LegTable:
         if leg is not None:
             leg.pause()
 
+    def give_back(self) -> None:
+        """Every run is given back like one that is paused; the worker stays, and takes what comes to it afterwards."""
+        for nonce in (*self._waiting, *self._running):
+            self.pause(nonce)
+
     def drop(self, nonce: bytes) -> None:
         """The run has ended without this leg: stop it at once, and never begin it."""
         leg = self._running.get(nonce)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flint_cli.exits import CommandFailed
-from flint_cli.output import Format, FormatOption, ago, print_json, print_table
+from flint_cli.output import Format, FormatOption, ago, moment, print_json, print_table
 from flint_cli.session import with_client
 from flint_sdk import AsyncFlint, Worker
 
@@ -49,7 +49,8 @@ def list_(
     print_table(columns, rows, "No workers.")
     for worker in workers:
         if worker.quarantine_reason:
-            print(f"{worker.worker_id} is quarantined: {worker.quarantine_reason}.")
+            until = f" until {moment(worker.quarantine_end_time)}" if worker.quarantine_end_time else ""
+            print(f"{worker.worker_id} is quarantined{until}: {worker.quarantine_reason}.")
 
 
 @app.command()
@@ -61,14 +62,33 @@ def drain(
     """Ask a worker to take no more legs, give back what it holds and end."""
 
     async def command(client: AsyncFlint) -> Worker:
-        matching = [w async for w in client.list_workers() if worker in (w.worker_id, w.incarnation, w.name)]
-        if len(matching) > 1:
-            names = ", ".join(w.incarnation for w in matching)
-            raise CommandFailed(f"{worker} is the id of several incarnations: {names}. Name one of them.")
-        return await client.drain_worker(matching[0].name if matching else worker)
+        return await client.drain_worker(await _named(client, worker))
 
     drained = with_client(context, command)
     if output is Format.JSON:
         print_json(drained)
     else:
         print(f"{drained.worker_id or worker} {drained.state.value.lower()}")
+
+
+@app.command()
+def release(
+    context: typer.Context,
+    worker: Annotated[str, typer.Argument(help="The worker's id or incarnation.", metavar="WORKER")],
+) -> None:
+    """Lift a worker's quarantine before its end: it gets work again within seconds."""
+
+    async def command(client: AsyncFlint) -> bool:
+        return await client.release_worker(await _named(client, worker))
+
+    released = with_client(context, command)
+    print(f"{worker} is released" if released else f"{worker} is in no quarantine that ends")
+
+
+async def _named(client: AsyncFlint, worker: str) -> str:
+    """The worker's name, by its id or incarnation."""
+    matching = [w async for w in client.list_workers() if worker in (w.worker_id, w.incarnation, w.name)]
+    if len(matching) > 1:
+        names = ", ".join(w.incarnation for w in matching)
+        raise CommandFailed(f"{worker} is the id of several incarnations: {names}. Name one of them.")
+    return matching[0].name if matching else worker

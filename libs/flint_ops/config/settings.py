@@ -293,7 +293,7 @@ class KubernetesSettings(_Section):
 
 
 class QuarantineSettings(_Section):
-    """Workers whose calls fail or take longer than those of the others in their pool are drained."""
+    """Workers whose calls fail or take longer than those of the others in their pool get no work for a time."""
 
     enabled: bool = Field(True, description="whether outliers are looked for")
     window_s: float = Field(120.0, ge=5, le=3600, description="calls of this long are compared")
@@ -303,6 +303,14 @@ class QuarantineSettings(_Section):
     error_share: float = Field(0.2, gt=0, le=1, description="least difference of the share of failed calls")
     slowness: float = Field(3.0, ge=1.1, description="least ratio of the mean duration to the median")
     one_in: int = Field(3, ge=2, description="at most one worker in so many of a pool is quarantined at the same time")
+    quarantine_s: float = Field(
+        600.0,
+        ge=0,
+        le=604_800,
+        description="a quarantine lasts this long, twice as long each time that the probation after it, of the same"
+        " length, is not stood; 0: the worker is drained and ends",
+    )
+    longest_s: float = Field(86_400.0, ge=1, le=2_592_000, description="and never longer than this")
 
 
 class FleetSettings(_Section):

@@ -144,7 +144,8 @@ class Observer:
         state = WorkerState.READY
         if self._view.leaves(worker):
             state = WorkerState.LEAVING
-            memory.drained_at = memory.drained_at or at
+            if self._view.ends(worker):  # who only stands aside comes back, and takes as long as that takes
+                memory.drained_at = memory.drained_at or at
         elif card.draining:
             state = WorkerState.DRAINING
             memory.cordoned_at = memory.cordoned_at or at

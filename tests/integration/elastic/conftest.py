@@ -24,7 +24,7 @@ SETTINGS = {
         "evaluate_s": 2.0,
         "defaults": {"maximum_workers": 4, "idle_s": 3.0, "cooldown_s": 0.0, "worker_slots": SLOTS},
         "pools": {"watched": {"mode": "shadow"}},
-        "quarantine": {"window_s": 30.0, "minimum_calls": 20, "slowness": 100.0},
+        "quarantine": {"window_s": 30.0, "minimum_calls": 20, "slowness": 100.0, "quarantine_s": 3600.0},
     },
     # A wait keeps its slot and its leg.
     "worker": {"slots": SLOTS, "inline_wait_s": 300.0, "drain_s": 20.0},

@@ -148,7 +148,7 @@ do:
 """
 
 
-async def test_an_ill_worker_is_put_away_and_its_legs_go_on_elsewhere(house: House) -> None:
+async def test_an_ill_worker_stands_aside_until_it_is_released(house: House) -> None:
     await house.flint.update_pool("ward", minimum_workers=3, maximum_workers=4, worker_slots=4)
     name = house.name("ward")
     hints = "metadata: {flint: {pool: ward}}"
@@ -168,13 +168,16 @@ async def test_an_ill_worker_is_put_away_and_its_legs_go_on_elsewhere(house: Hou
     async with web_server(Starlette(routes=[Route("/", service.call)])) as url:
         reasons: dict[str, str] = {}
 
-        async def quarantined() -> bool:
-            """Meanwhile there is always work for every slot."""
+        async def keep_busy() -> None:
+            """There is always work for every slot."""
             open_ = await house.record.number("SELECT count(*) FROM run WHERE state NOT IN (4, 5, 6)")
             if open_ < 20:
                 starts = [StartRequest(name, {"url": f"{url}/"}) for _ in range(12)]
                 answers = await house.flint.start_many(starts, timeout_s=60)
                 runs.extend(answer.id for answer in answers if not isinstance(answer, Exception))
+
+        async def quarantined() -> bool:
+            await keep_busy()
             reasons.update({w.incarnation: w.quarantine_reason for w in await ward() if w.quarantine_reason})
             return bool(reasons)
 
@@ -183,16 +186,27 @@ async def test_an_ill_worker_is_put_away_and_its_legs_go_on_elsewhere(house: Hou
         assert "calls of http failed" in reasons[ill.incarnation]
 
         async def replaced() -> list[Worker]:
-            found = [worker for worker in await stands() if worker.incarnation != ill.incarnation]
+            found = [worker for worker in await ward() if worker.incarnation != ill.incarnation]
             return [worker for worker in found if worker.pid not in {other.pid for other in others}]
 
+        async def aside() -> bool:
+            (found,) = [worker for worker in await ward() if worker.incarnation == ill.incarnation]
+            assert (found.state.value, found.pid) == ("DRAINING", ill.pid) and found.quarantine_end_time is not None
+            return found.legs == 0
+
+        async def works_again() -> bool:
+            await keep_busy()
+            return service.calls[ill.pid] > before and service.calls[successor.pid] > 0
+
         (successor,) = await eventually(replaced, WITHIN_S)
-        more = await house.flint.start_many([StartRequest(name, {"url": f"{url}/"}) for _ in range(12)], timeout_s=60)
-        runs.extend(answer.id for answer in more if not isinstance(answer, Exception))
+        await eventually(aside, WITHIN_S)
+        service.ill = -1
+        before = service.calls[ill.pid]
+        assert await house.flint.release_worker(ill.incarnation)
+        await eventually(works_again, WITHIN_S)
+        assert not await house.flint.release_worker(ill.incarnation)
         for run in runs:
             assert (await house.flint.wait(run, WITHIN_S)).state is RunState.SUCCEEDED
-    ended = {worker.incarnation: worker.state.value async for worker in house.flint.list_workers(show_ended=True)}
-    assert ended[ill.incarnation] == "ENDED", "it left in order"
     moved = await house.record.number(
         "SELECT count(DISTINCT a.run_id) FROM run_entry a JOIN run_entry b ON a.run_id = b.run_id"
         " WHERE a.claimant = :ill AND b.claimant <> :ill AND b.leg > a.leg",

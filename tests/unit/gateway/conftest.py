@@ -267,6 +267,12 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
         self.drained.append(request.incarnation)
         return registry_pb2.DrainWorkerResponse(worker=fleet_pb2.Worker(name=f"workers/{request.incarnation}"))
 
+    async def ReleaseWorker(
+        self, request: registry_pb2.ReleaseWorkerRequest, context: Any
+    ) -> registry_pb2.ReleaseWorkerResponse:
+        worker = fleet_pb2.Worker(name=f"workers/{request.incarnation}")
+        return registry_pb2.ReleaseWorkerResponse(worker=worker, released=request.incarnation in self.drained)
+
     async def Register(self, request: Any, context: Any) -> Any:
         raise AssertionError("not for gateways")
 

@@ -110,6 +110,10 @@ async def test_roles_hold_in_their_namespace_only(house: Any, refused: Any) -> N
         await other.call(other.fleet.DrainWorker, drain)
     await house.admin.call(house.admin.fleet.DrainWorker, drain)
     assert house.registry.drained == ["1" * 32]
+    release = fleet_pb2.ReleaseWorkerRequest(name="workers/" + "1" * 32)
+    with refused(DENIED, "ROLE_INSUFFICIENT"):
+        await other.call(other.fleet.ReleaseWorker, release)
+    assert (await house.admin.call(house.admin.fleet.ReleaseWorker, release)).released
 
 
 async def test_streams_are_authorised_name_by_name(house: Any, refused: Any) -> None:

@@ -27,7 +27,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66lint/fleet/v1/fleet.proto\x12\x0e\x66lint.fleet.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf3\x04\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0e\n\x06region\x18\x04 \x01(\t\x12+\n\x05state\x18\x05 \x01(\x0e\x32\x1c.flint.fleet.v1.Worker.State\x12\r\n\x05slots\x18\x06 \x01(\x05\x12\x0c\n\x04legs\x18\x07 \x01(\x05\x12\x31\n\rregister_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0eheartbeat_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x62uild_id\x18\x0b \x01(\t\x12\x0c\n\x04host\x18\x0c \x01(\t\x12\x0b\n\x03pid\x18\r \x01(\x03\x12\x32\n\x06labels\x18\x0e \x03(\x0b\x32\".flint.fleet.v1.Worker.LabelsEntry\x12\x11\n\tcpu_cores\x18\x0f \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x10 \x01(\x03\x12\x11\n\tfunctions\x18\x11 \x03(\t\x12\x19\n\x11quarantine_reason\x18\x12 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"d\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_READY\x10\x01\x12\x12\n\x0eSTATE_DRAINING\x10\x02\x12\x0f\n\x0bSTATE_ENDED\x10\x03\x12\x0e\n\nSTATE_LOST\x10\x04\"\xbb\x02\n\x04Pool\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0f\n\x07workers\x18\x03 \x01(\x05\x12\r\n\x05slots\x18\x04 \x01(\x05\x12\x0c\n\x04legs\x18\x05 \x01(\x05\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x18\n\x10\x64raining_workers\x18\x07 \x01(\x05\x12\x18\n\x10starting_workers\x18\x08 \x01(\x05\x12\x14\n\x0cwaiting_runs\x18\t \x01(\x03\x12/\n\x0clongest_wait\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0ewanted_workers\x18\x0b \x01(\x05H\x00\x88\x01\x01\x12.\n\x08settings\x18\x0c \x01(\x0b\x32\x1c.flint.fleet.v1.PoolSettingsB\x11\n\x0f_wanted_workers\"\x86\x04\n\x0cPoolSettings\x12/\n\x04mode\x18\x01 \x01(\x0e\x32!.flint.fleet.v1.PoolSettings.Mode\x12\x1c\n\x0fminimum_workers\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0fmaximum_workers\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12.\n\x0btarget_wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tidle_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x0c\x62uffer_slots\x18\x06 \x01(\x05H\x02\x88\x01\x01\x12\x1a\n\rstandby_slots\x18\x07 \x01(\x05H\x03\x88\x01\x01\x12\x19\n\x0cworker_slots\x18\x08 \x01(\x05H\x04\x88\x01\x01\x12\x19\n\x0c\x64\x65\x64icated_to\x18\t \x01(\tH\x05\x88\x01\x01\"Q\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n\nMODE_FIXED\x10\x01\x12\x0f\n\x0bMODE_SHADOW\x10\x02\x12\x12\n\x0eMODE_AUTOMATIC\x10\x03\x42\x12\n\x10_minimum_workersB\x12\n\x10_maximum_workersB\x0f\n\r_buffer_slotsB\x10\n\x0e_standby_slotsB\x0f\n\r_worker_slotsB\x0f\n\r_dedicated_to\"\x8e\x04\n\x0fScalingDecision\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x06\x61\x63tion\x18\x04 \x01(\x0e\x32&.flint.fleet.v1.ScalingDecision.Action\x12\x0f\n\x07workers\x18\x05 \x01(\x05\x12\x16\n\x0ewanted_workers\x18\x06 \x01(\x05\x12\x0e\n\x06shadow\x18\x07 \x01(\x08\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x0e\n\x06inputs\x18\t \x01(\x0c\x12\x0f\n\x07\x66\x61ilure\x18\n \x01(\t\x12\x38\n\x07verdict\x18\x0b \x01(\x0e\x32\'.flint.fleet.v1.ScalingDecision.Verdict\x12\x12\n\nevaluation\x18\x0c \x01(\x0c\"S\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41\x43TION_HOLD\x10\x01\x12\x10\n\x0c\x41\x43TION_START\x10\x02\x12\x0e\n\nACTION_END\x10\x03\"r\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_RIGHT\x10\x01\x12\x13\n\x0fVERDICT_TOO_FEW\x10\x02\x12\x14\n\x10VERDICT_TOO_MANY\x10\x03\x12\x10\n\x0cVERDICT_IDLE\x10\x04\"\x1e\n\x0eGetPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x0fGetPoolResponse\x12\"\n\x04pool\x18\x01 \x01(\x0b\x32\x14.flint.fleet.v1.Pool\"h\n\x11UpdatePoolRequest\x12\"\n\x04pool\x18\x01 \x01(\x0b\x32\x14.flint.fleet.v1.Pool\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"8\n\x12UpdatePoolResponse\x12\"\n\x04pool\x18\x01 \x01(\x0b\x32\x14.flint.fleet.v1.Pool\"h\n\x1bListScalingDecisionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x14\n\x0c\x63hanges_only\x18\x04 \x01(\x08\"k\n\x1cListScalingDecisionsResponse\x12\x32\n\tdecisions\x18\x01 \x03(\x0b\x32\x1f.flint.fleet.v1.ScalingDecision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"]\n\x12ListWorkersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x12\n\nshow_ended\x18\x04 \x01(\x08\"W\n\x13ListWorkersResponse\x12\'\n\x07workers\x18\x01 \x03(\x0b\x32\x16.flint.fleet.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x12\n\x10ListPoolsRequest\"8\n\x11ListPoolsResponse\x12#\n\x05pools\x18\x01 \x03(\x0b\x32\x14.flint.fleet.v1.Pool\"\"\n\x12\x44rainWorkerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x13\x44rainWorkerResponse\x12&\n\x06worker\x18\x01 \x01(\x0b\x32\x16.flint.fleet.v1.Worker2\xa4\x04\n\x0c\x46leetService\x12V\n\x0bListWorkers\x12\".flint.fleet.v1.ListWorkersRequest\x1a#.flint.fleet.v1.ListWorkersResponse\x12P\n\tListPools\x12 .flint.fleet.v1.ListPoolsRequest\x1a!.flint.fleet.v1.ListPoolsResponse\x12J\n\x07GetPool\x12\x1e.flint.fleet.v1.GetPoolRequest\x1a\x1f.flint.fleet.v1.GetPoolResponse\x12S\n\nUpdatePool\x12!.flint.fleet.v1.UpdatePoolRequest\x1a\".flint.fleet.v1.UpdatePoolResponse\x12q\n\x14ListScalingDecisions\x12+.flint.fleet.v1.ListScalingDecisionsRequest\x1a,.flint.fleet.v1.ListScalingDecisionsResponse\x12V\n\x0b\x44rainWorker\x12\".flint.fleet.v1.DrainWorkerRequest\x1a#.flint.fleet.v1.DrainWorkerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66lint/fleet/v1/fleet.proto\x12\x0e\x66lint.fleet.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x05\n\x06Worker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x0e\n\x06region\x18\x04 \x01(\t\x12+\n\x05state\x18\x05 \x01(\x0e\x32\x1c.flint.fleet.v1.Worker.State\x12\r\n\x05slots\x18\x06 \x01(\x05\x12\x0c\n\x04legs\x18\x07 \x01(\x05\x12\x31\n\rregister_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0eheartbeat_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x62uild_id\x18\x0b \x01(\t\x12\x0c\n\x04host\x18\x0c \x01(\t\x12\x0b\n\x03pid\x18\r \x01(\x03\x12\x32\n\x06labels\x18\x0e \x03(\x0b\x32\".flint.fleet.v1.Worker.LabelsEntry\x12\x11\n\tcpu_cores\x18\x0f \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x10 \x01(\x03\x12\x11\n\tfunctions\x18\x11 \x03(\t\x12\x19\n\x11quarantine_reason\x18\x12 \x01(\t\x12\x37\n\x13quarantine_end_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"d\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSTATE_READY\x10\x01\x12\x12\n\x0eSTATE_DRAINING\x10\x02\x12\x0f\n\x0bSTATE_ENDED\x10\x03\x12\x0e\n\nSTATE_LOST\x10\x04\"\xbb\x02\n\x04Pool\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0f\n\x07workers\x18\x03 \x01(\x05\x12\r\n\x05slots\x18\x04 \x01(\x05\x12\x0c\n\x04legs\x18\x05 \x01(\x05\x12\x0c\n\x04name\x18\x06 \x01(\t\x12\x18\n\x10\x64raining_workers\x18\x07 \x01(\x05\x12\x18\n\x10starting_workers\x18\x08 \x01(\x05\x12\x14\n\x0cwaiting_runs\x18\t \x01(\x03\x12/\n\x0clongest_wait\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1b\n\x0ewanted_workers\x18\x0b \x01(\x05H\x00\x88\x01\x01\x12.\n\x08settings\x18\x0c \x01(\x0b\x32\x1c.flint.fleet.v1.PoolSettingsB\x11\n\x0f_wanted_workers\"\x86\x04\n\x0cPoolSettings\x12/\n\x04mode\x18\x01 \x01(\x0e\x32!.flint.fleet.v1.PoolSettings.Mode\x12\x1c\n\x0fminimum_workers\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x1c\n\x0fmaximum_workers\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12.\n\x0btarget_wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tidle_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x0c\x62uffer_slots\x18\x06 \x01(\x05H\x02\x88\x01\x01\x12\x1a\n\rstandby_slots\x18\x07 \x01(\x05H\x03\x88\x01\x01\x12\x19\n\x0cworker_slots\x18\x08 \x01(\x05H\x04\x88\x01\x01\x12\x19\n\x0c\x64\x65\x64icated_to\x18\t \x01(\tH\x05\x88\x01\x01\"Q\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0e\n\nMODE_FIXED\x10\x01\x12\x0f\n\x0bMODE_SHADOW\x10\x02\x12\x12\n\x0eMODE_AUTOMATIC\x10\x03\x42\x12\n\x10_minimum_workersB\x12\n\x10_maximum_workersB\x0f\n\r_buffer_slotsB\x10\n\x0e_standby_slotsB\x0f\n\r_worker_slotsB\x0f\n\r_dedicated_to\"\x8e\x04\n\x0fScalingDecision\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12(\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x06\x61\x63tion\x18\x04 \x01(\x0e\x32&.flint.fleet.v1.ScalingDecision.Action\x12\x0f\n\x07workers\x18\x05 \x01(\x05\x12\x16\n\x0ewanted_workers\x18\x06 \x01(\x05\x12\x0e\n\x06shadow\x18\x07 \x01(\x08\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x0e\n\x06inputs\x18\t \x01(\x0c\x12\x0f\n\x07\x66\x61ilure\x18\n \x01(\t\x12\x38\n\x07verdict\x18\x0b \x01(\x0e\x32\'.flint.fleet.v1.ScalingDecision.Verdict\x12\x12\n\nevaluation\x18\x0c \x01(\x0c\"S\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41\x43TION_HOLD\x10\x01\x12\x10\n\x0c\x41\x43TION_START\x10\x02\x12\x0e\n\nACTION_END\x10\x03\"r\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x11\n\rVERDICT_RIGHT\x10\x01\x12\x13\n\x0fVERDICT_TOO_FEW\x10\x02\x12\x14\n\x10VERDICT_TOO_MANY\x10\x03\x12\x10\n\x0cVERDICT_IDLE\x10\x04\"\x1e\n\x0eGetPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x0fGetPoolResponse\x12\"\n\x04pool\x18\x01 \x01(\x0b\x32\x14.flint.fleet.v1.Pool\"h\n\x11UpdatePoolRequest\x12\"\n\x04pool\x18\x01 \x01(\x0b\x32\x14.flint.fleet.v1.Pool\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"8\n\x12UpdatePoolResponse\x12\"\n\x04pool\x18\x01 \x01(\x0b\x32\x14.flint.fleet.v1.Pool\"h\n\x1bListScalingDecisionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x14\n\x0c\x63hanges_only\x18\x04 \x01(\x08\"k\n\x1cListScalingDecisionsResponse\x12\x32\n\tdecisions\x18\x01 \x03(\x0b\x32\x1f.flint.fleet.v1.ScalingDecision\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"]\n\x12ListWorkersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0c\n\x04pool\x18\x03 \x01(\t\x12\x12\n\nshow_ended\x18\x04 \x01(\x08\"W\n\x13ListWorkersResponse\x12\'\n\x07workers\x18\x01 \x03(\x0b\x32\x16.flint.fleet.v1.Worker\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x12\n\x10ListPoolsRequest\"8\n\x11ListPoolsResponse\x12#\n\x05pools\x18\x01 \x03(\x0b\x32\x14.flint.fleet.v1.Pool\"\"\n\x12\x44rainWorkerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x13\x44rainWorkerResponse\x12&\n\x06worker\x18\x01 \x01(\x0b\x32\x16.flint.fleet.v1.Worker\"$\n\x14ReleaseWorkerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"Q\n\x15ReleaseWorkerResponse\x12&\n\x06worker\x18\x01 \x01(\x0b\x32\x16.flint.fleet.v1.Worker\x12\x10\n\x08released\x18\x02 \x01(\x08\x32\x82\x05\n\x0c\x46leetService\x12V\n\x0bListWorkers\x12\".flint.fleet.v1.ListWorkersRequest\x1a#.flint.fleet.v1.ListWorkersResponse\x12P\n\tListPools\x12 .flint.fleet.v1.ListPoolsRequest\x1a!.flint.fleet.v1.ListPoolsResponse\x12J\n\x07GetPool\x12\x1e.flint.fleet.v1.GetPoolRequest\x1a\x1f.flint.fleet.v1.GetPoolResponse\x12S\n\nUpdatePool\x12!.flint.fleet.v1.UpdatePoolRequest\x1a\".flint.fleet.v1.UpdatePoolResponse\x12q\n\x14ListScalingDecisions\x12+.flint.fleet.v1.ListScalingDecisionsRequest\x1a,.flint.fleet.v1.ListScalingDecisionsResponse\x12V\n\x0b\x44rainWorker\x12\".flint.fleet.v1.DrainWorkerRequest\x1a#.flint.fleet.v1.DrainWorkerResponse\x12\\\n\rReleaseWorker\x12$.flint.fleet.v1.ReleaseWorkerRequest\x1a%.flint.fleet.v1.ReleaseWorkerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,47 +37,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKER_LABELSENTRY']._loaded_options = None
   _globals['_WORKER_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_WORKER']._serialized_start=146
-  _globals['_WORKER']._serialized_end=773
-  _globals['_WORKER_LABELSENTRY']._serialized_start=626
-  _globals['_WORKER_LABELSENTRY']._serialized_end=671
-  _globals['_WORKER_STATE']._serialized_start=673
-  _globals['_WORKER_STATE']._serialized_end=773
-  _globals['_POOL']._serialized_start=776
-  _globals['_POOL']._serialized_end=1091
-  _globals['_POOLSETTINGS']._serialized_start=1094
-  _globals['_POOLSETTINGS']._serialized_end=1612
-  _globals['_POOLSETTINGS_MODE']._serialized_start=1422
-  _globals['_POOLSETTINGS_MODE']._serialized_end=1503
-  _globals['_SCALINGDECISION']._serialized_start=1615
-  _globals['_SCALINGDECISION']._serialized_end=2141
-  _globals['_SCALINGDECISION_ACTION']._serialized_start=1942
-  _globals['_SCALINGDECISION_ACTION']._serialized_end=2025
-  _globals['_SCALINGDECISION_VERDICT']._serialized_start=2027
-  _globals['_SCALINGDECISION_VERDICT']._serialized_end=2141
-  _globals['_GETPOOLREQUEST']._serialized_start=2143
-  _globals['_GETPOOLREQUEST']._serialized_end=2173
-  _globals['_GETPOOLRESPONSE']._serialized_start=2175
-  _globals['_GETPOOLRESPONSE']._serialized_end=2228
-  _globals['_UPDATEPOOLREQUEST']._serialized_start=2230
-  _globals['_UPDATEPOOLREQUEST']._serialized_end=2334
-  _globals['_UPDATEPOOLRESPONSE']._serialized_start=2336
-  _globals['_UPDATEPOOLRESPONSE']._serialized_end=2392
-  _globals['_LISTSCALINGDECISIONSREQUEST']._serialized_start=2394
-  _globals['_LISTSCALINGDECISIONSREQUEST']._serialized_end=2498
-  _globals['_LISTSCALINGDECISIONSRESPONSE']._serialized_start=2500
-  _globals['_LISTSCALINGDECISIONSRESPONSE']._serialized_end=2607
-  _globals['_LISTWORKERSREQUEST']._serialized_start=2609
-  _globals['_LISTWORKERSREQUEST']._serialized_end=2702
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=2704
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=2791
-  _globals['_LISTPOOLSREQUEST']._serialized_start=2793
-  _globals['_LISTPOOLSREQUEST']._serialized_end=2811
-  _globals['_LISTPOOLSRESPONSE']._serialized_start=2813
-  _globals['_LISTPOOLSRESPONSE']._serialized_end=2869
-  _globals['_DRAINWORKERREQUEST']._serialized_start=2871
-  _globals['_DRAINWORKERREQUEST']._serialized_end=2905
-  _globals['_DRAINWORKERRESPONSE']._serialized_start=2907
-  _globals['_DRAINWORKERRESPONSE']._serialized_end=2968
-  _globals['_FLEETSERVICE']._serialized_start=2971
-  _globals['_FLEETSERVICE']._serialized_end=3519
+  _globals['_WORKER']._serialized_end=830
+  _globals['_WORKER_LABELSENTRY']._serialized_start=683
+  _globals['_WORKER_LABELSENTRY']._serialized_end=728
+  _globals['_WORKER_STATE']._serialized_start=730
+  _globals['_WORKER_STATE']._serialized_end=830
+  _globals['_POOL']._serialized_start=833
+  _globals['_POOL']._serialized_end=1148
+  _globals['_POOLSETTINGS']._serialized_start=1151
+  _globals['_POOLSETTINGS']._serialized_end=1669
+  _globals['_POOLSETTINGS_MODE']._serialized_start=1479
+  _globals['_POOLSETTINGS_MODE']._serialized_end=1560
+  _globals['_SCALINGDECISION']._serialized_start=1672
+  _globals['_SCALINGDECISION']._serialized_end=2198
+  _globals['_SCALINGDECISION_ACTION']._serialized_start=1999
+  _globals['_SCALINGDECISION_ACTION']._serialized_end=2082
+  _globals['_SCALINGDECISION_VERDICT']._serialized_start=2084
+  _globals['_SCALINGDECISION_VERDICT']._serialized_end=2198
+  _globals['_GETPOOLREQUEST']._serialized_start=2200
+  _globals['_GETPOOLREQUEST']._serialized_end=2230
+  _globals['_GETPOOLRESPONSE']._serialized_start=2232
+  _globals['_GETPOOLRESPONSE']._serialized_end=2285
+  _globals['_UPDATEPOOLREQUEST']._serialized_start=2287
+  _globals['_UPDATEPOOLREQUEST']._serialized_end=2391
+  _globals['_UPDATEPOOLRESPONSE']._serialized_start=2393
+  _globals['_UPDATEPOOLRESPONSE']._serialized_end=2449
+  _globals['_LISTSCALINGDECISIONSREQUEST']._serialized_start=2451
+  _globals['_LISTSCALINGDECISIONSREQUEST']._serialized_end=2555
+  _globals['_LISTSCALINGDECISIONSRESPONSE']._serialized_start=2557
+  _globals['_LISTSCALINGDECISIONSRESPONSE']._serialized_end=2664
+  _globals['_LISTWORKERSREQUEST']._serialized_start=2666
+  _globals['_LISTWORKERSREQUEST']._serialized_end=2759
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=2761
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=2848
+  _globals['_LISTPOOLSREQUEST']._serialized_start=2850
+  _globals['_LISTPOOLSREQUEST']._serialized_end=2868
+  _globals['_LISTPOOLSRESPONSE']._serialized_start=2870
+  _globals['_LISTPOOLSRESPONSE']._serialized_end=2926
+  _globals['_DRAINWORKERREQUEST']._serialized_start=2928
+  _globals['_DRAINWORKERREQUEST']._serialized_end=2962
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=2964
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=3025
+  _globals['_RELEASEWORKERREQUEST']._serialized_start=3027
+  _globals['_RELEASEWORKERREQUEST']._serialized_end=3063
+  _globals['_RELEASEWORKERRESPONSE']._serialized_start=3065
+  _globals['_RELEASEWORKERRESPONSE']._serialized_end=3146
+  _globals['_FLEETSERVICE']._serialized_start=3149
+  _globals['_FLEETSERVICE']._serialized_end=3791
 # @@protoc_insertion_point(module_scope)

@@ -97,6 +97,7 @@ class Worker(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     FUNCTIONS_FIELD_NUMBER: _builtins.int
     QUARANTINE_REASON_FIELD_NUMBER: _builtins.int
+    QUARANTINE_END_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name: workers/{incarnation}."""
     worker_id: _builtins.str
@@ -122,7 +123,7 @@ class Worker(_message.Message):
     memory_bytes: _builtins.int
     """Resident memory, bytes."""
     quarantine_reason: _builtins.str
-    """Why it is quarantined (it drains then); empty: it is not. At most 500 characters."""
+    """Why it is quarantined (it is DRAINING then); empty: it is not. At most 500 characters."""
     @_builtins.property
     def register_time(self) -> _timestamp_pb2.Timestamp:
         """When this incarnation registered."""
@@ -142,6 +143,10 @@ class Worker(_message.Message):
     @_builtins.property
     def functions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What it can execute: http, sql, script, … («container» only where it found an engine)."""
+
+    @_builtins.property
+    def quarantine_end_time(self) -> _timestamp_pb2.Timestamp:
+        """When its quarantine ends; unset: it is not quarantined, or for good."""
 
     def __init__(
         self,
@@ -164,10 +169,11 @@ class Worker(_message.Message):
         memory_bytes: _builtins.int = ...,
         functions: _abc.Iterable[_builtins.str] | None = ...,
         quarantine_reason: _builtins.str = ...,
+        quarantine_end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "heartbeat_time", b"heartbeat_time", "register_time", b"register_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "heartbeat_time", b"heartbeat_time", "quarantine_end_time", b"quarantine_end_time", "register_time", b"register_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "cpu_cores", b"cpu_cores", "end_time", b"end_time", "functions", b"functions", "heartbeat_time", b"heartbeat_time", "host", b"host", "labels", b"labels", "legs", b"legs", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "pool", b"pool", "quarantine_reason", b"quarantine_reason", "region", b"region", "register_time", b"register_time", "slots", b"slots", "state", b"state", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "cpu_cores", b"cpu_cores", "end_time", b"end_time", "functions", b"functions", "heartbeat_time", b"heartbeat_time", "host", b"host", "labels", b"labels", "legs", b"legs", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "pool", b"pool", "quarantine_end_time", b"quarantine_end_time", "quarantine_reason", b"quarantine_reason", "region", b"region", "register_time", b"register_time", "slots", b"slots", "state", b"state", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -791,3 +797,53 @@ class DrainWorkerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainWorkerResponse: _TypeAlias = DrainWorkerResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseWorkerRequest(_message.Message):
+    """Request of ReleaseWorker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """workers/{incarnation}. Required."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseWorkerRequest: _TypeAlias = ReleaseWorkerRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseWorkerResponse(_message.Message):
+    """Response of ReleaseWorker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    RELEASED_FIELD_NUMBER: _builtins.int
+    released: _builtins.bool
+    """False: it was not in a quarantine that ends."""
+    @_builtins.property
+    def worker(self) -> Global___Worker:
+        """The worker, as it was a moment ago."""
+
+    def __init__(
+        self,
+        *,
+        worker: Global___Worker | None = ...,
+        released: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["released", b"released", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseWorkerResponse: _TypeAlias = ReleaseWorkerResponse  # noqa: Y015

@@ -65,6 +65,11 @@ class FleetServiceStub:
                 request_serializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.DrainWorkerRequest.SerializeToString,
                 response_deserializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.DrainWorkerResponse.FromString,
                 _registered_method=True)
+        self.ReleaseWorker = channel.unary_unary(
+                '/flint.fleet.v1.FleetService/ReleaseWorker',
+                request_serializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.ReleaseWorkerRequest.SerializeToString,
+                response_deserializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.ReleaseWorkerResponse.FromString,
+                _registered_method=True)
 
 
 class FleetServiceServicer:
@@ -115,6 +120,13 @@ class FleetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReleaseWorker(self, request, context):
+        """Lifts a worker's quarantine before its end, and forgets it: the worker is back within seconds. Role: cluster admin.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +159,11 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.DrainWorker,
                     request_deserializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.DrainWorkerRequest.FromString,
                     response_serializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.DrainWorkerResponse.SerializeToString,
+            ),
+            'ReleaseWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseWorker,
+                    request_deserializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.ReleaseWorkerRequest.FromString,
+                    response_serializer=flint_dot_fleet_dot_v1_dot_fleet__pb2.ReleaseWorkerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -312,6 +329,33 @@ class FleetService:
             '/flint.fleet.v1.FleetService/DrainWorker',
             flint_dot_fleet_dot_v1_dot_fleet__pb2.DrainWorkerRequest.SerializeToString,
             flint_dot_fleet_dot_v1_dot_fleet__pb2.DrainWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flint.fleet.v1.FleetService/ReleaseWorker',
+            flint_dot_fleet_dot_v1_dot_fleet__pb2.ReleaseWorkerRequest.SerializeToString,
+            flint_dot_fleet_dot_v1_dot_fleet__pb2.ReleaseWorkerResponse.FromString,
             options,
             channel_credentials,
             insecure,

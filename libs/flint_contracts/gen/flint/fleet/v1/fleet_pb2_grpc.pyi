@@ -49,6 +49,8 @@ class FleetServiceStub:
     """
     DrainWorker: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DrainWorkerRequest, _fleet_pb2.DrainWorkerResponse]
     """Asks a worker to take no more legs, give back what it holds at the next step and end. Role: cluster admin."""
+    ReleaseWorker: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ReleaseWorkerRequest, _fleet_pb2.ReleaseWorkerResponse]
+    """Lifts a worker's quarantine before its end, and forgets it: the worker is back within seconds. Role: cluster admin."""
 
 @_typing.type_check_only
 class FleetServiceAsyncStub(FleetServiceStub):
@@ -71,6 +73,8 @@ class FleetServiceAsyncStub(FleetServiceStub):
     """
     DrainWorker: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DrainWorkerRequest, _fleet_pb2.DrainWorkerResponse]  # type: ignore[assignment]
     """Asks a worker to take no more legs, give back what it holds at the next step and end. Role: cluster admin."""
+    ReleaseWorker: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ReleaseWorkerRequest, _fleet_pb2.ReleaseWorkerResponse]  # type: ignore[assignment]
+    """Lifts a worker's quarantine before its end, and forgets it: the worker is back within seconds. Role: cluster admin."""
 
 class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
     """Shows workers and pools."""
@@ -126,5 +130,13 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.DrainWorkerResponse, _abc.Awaitable[_fleet_pb2.DrainWorkerResponse]]:
         """Asks a worker to take no more legs, give back what it holds at the next step and end. Role: cluster admin."""
+
+    @_abc_1.abstractmethod
+    def ReleaseWorker(
+        self,
+        request: _fleet_pb2.ReleaseWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.ReleaseWorkerResponse, _abc.Awaitable[_fleet_pb2.ReleaseWorkerResponse]]:
+        """Lifts a worker's quarantine before its end, and forgets it: the worker is back within seconds. Role: cluster admin."""
 
 def add_FleetServiceServicer_to_server(servicer: FleetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -9,6 +9,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -60,6 +61,7 @@ class WorkerCard(_message.Message):
     LEASE_ID_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     LEASE_TTL_MS_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     """Incarnation: a UUID in hexadecimal, made by the registry; empty in Register."""
     worker_id: _builtins.str
@@ -79,11 +81,13 @@ class WorkerCard(_message.Message):
     lease_id: _builtins.int
     """etcd lease; set by the registry."""
     draining: _builtins.bool
-    """Whether it takes no more legs."""
+    """Whether it gets no more legs."""
     lease_ttl_ms: _builtins.int
     """How long its lease holds, milliseconds; set by the registry. Owners wait this long before they take it for ended when
     its card is merely missing.
     """
+    quarantined: _builtins.bool
+    """Whether draining stands for a quarantine, which ends; set by the leading registry."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels."""
@@ -113,10 +117,11 @@ class WorkerCard(_message.Message):
         lease_id: _builtins.int = ...,
         draining: _builtins.bool = ...,
         lease_ttl_ms: _builtins.int = ...,
+        quarantined: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["register_time", b"register_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "draining", b"draining", "functions", b"functions", "host", b"host", "incarnation", b"incarnation", "labels", b"labels", "lease_id", b"lease_id", "lease_ttl_ms", b"lease_ttl_ms", "pid", b"pid", "pool", b"pool", "region", b"region", "register_time", b"register_time", "slots", b"slots", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "draining", b"draining", "functions", b"functions", "host", b"host", "incarnation", b"incarnation", "labels", b"labels", "lease_id", b"lease_id", "lease_ttl_ms", b"lease_ttl_ms", "pid", b"pid", "pool", b"pool", "quarantined", b"quarantined", "region", b"region", "register_time", b"register_time", "slots", b"slots", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -330,19 +335,23 @@ class BeatResult(_message.Message):
 
     RENEWED_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    GIVE_BACK_FIELD_NUMBER: _builtins.int
     renewed: _builtins.bool
     """False: the lease has ended, the incarnation with it. Register again."""
     drain: _builtins.bool
     """The worker is asked to drain."""
+    give_back: _builtins.bool
+    """The worker is asked to give back every leg at its next boundary, and stays: it is quarantined for a time."""
     def __init__(
         self,
         *,
         renewed: _builtins.bool = ...,
         drain: _builtins.bool = ...,
+        give_back: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "renewed", b"renewed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "give_back", b"give_back", "renewed", b"renewed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -506,6 +515,56 @@ class DrainWorkerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainWorkerResponse: _TypeAlias = DrainWorkerResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseWorkerRequest(_message.Message):
+    """Request of ReleaseWorker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.str
+    """Whom."""
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseWorkerRequest: _TypeAlias = ReleaseWorkerRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseWorkerResponse(_message.Message):
+    """Response of ReleaseWorker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    RELEASED_FIELD_NUMBER: _builtins.int
+    released: _builtins.bool
+    """False: it was not in a quarantine that ends."""
+    @_builtins.property
+    def worker(self) -> _fleet_pb2.Worker:
+        """The worker."""
+
+    def __init__(
+        self,
+        *,
+        worker: _fleet_pb2.Worker | None = ...,
+        released: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["released", b"released", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseWorkerResponse: _TypeAlias = ReleaseWorkerResponse  # noqa: Y015
 
 @_typing.final
 class ListPoolsRequest(_message.Message):
@@ -704,12 +763,38 @@ class Quarantine(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Quarantine._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Quarantine._State.ValueType  # 0
+        """It does not: it is asked to drain and ends."""
+        STATE_ASIDE: Quarantine._State.ValueType  # 1
+        """It stands aside until end_time."""
+        STATE_PROBATION: Quarantine._State.ValueType  # 2
+        """It is back, on probation until end_time."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """Whether it comes back."""
+
+    STATE_UNSPECIFIED: Quarantine.State.ValueType  # 0
+    """It does not: it is asked to drain and ends."""
+    STATE_ASIDE: Quarantine.State.ValueType  # 1
+    """It stands aside until end_time."""
+    STATE_PROBATION: Quarantine.State.ValueType  # 2
+    """It is back, on probation until end_time."""
+
     INCARNATION_FIELD_NUMBER: _builtins.int
     WORKER_ID_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     """Whom."""
     worker_id: _builtins.str
@@ -720,9 +805,17 @@ class Quarantine(_message.Message):
     """Its region."""
     reason: _builtins.str
     """Why, in words."""
+    state: Global___Quarantine.State.ValueType
+    """Where it stands."""
+    times: _builtins.int
+    """How often it was quarantined without a probation that it stood, from 1."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When that ends; unset when it does not come back."""
 
     def __init__(
         self,
@@ -733,10 +826,13 @@ class Quarantine(_message.Message):
         region: _builtins.str = ...,
         reason: _builtins.str = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        state: Global___Quarantine.State.ValueType = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        times: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "pool", b"pool", "reason", b"reason", "region", b"region", "time", b"time", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "incarnation", b"incarnation", "pool", b"pool", "reason", b"reason", "region", b"region", "state", b"state", "time", b"time", "times", b"times", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

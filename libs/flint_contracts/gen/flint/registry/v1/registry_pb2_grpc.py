@@ -60,6 +60,11 @@ class RegistryServiceStub:
                 request_serializer=flint_dot_registry_dot_v1_dot_registry__pb2.DrainWorkerRequest.SerializeToString,
                 response_deserializer=flint_dot_registry_dot_v1_dot_registry__pb2.DrainWorkerResponse.FromString,
                 _registered_method=True)
+        self.ReleaseWorker = channel.unary_unary(
+                '/flint.registry.v1.RegistryService/ReleaseWorker',
+                request_serializer=flint_dot_registry_dot_v1_dot_registry__pb2.ReleaseWorkerRequest.SerializeToString,
+                response_deserializer=flint_dot_registry_dot_v1_dot_registry__pb2.ReleaseWorkerResponse.FromString,
+                _registered_method=True)
         self.ListPools = channel.unary_unary(
                 '/flint.registry.v1.RegistryService/ListPools',
                 request_serializer=flint_dot_registry_dot_v1_dot_registry__pb2.ListPoolsRequest.SerializeToString,
@@ -116,6 +121,13 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReleaseWorker(self, request, context):
+        """Lifts a worker's quarantine; it is back within seconds. Repeating it does no harm.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListPools(self, request, context):
         """Lists pools.
         """
@@ -164,6 +176,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.DrainWorker,
                     request_deserializer=flint_dot_registry_dot_v1_dot_registry__pb2.DrainWorkerRequest.FromString,
                     response_serializer=flint_dot_registry_dot_v1_dot_registry__pb2.DrainWorkerResponse.SerializeToString,
+            ),
+            'ReleaseWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseWorker,
+                    request_deserializer=flint_dot_registry_dot_v1_dot_registry__pb2.ReleaseWorkerRequest.FromString,
+                    response_serializer=flint_dot_registry_dot_v1_dot_registry__pb2.ReleaseWorkerResponse.SerializeToString,
             ),
             'ListPools': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPools,
@@ -317,6 +334,33 @@ class RegistryService:
             '/flint.registry.v1.RegistryService/DrainWorker',
             flint_dot_registry_dot_v1_dot_registry__pb2.DrainWorkerRequest.SerializeToString,
             flint_dot_registry_dot_v1_dot_registry__pb2.DrainWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flint.registry.v1.RegistryService/ReleaseWorker',
+            flint_dot_registry_dot_v1_dot_registry__pb2.ReleaseWorkerRequest.SerializeToString,
+            flint_dot_registry_dot_v1_dot_registry__pb2.ReleaseWorkerResponse.FromString,
             options,
             channel_credentials,
             insecure,

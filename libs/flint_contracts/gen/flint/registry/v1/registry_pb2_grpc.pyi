@@ -43,6 +43,8 @@ class RegistryServiceStub:
     """Lists workers."""
     DrainWorker: _grpc.UnaryUnaryMultiCallable[_registry_pb2.DrainWorkerRequest, _registry_pb2.DrainWorkerResponse]
     """Asks a worker to drain; it learns of it with its next heartbeat."""
+    ReleaseWorker: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ReleaseWorkerRequest, _registry_pb2.ReleaseWorkerResponse]
+    """Lifts a worker's quarantine; it is back within seconds. Repeating it does no harm."""
     ListPools: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListPoolsRequest, _registry_pb2.ListPoolsResponse]
     """Lists pools."""
     UpdatePool: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UpdatePoolRequest, _registry_pb2.UpdatePoolResponse]
@@ -65,6 +67,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Lists workers."""
     DrainWorker: _aio.UnaryUnaryMultiCallable[_registry_pb2.DrainWorkerRequest, _registry_pb2.DrainWorkerResponse]  # type: ignore[assignment]
     """Asks a worker to drain; it learns of it with its next heartbeat."""
+    ReleaseWorker: _aio.UnaryUnaryMultiCallable[_registry_pb2.ReleaseWorkerRequest, _registry_pb2.ReleaseWorkerResponse]  # type: ignore[assignment]
+    """Lifts a worker's quarantine; it is back within seconds. Repeating it does no harm."""
     ListPools: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListPoolsRequest, _registry_pb2.ListPoolsResponse]  # type: ignore[assignment]
     """Lists pools."""
     UpdatePool: _aio.UnaryUnaryMultiCallable[_registry_pb2.UpdatePoolRequest, _registry_pb2.UpdatePoolResponse]  # type: ignore[assignment]
@@ -114,6 +118,14 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.DrainWorkerResponse, _abc.Awaitable[_registry_pb2.DrainWorkerResponse]]:
         """Asks a worker to drain; it learns of it with its next heartbeat."""
+
+    @_abc_1.abstractmethod
+    def ReleaseWorker(
+        self,
+        request: _registry_pb2.ReleaseWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.ReleaseWorkerResponse, _abc.Awaitable[_registry_pb2.ReleaseWorkerResponse]]:
+        """Lifts a worker's quarantine; it is back within seconds. Repeating it does no harm."""
 
     @_abc_1.abstractmethod
     def ListPools(
