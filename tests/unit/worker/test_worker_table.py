@@ -20,7 +20,7 @@ class FakeLeg:
         self.run_id = "run"
         self.begun = False
         self.in_progress = False
-        self.dropped = self.drained = self.cancelled = self.gave_up = False
+        self.dropped = self.drained = self.cancelled = self.gave_up = self.paused = False
         self.delivered: list[str] = []
         self.ending = asyncio.Event()
         self.task: asyncio.Task[str] | None = None
@@ -40,6 +40,9 @@ class FakeLeg:
 
     def drain(self) -> None:
         self.drained = True
+
+    def pause(self) -> None:
+        self.paused = True
 
     def give_up(self) -> None:
         self.gave_up = True
@@ -180,6 +183,20 @@ async def test_a_cancel_that_overtakes_its_job_is_remembered(room: Room) -> None
     room.offer(b"a")
     assert room.legs[b"a"].job.cancel_requested
     assert not room.table._cancels
+
+
+async def test_all_legs_are_given_back_and_later_ones_begin(room: Room) -> None:
+    for nonce in (b"a", b"b", b"c"):
+        assert room.offer(nonce)
+    assert set(room.legs) == {b"a", b"b"}, "the third waits for a slot"
+    room.table.give_back()
+    room.table.give_back()
+    assert set(room.legs) == {b"a", b"b", b"c"} and all(leg.paused for leg in room.legs.values())
+    for leg in room.legs.values():
+        leg.ending.set()
+    await room.table.idle.wait()
+    assert room.offer(b"d")
+    assert not room.legs[b"d"].paused and not room.legs[b"d"].drained
 
 
 async def test_draining_reaches_running_waiting_and_later_legs(room: Room) -> None:
