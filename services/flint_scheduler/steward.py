@@ -6,8 +6,9 @@ States, each session anew:
      └── steps down: lease lost · a commit found the session ended · stopping ◀────────────────────────────┘
 
 etcd decides who may try, and how groups are spread over the live schedulers; a move between two live ones is a commit
-of the giver. What counts is PostgreSQL: a takeover ends the former owner's session first. Whoever is fenced forgets
-everything and begins again with a new session. When the steward dies, the service stops; its lease ends and others
+of the giver. What counts is PostgreSQL: a takeover ends the former owner's session first, unless somebody else took the
+group since its term was read, before its key was won. Whoever is fenced forgets everything and begins again with a new
+session. When the steward dies, the service stops; its lease ends and others
 take over.
 """
 
