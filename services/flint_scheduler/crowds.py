@@ -6,8 +6,9 @@
         └─ workers are asked one after another, until so many legs have come back
 
 An answer tells more than who comes back: of the legs that stay, none waits, unless as many came as were asked for.
-They are not asked for again. A leg that came back is asked back anew only after twice the time of before, so that
-whatever the heartbeats say it moves a few times and not for ever.
+They are not asked for again for a minute (a job may have been on its way, and wait by then). A leg that came back is
+asked back anew only after twice the time of before, so that whatever the heartbeats say it moves a few times and not
+for ever.
 
 With n schedulers each fills an n-th of the free slots at a time, at least one: they do not know of each other.
 """
@@ -123,13 +124,14 @@ class Relief:
 
 
 class _Known:
-    """What is known of a run's leg: how often it moved, and of which leg that it does not wait."""
+    """What is known of a run's leg: how often it moved, and of which leg that it did not wait, until when it counts."""
 
-    __slots__ = ("moves", "stays")
+    __slots__ = ("moves", "stays", "until")
 
     def __init__(self) -> None:
         self.moves = 0
         self.stays: bytes | None = None
+        self.until = 0.0
 
 
 class Crowds:
@@ -161,7 +163,7 @@ class Crowds:
         known = self._known.get(card.run_id)
         patience_s = _SETTLED_S
         if known is not None:
-            if known.stays == card.nonce:
+            if known.stays == card.nonce and now < known.until:
                 return
             patience_s = min(_SETTLED_S * 2**known.moves, _MOST_S)
         if now - card.progress_at > patience_s:
@@ -202,7 +204,7 @@ class Crowds:
             if free:
                 known.moves += 1
             else:
-                known.stays = nonce
+                known.stays, known.until = nonce, self._next_look + _MOST_S
         if came:
             self._fleet.shun(ask.claimant)
         if len(self._known) > self._most_known:

@@ -74,6 +74,20 @@ def test_workers_are_asked_in_turn_until_enough_have_come_and_those_that_stay_no
     assert {ask.claimant for ask in asked} <= {second.claimant}, "no leg of the first one waits"
 
 
+def test_a_leg_whose_job_came_after_the_question_is_asked_for_again_in_a_minute() -> None:
+    one = One("a", "c")
+    asked_at = []
+    for now in range(10, 200):
+        for relief in one.look(float(now)):
+            ask = relief.next()
+            assert ask is not None and len(ask.cards) == 5
+            one.answer(relief, ask)
+            one.crowds.finished(relief)
+            asked_at.append(now)
+    assert asked_at[0] == 10
+    assert [b - a for a, b in pairwise(asked_at)] == [61] * 3
+
+
 def test_who_does_not_answer_is_asked_with_the_next_look() -> None:
     one = One("a", "c")
     (relief,) = one.look(10.0)
