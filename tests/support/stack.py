@@ -97,7 +97,7 @@ class RunningStack:
         """SIGCONT."""
         self.stack.supervisor.signal_child(name, signal.SIGCONT)
 
-    async def ready(self, name: str, timeout_s: float = 30.0) -> None:
+    async def ready(self, name: str, timeout_s: float = 60.0) -> None:
         """Waits until a child is ready (again)."""
         await self.stack.supervisor.wait_ready(name, timeout_s)
 

@@ -92,11 +92,12 @@ async def test_a_held_workflow_accepts_and_does_not_begin(house: House, world: O
     assert [(h.workflow_id, h.reason) for h in await house.flint.list_holds()] == [(workflow, "maintenance")]
 
     async def known() -> bool:
-        """Every scheduler has heard of it: a run that is started stays queued through a run of another workflow."""
+        """Every scheduler has heard of it: runs that are started stay queued through a run of another workflow."""
         before = len(world.executions)
-        await house.flint.start(workflow, {})
+        started = [await house.flint.start(workflow, {}) for _ in range(6)]  # some of them at each
         await house.run("do:\n  - pause: { wait: { milliseconds: 800 } }\n")
-        return len(world.executions) == before
+        found = [(await house.flint.get_run(handle.id)).state for handle in started]
+        return len(world.executions) == before and set(found) == {RunState.QUEUED}
 
     await eventually(known, WAIT_S)
     begun = len(world.executions)

@@ -52,7 +52,7 @@ async def waiting(house: House, world: Outside, seconds: int = 3600) -> AsyncRun
 
 
 async def test_a_waiting_run_is_paused_and_its_overdue_timer_fires_on_resume(house: House, world: Outside) -> None:
-    handle = await waiting(house, world, seconds=3)
+    handle = await waiting(house, world, seconds=7)
     due = (await house.flint.get_run(handle.id)).wake_time
     assert due is not None
     await house.flint.pause(handle.id)
@@ -238,7 +238,10 @@ async def test_a_running_and_a_waiting_run_are_reset(house: House, world: Outsid
 
 
 async def test_nested_work_is_reset(house: House, world: Outside) -> None:
-    """Branches that were recorded before the failure are not executed again."""
+    """Branches that were recorded before the failure are not executed again.
+
+    The wait is longer than one that keeps its slot: what came before it is recorded when the run blocks.
+    """
     text = f"""
 do:
   - each:
@@ -251,7 +254,7 @@ do:
           - left: {post(world, "left")}
           - right:
               try:
-                - pause: {{ wait: {{ milliseconds: 300 }} }}
+                - pause: {{ wait: {{ seconds: 1 }} }}
                 - right: {post(world, "right")}
               catch: {{ errors: {{ with: {{ status: 418 }} }} }}
   - last: {post(world, "last")}

@@ -40,7 +40,7 @@ do:
 
 async def asked(house: House, workflow: str, **filters: Any) -> Approval:
     """The approval that a run of this workflow asks for, once it is shown."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             async for found in house.flint.list_approvals(workflow=workflow, **filters):
                 return found
@@ -48,7 +48,7 @@ async def asked(house: House, workflow: str, **filters: Any) -> Approval:
 
 
 async def state_of(house: House, approval: Approval, wanted: ApprovalState) -> Approval:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while (found := await house.flint.get_approval(approval.id)).state is not wanted:
             await asyncio.sleep(0.05)
         return found
@@ -73,7 +73,7 @@ async def test_approved_with_the_forms_fields(house: House) -> None:
     assert decided.state is ApprovalState.APPROVED
     assert decided.decision is not None
     assert (decided.decision.decided_by, decided.decision.fields) == ("bob", {"limit": 50})
-    result = await handle.result(30)
+    result = await handle.result(60)
     assert (result["decision"], result["by"], result["comment"]) == ("approved", "bob", "fine")
     assert result["fields"] == {"limit": 50}
     again = await house.flint.decide_approval(listed.id, approve=True, fields={"limit": 50}, decided_by="bob")
@@ -93,7 +93,7 @@ async def test_rejected_by_the_key(house: House) -> None:
     me = await house.flint.who_am_i()
     assert rejected.state is ApprovalState.REJECTED
     assert rejected.decision is not None and rejected.decision.key == me.name
-    result = await handle.result(30)
+    result = await handle.result(60)
     assert (result["decision"], result["by"], result["comment"]) == ("rejected", rejected.decision.decided_by, "no")
 
 
@@ -109,7 +109,7 @@ async def test_two_decisions_at_once(house: House) -> None:
     assert len(won) == 1
     assert sum(isinstance(a, ApprovalDecided) for a in answers) == 7
     assert won[0].decision is not None
-    assert (await handle.result(30))["by"] == won[0].decision.decided_by
+    assert (await handle.result(60))["by"] == won[0].decision.decided_by
 
 
 async def test_the_deadline_closes_it(house: House) -> None:
@@ -118,7 +118,7 @@ async def test_the_deadline_closes_it(house: House) -> None:
     approval = await asked(house, name)
     assert approval.deadline is not None
     with pytest.raises(RunFailed) as raised:
-        await handle.result(30)
+        await handle.result(60)
     assert raised.value.problem.status == 408
     closed = await state_of(house, approval, ApprovalState.CLOSED)
     assert closed.decision is None
@@ -131,14 +131,14 @@ async def test_a_cancelled_run_closes_it(house: House) -> None:
     handle = await house.flint.start(name, {})
     approval = await asked(house, name)
     await handle.cancel()
-    assert (await house.flint.wait(handle.id, 30)).state is RunState.CANCELLED
+    assert (await house.flint.wait(handle.id, 60)).state is RunState.CANCELLED
     await state_of(house, approval, ApprovalState.CLOSED)
 
 
 async def test_escalation_survives_the_schedulers(house: House) -> None:
     name = await house.apply(
         "do:\n  - ask: {call: approval, with: {title: Now?, assignees: [ann], "
-        "escalation: {after: {seconds: 4}, assignees: [boss, ann]}}}\n"
+        "escalation: {after: {seconds: 8}, assignees: [boss, ann]}}}\n"
     )
     handle = await house.flint.start(name, {})
     approval = await asked(house, name)
@@ -150,7 +150,7 @@ async def test_escalation_survives_the_schedulers(house: House) -> None:
             await asyncio.sleep(0.2)
     assert found.assignees == ("ann", "boss")
     assert found.state is ApprovalState.OPEN
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         async for received in house.flint.subscribe_events(
             types=["dev.flint.approval.escalated"], cursor="0.0", lifecycle=False
         ):
@@ -164,7 +164,7 @@ async def test_escalation_survives_the_schedulers(house: House) -> None:
 async def test_pages_and_refusals(house: House) -> None:
     name = await house.apply("do:\n  - ask: {call: approval, with: {title: Page?}}\n")
     handles = [await house.flint.start(name, {}) for _ in range(5)]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while len([a async for a in house.flint.list_approvals(workflow=name)]) < 5:
             await asyncio.sleep(0.05)
     paged = [a.run async for a in house.flint.list_approvals(workflow=name, page_size=2)]

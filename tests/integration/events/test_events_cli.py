@@ -54,7 +54,7 @@ async def test_events_published_and_watched(house: House, tmp_path: Path) -> Non
 async def test_an_approval_from_the_list_to_the_answer(house: House) -> None:
     name = await house.apply("do:\n  - ask: {call: approval, with: {title: Ship it?, assignees: [ann]}}\n")
     handle = await house.flint.start(name, {})
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not [a async for a in house.flint.list_approvals(workflow=name)]:
             await asyncio.sleep(0.05)
     code, out, err = await flint(house, "approvals", "list", "--workflow", name, "--assignee", "ann")
@@ -65,7 +65,7 @@ async def test_an_approval_from_the_list_to_the_answer(house: House) -> None:
     assert code == 0 and "OPEN" in out, err
     code, out, err = await flint(house, "approvals", "approve", approval, "--field", "size=3", "--by", "ann")
     assert (code, out.strip()) == (0, f"{approval} approved"), err
-    result = await handle.result(30)
+    result = await handle.result(60)
     assert (result["by"], result["fields"]) == ("ann", {"size": 3})
     code, _, err = await flint(house, "approvals", "reject", approval)
     assert code != 0 and "was approved by ann before" in err

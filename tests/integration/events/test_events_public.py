@@ -42,7 +42,7 @@ class Follower:
     def types(self) -> list[str]:
         return [r.type for r in self.received]
 
-    async def until(self, condition: Any, timeout_s: float = 20.0) -> None:
+    async def until(self, condition: Any, timeout_s: float = 60.0) -> None:
         async with asyncio.timeout(timeout_s), self.changed:
             await self.changed.wait_for(lambda: condition(self))
 
@@ -105,7 +105,7 @@ async def test_a_published_event_ends_a_listening_run(house: House) -> None:
     await until_waiting(house, handle.id)
     (published,) = await house.flint.publish_events([event(kind, "1", data={"amount": 3})])
     assert isinstance(published, PublishedEvent) and published.created
-    assert await handle.result(30) == [{"amount": 3}]
+    assert await handle.result(60) == [{"amount": 3}]
 
 
 async def test_an_event_right_after_the_start_is_not_missed(house: House) -> None:
@@ -123,7 +123,7 @@ async def test_an_event_right_after_the_start_is_not_missed(house: House) -> Non
 
     publishing = asyncio.create_task(publish_until_ended())
     try:
-        results = await asyncio.gather(*[h.result(30) for h in handles])
+        results = await asyncio.gather(*[h.result(60) for h in handles])
     finally:
         publishing.cancel()
         await asyncio.gather(publishing, return_exceptions=True)
@@ -149,7 +149,7 @@ async def test_one_of_a_thousand_waiting_runs(house: House) -> None:
     await house.flint.publish_events([event(kind, "x", data={"order": "A-417"})])
     chosen = handles[417]
     assert not isinstance(chosen, FlintError)
-    assert await chosen.result(30) == [{"order": "A-417"}]
+    assert await chosen.result(60) == [{"order": "A-417"}]
     waiting = await house.record.number(
         "SELECT count(*) FROM run r JOIN workflow_version d USING (definition_id)"
         " WHERE d.workflow_id = :w AND r.state = 3",
@@ -174,12 +174,12 @@ async def test_one_workflow_emits_and_another_listens(house: House) -> None:
     emitter = await house.apply(
         f"do:\n  - tell: {{emit: {{event: {{with: {{type: {kind}, data: {{n: '${{ .n }}'}}}}}}}}}}\n"
     )
-    emitted = await (await house.flint.start(emitter, {"n": 5})).result(30)
+    emitted = await (await house.flint.start(emitter, {"n": 5})).result(60)
     assert emitted["type"] == kind
     assert emitted["source"] == f"/namespaces/default/workflows/{emitter}"
     assert emitted["data"] == {"n": 5}
     assert {"id", "time", "specversion", "datacontenttype"} <= emitted.keys()
-    assert await listener.result(30) == [{"n": 5}]
+    assert await listener.result(60) == [{"n": 5}]
 
 
 async def test_an_event_that_is_not_valid_faults_its_step(house: House) -> None:
@@ -216,7 +216,7 @@ do:
 """
     async with following(house) as follower:
         # A scheduler hears of the interest a moment after the subscription stands.
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not any(t.startswith("io.serverlessworkflow.workflow.") for t in follower.types()):
                 await house.run("do:\n  - a: {set: {x: 1}}\n")
         run = await house.run(body)

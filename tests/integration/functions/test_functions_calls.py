@@ -36,10 +36,10 @@ async def serving(house: House, *functions: Any, **options: Any) -> AsyncIterato
     worker = FunctionWorker(functions, address=house.stack.gateway, key=house.stack.admin_key, **options)
     task = asyncio.create_task(worker.serve())
     try:
-        await asyncio.wait_for(worker.connected(), 15)
+        await asyncio.wait_for(worker.connected(), 60)
         yield worker
         worker.stop()
-        await asyncio.wait_for(task, 30)
+        await asyncio.wait_for(task, 60)
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -165,23 +165,23 @@ async def test_a_timeout_and_a_cancel_reach_the_function(house: House) -> None:
 
     @function(name="tests/endless-thread", version="1.0.0")
     def endless_thread(context: FunctionContext) -> None:
-        if context.wait_cancelled(30):
+        if context.wait_cancelled(120):
             told.set()
 
     async with serving(house, endless, endless_thread) as worker:
-        run = await house.run(call("tests/endless", "{}", ", timeout: {after: {milliseconds: 300}}"))
+        run = await house.run(call("tests/endless", "{}", ", timeout: {after: {seconds: 3}}"))
         assert run.error is not None
         assert run.error.type == ProblemType.TIMEOUT
-        await asyncio.wait_for(cancelled.wait(), 10)
+        await asyncio.wait_for(cancelled.wait(), 60)
         began.clear()
         cancelled.clear()
         handle = await house.flint.start(await house.apply(call("tests/endless")))
-        await asyncio.wait_for(began.wait(), 10)
+        await asyncio.wait_for(began.wait(), 60)
         await handle.cancel()
-        await asyncio.wait_for(cancelled.wait(), 10)
+        await asyncio.wait_for(cancelled.wait(), 60)
         assert (await house.flint.wait(handle.id, 60)).state is RunState.CANCELLED
-        await house.run(call("tests/endless-thread", "{}", ", timeout: {after: {milliseconds: 300}}"))
-        await asyncio.to_thread(told.wait, 10)
+        await house.run(call("tests/endless-thread", "{}", ", timeout: {after: {seconds: 3}}"))
+        await asyncio.to_thread(told.wait, 60)
         assert told.is_set()
         await eventually(lambda: worker.running == 0)
 
@@ -243,7 +243,7 @@ async def test_a_key_without_the_role_is_refused(house: House) -> None:
     created = await house.flint.create_key("looks", Role.VIEWER)
     worker = FunctionWorker([resize], address=house.stack.gateway, key=created.secret)
     with pytest.raises(PermissionDenied):
-        await asyncio.wait_for(worker.serve(), 20)
+        await asyncio.wait_for(worker.serve(), 60)
 
 
 async def test_the_registry_lists_what_was_connected(house: House) -> None:

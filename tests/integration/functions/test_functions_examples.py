@@ -78,7 +78,7 @@ async def test_python(house: House) -> None:
         result = await handle.result(RUN_S)
         assert (result["name"], result["width"]) == ("bb.png", 64)
         process.terminate()
-        assert await asyncio.wait_for(process.wait(), 15) == 0
+        assert await asyncio.wait_for(process.wait(), 60) == 0
     finally:
         if process.returncode is None:
             process.kill()

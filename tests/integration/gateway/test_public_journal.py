@@ -66,7 +66,7 @@ async def commits_of(house: House, runs: int, name: str) -> int:
             found = await figures()
             return found if found[1:] >= inserted and found[2] >= inserted[1] else None
 
-        return await eventually(told, 30, interval_s=0.5)  # each question is a commit, too
+        return await eventually(told, 60, interval_s=0.5)  # each question is a commit, too
 
     before = await settled()
     handles = await asyncio.gather(*(house.flint.start(name) for _ in range(runs)))

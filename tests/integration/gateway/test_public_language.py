@@ -96,7 +96,7 @@ async def test_a_wait_gives_the_slot_back(house: House) -> None:
     assert isinstance(run.wake_time, datetime)
     assert [entry.leg_end async for entry in house.flint.history(handle.id)] == ["blocked"]
     await handle.cancel()
-    await house.flint.wait(handle.id, 30)
+    await house.flint.wait(handle.id, 60)
 
 
 async def test_a_run_goes_on_as_a_new_leg_when_its_time_has_come(house: House) -> None:

@@ -118,7 +118,7 @@ async def test_buf_curl_starts_and_lists_runs(house: House) -> None:
     )
     assert code == 0, errors
     run = json.loads(output)["run"]["name"]
-    await house.flint.wait(run, 30)
+    await house.flint.wait(run, 60)
     code, output, errors = await buf_curl(
         house, "flint.runs.v1.RunService/ListRuns", {"parent": PARENT, "workflowId": name}, key
     )

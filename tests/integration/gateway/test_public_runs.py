@@ -42,7 +42,7 @@ async def test_one_request_id_is_one_run(house: House) -> None:
     )
     assert {handle.id for handle in others} == {first.id}
     assert sum(handle.created for handle in (first, *others)) == 1
-    await first.result(30)
+    await first.result(60)
     late = await house.flint.start(name, {"n": 1}, request_id=request_id)
     assert (late.id, late.created, late.run.state) == (first.id, False, RunState.SUCCEEDED)
     assert (await first.get()).request_id == request_id
@@ -83,7 +83,7 @@ async def test_in_a_batch_each_start_is_for_itself(house: House) -> None:
     ]
     handles = [result for result in results if isinstance(result, AsyncRunHandle)]
     assert handles[1].id == handles[2].id
-    assert [await handle.result(30) for handle in handles] == [{"n": 0}, {"n": 1}, {"n": 1}]
+    assert [await handle.result(60) for handle in handles] == [{"n": 0}, {"n": 1}, {"n": 1}]
     fields = [v.field for result in results if isinstance(result, InvalidArgument) for v in result.violations]
     assert fields == ["requests[5].level", "requests[6].workflow_id", "requests[7].level"]
 
@@ -99,7 +99,7 @@ async def test_inputs_come_back_exactly(house: House) -> None:
         "list": [[], {}],
     }
     handle = await house.flint.start(await house.apply(ECHO), document)
-    assert await handle.result(30) == document
+    assert await handle.result(60) == document
     assert (await handle.get()).input == document
 
 
@@ -121,7 +121,7 @@ async def test_inputs_that_are_no_json(house: House, data: bytes, what: str) -> 
     request = runs_pb2.StartRunRequest(parent=PARENT, workflow_id=name, input=data)
     if not what:  # an empty input is an empty object
         answer = await house.raw.runs.StartRun(request, metadata=house.raw.metadata)
-        assert (await house.flint.wait(answer.run.name, 30)).output == {}
+        assert (await house.flint.wait(answer.run.name, 60)).output == {}
         return
     refused = await refusal(house.raw.runs.StartRun(request, metadata=house.raw.metadata))
     assert refused.reason == "FIELD_INVALID"
@@ -134,10 +134,10 @@ async def test_an_input_beyond_its_limit(house: House) -> None:
     limit = house.stack.settings.limits.payload_bytes
     fits = "x" * (limit - 2)
     handle = await house.flint.start(name, fits)
-    assert await handle.result(30) == {"n": 1}
+    assert await handle.result(60) == {"n": 1}
     assert (await handle.get()).input == fits
     handle = await house.flint.start(name, "x" * 300 * 1024)  # by reference
-    assert await handle.result(30) == {"n": 1}
+    assert await handle.result(60) == {"n": 1}
     assert await house.flint.resolve((await handle.get()).input) == "x" * 300 * 1024
     with pytest.raises(PayloadTooLarge) as refused:
         await house.flint.start(name, "x" * (house.stack.settings.limits.value_bytes + 1))
@@ -174,7 +174,7 @@ async def test_unknown_names(house: House) -> None:
 async def test_filters_and_pages_of_runs(house: House) -> None:
     name = await house.apply(ECHO)
     handles = [await house.flint.start(name, {"n": n}) for n in range(7)]
-    runs = [await house.flint.wait(handle.id, 30) for handle in handles]
+    runs = [await house.flint.wait(handle.id, 60) for handle in handles]
     failing = await house.apply("do: [{r: {raise: {error: {type: 'https://x.test/e', status: 400, title: no}}}}]")
     failed = await house.flint.wait((await house.flint.start(failing)).id, 30)
     newest_first = [run.id for run in reversed(runs)]
@@ -196,7 +196,7 @@ async def test_filters_and_pages_of_runs(house: House) -> None:
 async def test_page_tokens_belong_to_their_list(house: House) -> None:
     name = await house.apply(ECHO)
     for _ in range(2):
-        await (await house.flint.start(name)).result(30)
+        await (await house.flint.start(name)).result(60)
     raw = house.raw
     request = runs_pb2.ListRunsRequest(parent=PARENT, workflow_id=name, page_size=1)
     token = (await raw.runs.ListRuns(request, metadata=raw.metadata)).next_page_token
@@ -268,10 +268,10 @@ async def test_a_waiting_run_is_cancelled_at_once(house: House) -> None:
 
     await eventually(waits)
     await handle.cancel("enough")
-    ended = await house.flint.wait(handle.id, 30)
+    ended = await house.flint.wait(handle.id, 60)
     assert (ended.state, ended.wake_time, ended.cancel_requested) == (RunState.CANCELLED, None, True)
     with pytest.raises(RunCancelled):
-        await handle.result(30)
+        await handle.result(60)
     with pytest.raises(RunEnded):
         await handle.cancel()
 
@@ -282,7 +282,7 @@ async def test_a_running_run_is_cancelled_in_the_middle_of_a_call(house: House, 
     await eventually(lambda: world.executions)
     assert (await handle.get()).state is RunState.RUNNING
     await asyncio.gather(handle.cancel(), handle.cancel())  # twice is not an error
-    ended = await house.flint.wait(handle.id, 30)
+    ended = await house.flint.wait(handle.id, 60)
     assert not world.gate.is_set()
     assert (ended.state, ended.output, ended.leg) == (RunState.CANCELLED, None, 1)
     steps = [step async for entry in house.flint.history(handle.id) for step in entry.steps]
@@ -321,7 +321,7 @@ async def test_every_slot_of_the_fleet_is_used(house: House, world: Outside) -> 
     taking = await fill(house, world)
     slots = sum([worker.slots async for worker in house.flint.list_workers()])
     try:
-        await eventually(lambda: len(world.executions) == slots, 30)
+        await eventually(lambda: len(world.executions) == slots, 60)
     finally:
         world.gate.set()
     for handle in taking:
@@ -336,7 +336,7 @@ async def test_a_queued_run_is_cancelled_before_it_began(house: House, world: Ou
     handle = taking.pop()
     assert (await handle.get()).state is RunState.QUEUED
     await handle.cancel()
-    ended = await house.flint.wait(handle.id, 30)
+    ended = await house.flint.wait(handle.id, 60)
     assert (ended.state, ended.leg, ended.position) == (RunState.CANCELLED, 0, 0)
     assert not world.gate.is_set()
     begun = len(world.executions)

@@ -44,8 +44,8 @@ async def test_versions_are_ordered_as_versions(house: House) -> None:
     assert (await house.flint.get_workflow(name)).version == "1.10.0"
     assert (await house.flint.get_workflow(name, "0.1.0")).latest is False
     started = await house.flint.start(name)
-    assert await started.result(30) == {"v": "1.10.0"}
-    assert await (await house.flint.start(name, version="0.1.0")).result(30) == {"v": "0.1.0"}
+    assert await started.result(60) == {"v": "1.10.0"}
+    assert await (await house.flint.start(name, version="0.1.0")).result(60) == {"v": "0.1.0"}
     listed = [w async for w in house.flint.list_workflows() if w.workflow_id == name]
     assert [(w.version, w.source) for w in listed] == [("1.10.0", "")]
 
@@ -56,7 +56,7 @@ async def test_a_version_in_use_stays_until_its_runs_ended(house: House) -> None
     with pytest.raises(WorkflowInUse):
         await house.flint.delete_workflow(name, "1.0.0")
     await handle.cancel()
-    await house.flint.wait(handle.id, 30)
+    await house.flint.wait(handle.id, 60)
     await house.flint.delete_workflow(name, "1.0.0")
     with pytest.raises(WorkflowNotFound):
         await house.flint.get_workflow(name)

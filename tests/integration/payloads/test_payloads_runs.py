@@ -128,11 +128,11 @@ do:
 """
     name = await house.apply(body)
     served = bulk.served
-    outputs = [await (await house.flint.start(name, {"url": bulk.url, "key": "k"})).result(30) for _ in range(3)]
+    outputs = [await (await house.flint.start(name, {"url": bulk.url, "key": "k"})).result(60) for _ in range(3)]
     assert outputs[0]["n"] > 1
     assert outputs[0] == outputs[1] == outputs[2]
     assert bulk.served == served + 1
-    await (await house.flint.start(name, {"url": bulk.url, "key": "other"})).result(30)
+    await (await house.flint.start(name, {"url": bulk.url, "key": "other"})).result(60)
     assert bulk.served == served + 2
 
 

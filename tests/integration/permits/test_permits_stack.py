@@ -68,6 +68,11 @@ async def no_permits(house: House) -> bool:
 
 async def test_a_key_of_three_never_shows_four_holders(house: House, world: Holders) -> None:
     workflow = await apply(house, "concurrency: {key: '${ .shop }', limit: 3}")
+
+    async def shared_out() -> bool:
+        return len(set((await house.record.owners()).values())) == 2
+
+    await eventually(shared_out, timeout_s=60)
     started = await asyncio.gather(*(house.flint.start(workflow, {"url": world.url, "shop": "s1"}) for _ in range(200)))
     ids = [handle.id for handle in started]
     owners = await house.record.number(

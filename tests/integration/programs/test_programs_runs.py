@@ -116,7 +116,7 @@ async def test_cancelling_the_run_ends_the_program(house: House) -> None:
     handle = await house.flint.start(name)
     await eventually(lambda: sleepers("82.25") != [])
     await house.flint.cancel(handle.id)
-    run = await house.flint.wait(handle.id, 30)
+    run = await house.flint.wait(handle.id, 60)
     assert run.state is RunState.CANCELLED
     await eventually(lambda: sleepers("82.25") == [])
 
@@ -131,5 +131,5 @@ async def test_a_killed_worker_leaves_no_program_and_the_step_runs_again(house: 
     await eventually(lambda: first not in sleepers("83.25"))
     await eventually(lambda: sleepers("83.25") != [], timeout_s=60)
     await house.flint.cancel(handle.id)
-    await house.flint.wait(handle.id, 30)
+    await house.flint.wait(handle.id, 60)
     await eventually(lambda: sleepers("83.25") == [])

@@ -91,6 +91,7 @@ async def start(settings: Settings) -> AsyncIterator[Start]:
 
         def start_one(name: str, changed: Settings | None = None, **fields: Any) -> Registry:
             listen, ops = (f"127.0.0.1:{port}" for port in free_ports(2))
+            fields.setdefault("lease_ttl_s", 30)  # nobody is lost because a busy machine paused
             section = RegistrySettings(id=name, listen=listen, ops_listen=ops, **fields)
             registry = Registry((changed or settings).model_copy(update={"registry": section}))
             stack.push_async_callback(registry.stop)
@@ -108,7 +109,7 @@ async def coord(settings: Settings) -> AsyncIterator[Coord]:
 
 @pytest.fixture
 def eventually() -> Eventually:
-    """Waits until an asynchronous condition holds, at most 20 seconds."""
+    """Waits until an asynchronous condition holds, at most a minute."""
 
     async def wait(condition: Callable[[], Awaitable[bool]]) -> None:
         async with asyncio.timeout(60):

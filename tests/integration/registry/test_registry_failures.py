@@ -177,7 +177,7 @@ class RegistryProcess:
     def end(self, number: int) -> int:
         """Sends a signal and waits: the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=60)
 
 
 @pytest.fixture

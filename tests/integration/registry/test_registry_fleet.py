@@ -77,7 +77,7 @@ async def test_any_replica_renews_many_leases_in_one_call_and_names_the_ended(st
 
 
 async def test_a_worker_that_stops_beating_is_lost_and_the_others_live_on(start: Any, eventually: Any) -> None:
-    first, second = start("registry-1", lease_ttl_s=2), start("registry-2")
+    first, second = start("registry-1", lease_ttl_s=6), start("registry-2")
     alive, silent = await first.client.register("alive"), await first.client.register("silent")
 
     async def lost() -> bool:

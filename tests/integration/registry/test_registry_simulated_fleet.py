@@ -64,7 +64,7 @@ async def test_simulated_workers_live_and_work_as_workers_do(start: Any, setting
                 job.SerializeToString(),
                 msg_id=job.leg_nonce.hex(),
                 stream=JOBS_STREAM,
-                timeout_s=10,
+                timeout_s=60,
             )
         ends: dict[bytes, str] = {}
         async with asyncio.timeout(60):

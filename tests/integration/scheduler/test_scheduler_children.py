@@ -119,7 +119,7 @@ async def test_a_parents_cancel_cancels_its_child(house: House) -> None:
 
 async def test_a_parents_timeout_cancels_its_child(house: House) -> None:
     child = await house.apply(SLEEP)
-    body = f"do: [{{child: {{run: {{workflow: {{name: {child}}}}}, timeout: {{after: PT2S}}}}}}]"
+    body = f"do: [{{child: {{run: {{workflow: {{name: {child}}}}}, timeout: {{after: PT5S}}}}}}]"
     run = await house.run(body)
     assert run.error is not None
     assert run.error.status == 408

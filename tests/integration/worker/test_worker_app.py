@@ -20,6 +20,7 @@ from flint_contracts.gen.flint.registry.v1 import registry_pb2, registry_pb2_grp
 from flint_ops.config import ClusterSettings, JournalSettings, NatsSettings, Settings, WorkerSettings
 from flint_ops.lifecycle import Lifecycle
 from flint_rpc.server import Service, TokenInterceptor, create_server
+from flint_worker import reporting
 from flint_worker.app import main
 
 TOKEN = "t" * 32
@@ -41,7 +42,7 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
         card.incarnation = uuid.uuid4().hex
         card.lease_id = len(self.cards) + 1
         self.cards.append(card)
-        return registry_pb2.RegisterResponse(card=card, lease_ttl_ms=3000, heartbeat_interval_ms=50)
+        return registry_pb2.RegisterResponse(card=card, lease_ttl_ms=30_000, heartbeat_interval_ms=50)
 
     async def Heartbeat(self, request: Any, context: Any) -> registry_pb2.HeartbeatResponse:
         self.beats.extend(request.beats)
@@ -84,7 +85,7 @@ class Room:
         return job
 
     async def control(self, request: dispatch_pb2.ControlRequest) -> dispatch_pb2.ControlResponse:
-        data = await self.bench.bus.request(control_subject(self.incarnation), request.SerializeToString(), 5)
+        data = await self.bench.bus.request(control_subject(self.incarnation), request.SerializeToString(), 60)
         return dispatch_pb2.ControlResponse.FromString(data)
 
     async def entries_until_end(self, job: dispatch_pb2.Job) -> list[Any]:
@@ -114,7 +115,7 @@ async def room(own_nats: NatsServer) -> AsyncIterator[Room]:
     settings = Settings(
         cluster=ClusterSettings(internal_token=TOKEN),  # type: ignore[arg-type]
         nats=NatsSettings(urls=[own_nats.url]),
-        worker=WorkerSettings(registries=[server.address], slots=4, drain_s=5, evaluators=1),
+        worker=WorkerSettings(registries=[server.address], slots=4, drain_s=60, evaluators=1),
     )
     bus = await Bus.connect(settings.nats, name="owner")
     await bus.create_journal(1, JournalSettings())
@@ -188,7 +189,7 @@ async def test_release_and_cancel(room: Room) -> None:
 
 async def test_stopping_gives_legs_back_and_deregisters(room: Room) -> None:
     await room.ready()
-    program = room.bench.define(slow(400))
+    program = room.bench.define(slow(4_000))
     jobs = [await room.send(room.bench.job(program)) for _ in range(6)]
     await eventually(lambda: bool(room.registry.beats) and room.registry.beats[-1].legs == 6)
     room.lifecycle.stop()
@@ -210,10 +211,11 @@ async def test_the_registry_can_ask_it_to_drain(room: Room) -> None:
     assert len(room.registry.deregistered) == 1
 
 
-async def test_hints_tell_slow_steps_only(room: Room) -> None:
+async def test_hints_tell_slow_steps_only(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "_SLOW_MS", 1_000)  # a quick step may be held up for less than that
     await room.ready()
     hints: list[dispatch_pb2.StepHints] = []
-    job = room.bench.job(room.bench.define([*noops(2), *slow(300)[:1]]))
+    job = room.bench.job(room.bench.define([*noops(2), *slow(4_000)[:1]]))
     run = str(uuid.UUID(bytes=job.run_id))
     await room.bench.bus.subscribe(
         hints_subject(run), lambda message: hints.append(dispatch_pb2.StepHints.FromString(message.data))
