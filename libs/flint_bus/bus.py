@@ -250,11 +250,14 @@ class Bus:
         stream: str,
         expected_sequence: int | None = None,
         timeout_s: float = 5.0,
+        patient: bool = False,
     ) -> int:
         """Stores one message and returns its sequence. Many may be outstanding (16,384, then callers wait).
 
-        `expected_sequence` is the last sequence of the subject (0: it has no message). Raises SequenceMismatch,
-        StreamMissing, StreamFull, AppendRefused, AppendUnknown, MessageTooLarge. Appends of one task are sent in order.
+        `expected_sequence` is the last sequence of the subject (0: it has no message). `patient`: where many
+        acknowledgements come at the same time, this one may be told some turns of the event loop later. Raises
+        SequenceMismatch, StreamMissing, StreamFull, AppendRefused, AppendUnknown, MessageTooLarge. Appends of one task
+        are sent in order.
         """
         if not self.connected.is_set():
             try:
@@ -267,7 +270,13 @@ class Bus:
             except TimeoutError:
                 raise AppendUnknown("too many appends are outstanding") from None
         return await self.append_now(
-            subject, data, msg_id=msg_id, stream=stream, expected_sequence=expected_sequence, timeout_s=timeout_s
+            subject,
+            data,
+            msg_id=msg_id,
+            stream=stream,
+            expected_sequence=expected_sequence,
+            timeout_s=timeout_s,
+            patient=patient,
         )
 
     def append_now(
@@ -279,6 +288,7 @@ class Bus:
         stream: str,
         expected_sequence: int | None = None,
         timeout_s: float = 5.0,
+        patient: bool = False,
     ) -> asyncio.Future[int]:
         """Like `append`, without a coroutine: sends at once and returns the future of the sequence.
 
@@ -288,7 +298,7 @@ class Bus:
         wire = self._wire
         if len(data) > wire.max_payload - 1024:
             raise MessageTooLarge(f"{len(data)} bytes; the server takes {wire.max_payload - 1024} beside headers")
-        reply, future = self._acks.reply_to(read_ack, timeout_s, AppendUnknown)
+        reply, future = self._acks.reply_to(read_ack, timeout_s, AppendUnknown, patient=patient)
         if failpoints.ARMED:
             failpoints.reach("append.before")
             future.add_done_callback(lambda _: failpoints.reach("append.after"))
@@ -297,6 +307,10 @@ class Bus:
         else:
             future.set_exception(AppendUnknown("not connected to NATS"))
         return future
+
+    def hurry(self) -> None:
+        """Turns of the event loop are to be short for a second: fewer of the patient appends are told in each."""
+        self._acks.hurry()
 
     async def last_message(self, stream: str, subject: str, timeout_s: float = 5.0) -> StoredMessage | None:
         """The subject's last message, read from the stream's leader, or None.

@@ -14,7 +14,17 @@ import orjson
 
 from flint_core.windows import Window
 
-__all__ = ["DEFAULT_POOL", "LEVELS", "URGENT", "ConcurrencyKey", "Placement", "QueueHints", "RateKey", "needs_permits"]
+__all__ = [
+    "DEFAULT_POOL",
+    "LEVELS",
+    "URGENT",
+    "ConcurrencyKey",
+    "Placement",
+    "QueueHints",
+    "RateKey",
+    "needs_permits",
+    "slots_beyond",
+]
 
 DEFAULT_POOL: Final = "default"
 """The pool of runs that name none."""
@@ -24,6 +34,16 @@ LEVELS: Final = 10
 
 URGENT: Final = 0
 """The level that overtakes everything; nothing else ages into it."""
+
+_ONE_BEYOND: Final = 50
+
+
+def slots_beyond(slots: int) -> int:
+    """How many urgent legs a worker runs beyond its slots, so that they need not wait until a slot is free.
+
+    One for each 50 slots: none where slots are few, because each of those may stand for much of the machine.
+    """
+    return slots // _ONE_BEYOND
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from flint_bus.subjects import owner_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_core.ids import SHARDS, group_of_run, make_run_id
-from flint_core.queueing import DEFAULT_POOL, QueueHints
+from flint_core.queueing import DEFAULT_POOL, URGENT, QueueHints
 from flint_scheduler.cards import Phase, RunBook, RunCard
 from flint_scheduler.clock import RecordClock
 from flint_scheduler.control.holds import Holds
@@ -195,7 +195,8 @@ class Acceptor(Lane[_Unit]):
     def _assign(self, batch: list[_Unit]) -> dict[bytes, str]:
         """Open first legs with the start where slots are free and nobody waits before them."""
         claims: dict[bytes, str] = {}
-        if self._queue.waits_for(DEFAULT_POOL) or not self._dispatcher.can_open():
+        before = self._queue.most_urgent(DEFAULT_POOL)  # only runs more urgent than those that wait
+        if before == URGENT or not self._dispatcher.can_open():
             return claims
         if self.holds is not None and self.holds.any:
             return claims  # the queue knows which workflows are on hold
@@ -203,13 +204,16 @@ class Acceptor(Lane[_Unit]):
         only = self._fleet.only(DEFAULT_POOL, "") if self._fleet.ruled else None
         for unit in batch:
             for run in unit.runs:
+                if run.level >= before:
+                    continue
                 if only is not None and run.namespace != only:
                     continue  # the pool is another's
                 if run.hints is not None or run.namespace in self._shares.limited:
                     continue  # the queue knows when and where
                 worker = self._fleet.reserve(level=run.level)
                 if worker is None:
-                    return claims
+                    before = run.level  # there may be room for more urgent ones
+                    continue
                 run.claimant = worker.card.incarnation
                 run.leg_nonce = os.urandom(16)
                 run.generation = generation

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from flint_bus import Bus, BusError, MessageTooLarge, StreamMissing
 from flint_bus.subjects import JOBS_STREAM, job_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
-from flint_core.queueing import needs_permits
+from flint_core.queueing import URGENT, needs_permits
 from flint_ops.logging import get_logger
 from flint_scheduler.announce import Announcer
 from flint_scheduler.cards import NO_MAIL, Phase, RunBook, RunCard
@@ -28,7 +28,7 @@ from flint_scheduler.fleet import FleetView, WorkerView
 from flint_scheduler.holdings import Holdings
 from flint_scheduler.metrics import COMMIT_ROWS, LEGS_OPENED, QUEUE_WAIT
 from flint_scheduler.permits import Permits
-from flint_scheduler.ready import ReadyQueue
+from flint_scheduler.ready import SPARE, ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.seal import append_seal
 from flint_scheduler.shares import Shares
@@ -110,8 +110,11 @@ class Dispatcher:
         generation = self._holdings.generation
         if session is None:
             return False
-        while len(batch) < _BATCH and (taken := self._next()) is not None:
+        least = SPARE
+        while len(batch) < _BATCH and (taken := self._next(least)) is not None:
             card, worker = taken
+            if card.queue_level == URGENT:
+                least = URGENT  # in a commit of their own: a large one takes long
             card.phase = Phase.OPENING
             card.claimant = worker.card.incarnation
             card.held = True
@@ -146,12 +149,12 @@ class Dispatcher:
             return False
         return True
 
-    def _next(self) -> tuple[RunCard, WorkerView] | None:
-        """The run whose turn it is, of those for which there is room, with a slot for it."""
+    def _next(self, level: int) -> tuple[RunCard, WorkerView] | None:
+        """The run whose turn it is, of those up to the level for which there is room, with a slot for it."""
         for lane in self._queue.order():
             if self._fleet.ruled:
                 lane.admit(self._fleet.only(lane.pool, lane.region))
-            least = self._fleet.least(lane.pool, lane.region)
+            least = min(level, self._fleet.least(lane.pool, lane.region))
             while least >= lane.top and (card := self._queue.take(lane, least)) is not None:
                 if self._book.get(card.run_id) is not card or not self._holdings.owns(card.group):
                     continue

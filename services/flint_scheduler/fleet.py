@@ -13,7 +13,8 @@ Several schedulers share a worker's slots evenly; each counts the legs it has op
 share what the others leave free, by the worker's heartbeats.
 
 Workers are grouped by pool. A part of each pool's room (headroom) is only for urgent levels; off-peak runs get only
-what is left over beyond another part.
+what is left over beyond another part. Runs of level 0 also get a few legs beyond the room of workers with many slots
+(`slots_beyond`), unless the pool has rules of its own for what is urgent.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
-from flint_core.queueing import DEFAULT_POOL, LEVELS
+from flint_core.queueing import DEFAULT_POOL, LEVELS, URGENT, slots_beyond
 from flint_ops.clock import boottime
 from flint_scheduler.crowds import Crowd, crowds_among, lend, vacant_slot
 from flint_scheduler.places import NO_RULES, NOBODY, Place, Places, PoolRules, places_of
@@ -39,7 +40,7 @@ _MARGIN_S = 1.0
 class PoolView:
     """The room of one pool for this scheduler. `room` and `free` are legs; workers that drain have none."""
 
-    __slots__ = ("free", "headroom", "name", "order", "places", "regions", "room", "spare", "vacant")
+    __slots__ = ("beyond", "free", "headroom", "name", "order", "places", "regions", "room", "spare", "vacant")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -47,6 +48,7 @@ class PoolView:
         self.regions: dict[str, list[WorkerView]] = {}
         self.room = 0
         self.free = 0
+        self.beyond = 0  # legs beyond the room that the most urgent level may still get
         self.headroom = 0  # legs kept free for urgent levels
         self.spare = 0  # legs that off-peak runs leave free
         self.places: Places | None = None  # None: no rules count in it
@@ -68,6 +70,7 @@ class WorkerView:
     heard: int = 0  # those of this scheduler that were open when it came
     directed: int = 0  # those sent to its free slots since, which the next heartbeat may not know of yet
     vacant: int = 0  # for so many looks of recovery its free slots are for legs that were asked back
+    beyond: int = 0  # legs that the most urgent level may have beyond the room
     shunned: bool = False  # it was asked for legs that wait there: none is sent before its next heartbeat
     borrowed: int = 0  # room beyond this scheduler's share, which the others do not use
     room: int = 0
@@ -268,6 +271,7 @@ class FleetView:
         for worker in self._workers.values():
             share = int(worker.card.slots * self._overcommit) // self._sharers
             worker.room = 0 if worker.leaving or worker.shunned else max(1, share + worker.borrowed)
+            worker.beyond = slots_beyond(worker.card.slots) if worker.room else 0
             worker.place = None
         pools: dict[str, PoolView] = {}
         for worker in self._workers.values():
@@ -283,6 +287,7 @@ class FleetView:
                 pool.free += max(0, worker.room - worker.legs)
                 if worker.vacant:
                     pool.vacant.append(worker)
+                pool.beyond += max(0, min(worker.beyond, worker.room + worker.beyond - worker.legs))
         for pool in pools.values():
             kept = self._headroom.get(pool.name, self._headroom.get("*", 0.0))
             if kept:  # slots, not legs that wait at a worker: the overcommit is not for the others either
@@ -291,23 +296,27 @@ class FleetView:
             pool.spare = int(pool.room * self._spare_share)
             if self._rules:
                 pool.places = places_of(pool.name, pool.regions, self._rules, self._overcommit)
+                if pool.places is not None:
+                    pool.beyond = 0
         self._pools = pools
         if self.has_room():
             self.on_room()
 
     def has_room(self) -> bool:
-        """Whether any worker has a free slot for this scheduler."""
-        return any(p.free > 0 for p in self._pools.values())
+        """Whether any worker may be sent a leg by this scheduler."""
+        return any(p.free > 0 or p.beyond > 0 for p in self._pools.values())
 
     def least(self, pool: str = DEFAULT_POOL, region: str = "") -> int:
         """The least urgent level that may take a slot there now; LEVELS is off-peak; -1: none may."""
         view = self._pools.get(pool)
-        if view is None or view.free <= 0:
+        if view is None:
             return -1
+        if view.free <= 0:
+            return URGENT if view.beyond > 0 and (not region or _beyond(view.workers(region)) is not None) else -1
         if view.places is not None:
             return self._least_of_places(view, view.places, region)
         if region and not any(w.legs < w.room for w in view.workers(region)):
-            return -1
+            return URGENT if view.beyond > 0 and _beyond(view.workers(region)) is not None else -1
         if view.free <= view.headroom:
             return self.urgent_level
         return LEVELS if view.free > view.headroom + view.spare else LEVELS - 1
@@ -328,8 +337,10 @@ class FleetView:
         `sticky`: namespace and key; the worker that last got a leg with it is taken when it has room.
         """
         view = self._pools.get(pool)
-        if view is None or view.free <= (0 if level <= self.urgent_level else view.headroom):
+        if view is None:
             return None
+        if view.free <= (0 if level <= self.urgent_level else view.headroom):
+            return self._reserve_beyond(view, region) if level == URGENT else None
         if view.places is None:
             order = view.workers(region)
         else:
@@ -351,12 +362,19 @@ class FleetView:
         if worker.legs >= worker.room:
             found = next((w for w in order if w.legs < w.room), None)
             if found is None:
-                return None
+                return self._reserve_beyond(view, region) if level == URGENT else None
             worker = found
         if sticky is not None or worker.place is not None:
             return self._taken(view, worker, sticky)
         worker.legs += 1
         view.free -= 1
+        return worker
+
+    def _reserve_beyond(self, view: PoolView, region: str) -> WorkerView | None:
+        worker = _beyond(view.workers(region)) if view.beyond > 0 else None
+        if worker is not None:
+            worker.legs += 1
+            view.beyond -= 1
         return worker
 
     def _taken(self, view: PoolView, worker: WorkerView, sticky: tuple[str, str] | None) -> WorkerView:
@@ -434,6 +452,9 @@ class FleetView:
                     if worker.place is not None:
                         worker.place.free += 1
                 self.on_room()
+            elif worker.pool is not None and worker.legs < worker.room + worker.beyond:
+                worker.pool.beyond += worker.pool.places is None
+                self.on_room()
 
     def hold(self, incarnation: str | None) -> bool:
         """Count a leg that was open already when this scheduler took its group over; False for an unknown worker."""
@@ -444,6 +465,8 @@ class FleetView:
             worker.pool.free -= 1
             if worker.place is not None:
                 worker.place.free -= 1
+        elif worker.legs < worker.room + worker.beyond and worker.pool is not None and worker.pool.beyond > 0:
+            worker.pool.beyond -= 1
         worker.legs += 1
         worker.heard += 1
         return True
@@ -477,6 +500,12 @@ class FleetView:
     def live(self) -> list[WorkerView]:
         """All live incarnations."""
         return list(self._workers.values())
+
+
+def _beyond(workers: list[WorkerView]) -> WorkerView | None:
+    """The worker that has the fewest legs beyond its room, of those that may have one more."""
+    having = [w for w in workers if w.legs < w.room + w.beyond]
+    return min(having, key=lambda w: w.legs - w.room) if having else None
 
 
 def _all_kept(worker: WorkerView) -> bool:

@@ -4,6 +4,10 @@ Entries come from the groups' readers in the order of the stream; commands (a ca
 that cannot be delivered) join the same lane, so that one run is never changed by two commits at a time. A batch is
 judged against the cards, committed as one fenced statement, and only then are cards, watchers and slots told.
 
+Entries of urgent runs are also put before all that waits, as a reading of their own (`ahead`): what stands between
+them in the journal is other runs'. They are judged again in their place, as duplicates, so that the group's watermark,
+and what happens when a commit fails, are as if nothing had overtaken. While such entries come, batches are small.
+
 When the commit fails: PostgreSQL gone → the same batch is judged again after the groups were read anew (the commit
 may have happened; entries that it recorded are duplicates then). A value that cannot be stored → the batch is halved
 until the one run is found, which fails with a typed error; the others go on. Fenced → the steward steps down and
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -23,6 +28,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from flint_bus import StoredMessage
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_core.queueing import URGENT
 from flint_ops.logging import get_logger
 from flint_scheduler.announce import Announcer
 from flint_scheduler.cards import Phase, RunBook, RunCard
@@ -60,6 +66,8 @@ __all__ = ["Command", "CommandKind", "Folder", "Reading"]
 log = get_logger(__name__)
 
 _BATCH = 1000
+_BATCH_BESIDE_URGENT = 200
+_URGENT_S = 1.0
 _RETRY_S = 0.5
 _DIFFERENCES = 20
 _OPENING_S = 0.02
@@ -77,10 +85,11 @@ class Reading:
     messages: list[StoredMessage]
     read_at: float
     entries: list[journal_pb2.JournalEntry | None] = field(default_factory=list)
+    ahead: bool = False  # it overtakes; the same entries come again in their place
     size: int = 0  # bytes
 
     def __post_init__(self) -> None:
-        self.size = sum(len(m.data) for m in self.messages)
+        self.size = 0 if self.ahead else sum(len(m.data) for m in self.messages)
 
     def decode(self) -> bool:
         """Parse the entries; True when one of them ends or seals a leg: somebody waits for that."""
@@ -122,6 +131,9 @@ class Folder(Lane[Reading | Command]):
         self._room.set()
         self._urgent = asyncio.Event()
         self._judged: list[Reading] = []
+        self._ahead: deque[Reading] = deque()
+        self._ahead_at = -_URGENT_S  # loop time
+        self._overtook = False
         self._pending_bytes = 0
         self.on_given_up: Callable[[int], None] = lambda group: None
         self.on_cancel_nonce: Callable[[bytes, str, bytes], None] = lambda run_id, claimant, nonce: None
@@ -148,9 +160,33 @@ class Folder(Lane[Reading | Command]):
         if reading.decode() or self._announcer.watched:
             self._urgent.set()
         self._put(reading)
+        self._overtake(reading)
         self._pending_bytes += reading.size
         if self._pending_bytes > _MOST_PENDING_BYTES:
             self._room.clear()
+
+    def _overtake(self, reading: Reading) -> None:
+        get = self._book.get
+        urgent = [
+            message
+            for message, entry in zip(reading.messages, reading.entries, strict=True)
+            if entry is not None and (card := get(entry.run_id)) is not None and card.level == URGENT
+        ]
+        if urgent:
+            self._ahead.append(Reading(reading.holding, reading.generation, urgent, reading.read_at, ahead=True))
+            self._ahead_at = reading.read_at
+
+    def _take(self) -> list[Reading | Command]:
+        """What overtakes is committed by itself, and in turn with the others."""
+        if self._ahead and not self._overtook:
+            self._overtook = True
+            ahead: list[Reading | Command] = [*self._ahead]
+            self._ahead.clear()
+            return ahead
+        self._overtook = False
+        urgent = asyncio.get_running_loop().time() - self._ahead_at < _URGENT_S
+        self._batch_weight = _BATCH_BESIDE_URGENT if urgent else _BATCH
+        return super()._take()
 
     def command(self, command: Command) -> None:
         """Hand over a change of the owner's own."""
@@ -159,7 +195,7 @@ class Folder(Lane[Reading | Command]):
 
     async def _company(self) -> None:
         """An entry in the middle of a leg may wait for others: only its leg's end, or a watcher, is waited for."""
-        if not self._urgent.is_set():
+        if not self._urgent.is_set() and not self._overtook:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_COMPANY_S):
                     await self._urgent.wait()
@@ -244,12 +280,17 @@ class Folder(Lane[Reading | Command]):
                     ENTRIES.labels("undecodable").inc()
                     log.error("journal_entry_undecodable", subject=message.subject, sequence=message.sequence)
                 else:
-                    self._judge_entry(entry, message.sequence, session_id, drafts)
+                    self._judge_entry(entry, message.sequence, session_id, drafts, unit.ahead)
             unit.entries = []  # judging takes entries apart
         return drafts
 
     def _judge_entry(
-        self, entry: journal_pb2.JournalEntry, sequence: int, session_id: bytes, drafts: dict[bytes, Draft]
+        self,
+        entry: journal_pb2.JournalEntry,
+        sequence: int,
+        session_id: bytes,
+        drafts: dict[bytes, Draft],
+        ahead: bool = False,
     ) -> None:
         draft = drafts.get(entry.run_id)
         card = draft.card if draft is not None else self._book.get(entry.run_id)
@@ -267,7 +308,7 @@ class Folder(Lane[Reading | Command]):
             sealing=card.phase is Phase.SEALING,
         )
         _VERDICTS[verdict].inc()
-        if verdict is Verdict.GAP:
+        if verdict is Verdict.GAP and not ahead:  # else it may be the first since the run is urgent
             log.error("journal_gap", run=card.run_id.hex(), index=entry.index, position=position)
         if verdict not in (Verdict.ACCEPT, Verdict.SEAL):
             return
@@ -449,7 +490,7 @@ class Folder(Lane[Reading | Command]):
     def _advance(self) -> None:
         now = asyncio.get_running_loop().time()
         for unit in self._judged:
-            if unit.messages and unit.generation == self._holdings.generation:
+            if unit.messages and not unit.ahead and unit.generation == self._holdings.generation:
                 unit.holding.folded = max(unit.holding.folded, unit.messages[-1].sequence)
                 FOLD_LAG.observe(now - unit.read_at)
 

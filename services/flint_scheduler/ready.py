@@ -206,6 +206,14 @@ class ReadyQueue:
         """All lanes that were ever used and are not empty for long."""
         return self._lanes.values()
 
+    def most_urgent(self, pool: str) -> int:
+        """The most urgent level of which a run waits for a slot of the pool; SPARE when none does."""
+        if len(self._lanes) == 1:
+            lanes: Iterable[Lane] = (self._default,) if pool == DEFAULT_POOL else ()
+        else:
+            lanes = [lane for lane in self._lanes.values() if lane.pool == pool]
+        return min((level for lane in lanes for level in range(LEVELS) if lane.live[level]), default=SPARE)
+
     def waits_for(self, pool: str) -> bool:
         """Whether a run waits for a slot of the pool, those that only take what is left over apart."""
         if len(self._lanes) == 1:

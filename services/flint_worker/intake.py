@@ -7,12 +7,15 @@ beginning: what was taken before is refused by the table. When the task dies the
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from flint_bus import JOBS_STREAM, Bus, StreamLost
+from flint_bus import JOBS_STREAM, Bus, Consumer, StoredMessage, StreamLost
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_core.queueing import LEVELS, URGENT
 from flint_ops.logging import get_logger
 from flint_worker.table import LegTable
 
@@ -20,6 +23,9 @@ __all__ = ["Intake"]
 
 _PAUSE_S: Final = 0.5
 _BATCH: Final = 256
+_AT_ONCE: Final = 64
+_AT_ONCE_IN_A_HURRY: Final = 16
+"""Legs that begin in one turn of the event loop: those under way, and urgent ones that come, must not wait for all."""
 
 _log = get_logger("flint_worker.intake")
 
@@ -42,10 +48,7 @@ class Intake:
             opened = asyncio.create_task(self._opened(consumer.live))
             try:
                 while True:
-                    for message in await consumer.next_batch(_BATCH):
-                        self._take(message.data)
-                    # A full stream of jobs must not keep running legs from their turn.
-                    await asyncio.sleep(0)
+                    await self._take_all(consumer)
             except StreamLost as lost:
                 if self.reading.is_set() or not self._told:
                     _log.warning("jobs_stream_lost", error=str(lost))
@@ -60,10 +63,31 @@ class Intake:
         await live.wait()
         self.reading.set()
 
-    def _take(self, data: bytes) -> None:
-        try:
-            job = dispatch_pb2.Job.FromString(data)
-        except DecodeError:
-            _log.error("job_unreadable", size=len(data))
-            return
-        self._table.offer(job)
+    async def _take_all(self, consumer: Consumer) -> None:
+        """Wait for jobs and offer them, the most urgent first, also of those that come meanwhile."""
+        jobs: list[deque[dispatch_pb2.Job]] = [deque() for _ in range(LEVELS)]
+        left = self._read(await consumer.next_batch(_BATCH), jobs)
+        while left:
+            at_once = _AT_ONCE
+            if jobs[URGENT]:
+                self._bus.hurry()
+                at_once = _AT_ONCE_IN_A_HURRY
+            for _ in range(min(left, at_once)):
+                self._table.offer(next(filter(None, jobs)).popleft())
+                left -= 1
+            await asyncio.sleep(0)
+            if left and consumer.waiting and left < _BATCH:
+                left += self._read(await consumer.next_batch(_BATCH), jobs)
+
+    def _read(self, messages: Iterable[StoredMessage], jobs: list[deque[dispatch_pb2.Job]]) -> int:
+        """Sort jobs by level; how many there are."""
+        count = 0
+        for message in messages:
+            try:
+                job = dispatch_pb2.Job.FromString(message.data)
+            except DecodeError:
+                _log.error("job_unreadable", size=len(message.data))
+                continue
+            jobs[min(job.level, LEVELS - 1)].append(job)
+            count += 1
+        return count

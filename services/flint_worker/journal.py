@@ -14,6 +14,7 @@ from flint_bus import AppendUnknown, Bus, BusError, SequenceMismatch, StreamFull
 from flint_bus.subjects import journal_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
+from flint_core.queueing import URGENT
 from flint_ops.clock import boottime
 from flint_worker.lease import Lease
 from flint_worker.telemetry import APPEND_RETRIES, APPENDS
@@ -51,6 +52,7 @@ class JournalWriter:
         self._expected: int = job.expected_sequence
         self._index = job.position + 1
         self._job = job
+        self._patient = job.level != URGENT
         self._stored_at = boottime()
         self.give_up = asyncio.Event()
         """Set: stop trying, the journal is gone."""
@@ -84,6 +86,7 @@ class JournalWriter:
                     stream=self._stream,
                     expected_sequence=self._expected,
                     timeout_s=_APPEND_TIMEOUT_S,
+                    patient=self._patient,
                 )
             except SequenceMismatch:
                 found = await self._sequence_of(msg_id)

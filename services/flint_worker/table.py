@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Final
 
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_core.queueing import URGENT, slots_beyond
 from flint_ops.logging import get_logger
 from flint_worker.figures import FIGURES
 from flint_worker.leg import Leg
@@ -50,6 +51,7 @@ class LegTable:
     def __init__(self, incarnation: str, slots: int, make: Callable[[dispatch_pb2.Job], Leg]) -> None:
         self._incarnation = incarnation
         self._slots = slots
+        self._urgent_slots = slots + slots_beyond(slots)
         self._waiting_limit = slots * 4 + 1000
         self._make = make
         self._sessions: OrderedDict[bytes, _Session] = OrderedDict()
@@ -94,7 +96,7 @@ class LegTable:
             job.cancel_requested = True
         if self._early:
             job.inbox.extend(self._early.pop(nonce, ()))
-        if len(self._running) < self._slots or self._draining:
+        if self._has_slot(job.level) or self._draining:
             self._start(nonce, job)
         else:
             self._waiting[nonce] = job
@@ -138,6 +140,9 @@ class LegTable:
                 del session.taken[sequence]
                 self._taken.discard(nonce)
 
+    def _has_slot(self, level: int) -> bool:
+        return len(self._running) < (self._urgent_slots if level == URGENT else self._slots)
+
     def _level(self, nonce: bytes) -> int:
         return self._waiting[nonce].level
 
@@ -161,8 +166,10 @@ class LegTable:
         legs_ended(outcome).inc()
         if self._running.get(nonce) is leg:
             del self._running[nonce]
-        while self._waiting and len(self._running) < self._slots and not self._closed:
+        while self._waiting and len(self._running) < self._urgent_slots and not self._closed:
             nonce = min(self._waiting, key=self._level)  # of those alike, the first that came
+            if not self._has_slot(self._level(nonce)):
+                break
             self._start(nonce, self._waiting.pop(nonce))
         self._look_idle()
 

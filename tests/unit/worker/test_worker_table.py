@@ -261,3 +261,25 @@ async def test_messages_for_a_leg_that_waits_are_kept_once_and_within_bounds() -
     await eventually(lambda: b"b" in room.legs)
     # The small one does not overtake those that found no room.
     assert [message.key for message in room.legs[b"b"].job.inbox] == ["k0", "k1", "k2", "l0", "l1", "l2"]
+
+
+async def test_urgent_legs_begin_beyond_the_slots_of_a_large_worker_and_no_others() -> None:
+    room = Room(slots=100)
+
+    def offer(nonce: bytes, level: int) -> None:
+        room.table.offer(dispatch_pb2.Job(leg_nonce=nonce, claimant=INCARNATION, level=level))
+
+    for n in range(101):
+        offer(b"n%d" % n, 5)
+    assert len(room.legs) == 100
+    for n in range(3):
+        offer(b"u%d" % n, 0)
+    assert set(room.legs) >= {b"u0", b"u1"}
+    assert len(room.legs) == 102
+    await finish(room.legs[b"n0"])
+    assert b"u2" in room.legs, "the most urgent first"
+    await finish(room.legs[b"n1"])
+    await finish(room.legs[b"n2"])
+    assert b"n100" not in room.legs, "100 run: the slots are full"
+    await finish(room.legs[b"u0"])
+    assert b"n100" in room.legs
