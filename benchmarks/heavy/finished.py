@@ -106,7 +106,7 @@ class Writer:
         return BURST * bursts
 
     def settle(self) -> None:
-        """What autovacuum would come to by itself, and checkpoints too: now, so that nothing of it is measured."""
+        """What autovacuum would come to by itself."""
         self._connection.execute("VACUUM (ANALYZE) run")
         self._connection.execute("VACUUM (ANALYZE) run_entry")
 

@@ -94,8 +94,7 @@ class History:
         if wanted:
             self.written += await self._write(console, wanted, self.first_ms, self.last_ms)
         took_s = time.perf_counter() - began
-        await asyncio.to_thread(self.writer.settle)
-        await self._checkpoint()
+        await self.settle()
         grown = (await self._bytes() - before) / self.written
         rate = f", {wanted / took_s:,.0f} runs/s" if wanted else ""
         outcome.add(
@@ -123,7 +122,15 @@ class History:
     async def _bytes(self) -> int:
         return int(await self.ask("SELECT pg_database_size(current_database())"))
 
-    async def _checkpoint(self) -> None:
+    async def settle(self) -> float:
+        """What autovacuum and checkpoints would come to by themselves, now: nothing of it is measured. Seconds."""
+        began = time.perf_counter()
+        await asyncio.to_thread(self.writer.settle)
+        await self.checkpoint()
+        return time.perf_counter() - began
+
+    async def checkpoint(self) -> None:
+        """After it, each page that is changed is written to the log once as a whole."""
         await self.ask("CHECKPOINT", superuser=True)
 
     async def ask(self, query: str, *, superuser: bool = False) -> Any:

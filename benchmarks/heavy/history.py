@@ -17,6 +17,7 @@ from rich.table import Table
 
 import limits
 import workloads
+from budget import Budget, Meter
 from flint_core.ids import run_id_text
 from flint_sdk import AsyncFlint, NotFound, Run, RunState
 from heavy.generated import PAGE, SPAN_DAYS, History, check_generated
@@ -28,6 +29,8 @@ __all__ = ["long_history"]
 
 SETTINGS = {"retention": {"runs_per_s": 100_000, "batch_runs": 1_000, "sweep_s": 5.0}}
 """Deletion as fast as it goes: the usual 200 runs a second for each scheduler would take hours for millions."""
+
+ROUNDS = 5
 
 Search = Callable[[AsyncFlint], Awaitable[object]]
 
@@ -87,16 +90,28 @@ class Phase:
     w1_batch: float
     commits: float
     unary: float
+    budget: Budget  # of a run started singly
     searches: dict[str, float]  # p95, ms
 
 
 async def measure(stack: RunningStack, flint: AsyncFlint, history: History, share: float) -> Phase:
     """Starts singly and in hundreds, medians of five rounds; what the servers underneath give beside it; searches."""
     await workloads.singly(flint, "bench-one", max(200, int(1000 * share)), 64)  # warm
-    w1, w1_batch = [], []
-    for _ in range(5):
-        w1.append(await workloads.singly(flint, "bench-one", max(200, int(4000 * share)), 128))
-        w1_batch.append(await workloads.in_batches(flint, "bench-one", max(200, int(10_000 * share))))
+    await history.checkpoint()
+    w1: list[float] = []
+    each = max(200, int(4000 * share))
+
+    async def rounds() -> float:
+        w1.extend([await workloads.singly(flint, "bench-one", each, 128) for _ in range(ROUNDS)])
+        return statistics.median(w1)
+
+    meter = await Meter.open(stack)
+    try:
+        singly, budget = await meter.measure(ROUNDS * each, rounds)
+    finally:
+        await meter.close()
+    hundreds = max(200, int(10_000 * share))
+    w1_batch = [await workloads.in_batches(flint, "bench-one", hundreds) for _ in range(ROUNDS)]
     times: dict[str, float] = {}
     for name, search in searches(history).items():
         taken = []
@@ -106,10 +121,11 @@ async def measure(stack: RunningStack, flint: AsyncFlint, history: History, shar
             taken.append((time.perf_counter() - began) * 1000)
         times[name] = percentile(taken, 0.95)
     return Phase(
-        statistics.median(w1),
+        singly,
         statistics.median(w1_batch),
         await limits.commits(stack.settings),
         await limits.unary_calls(),
+        budget,
         times,
     )
 
@@ -130,6 +146,7 @@ async def long_history(
             phases["full"] = await measure(stack, flint, history, share)
             console.print("W8: the full one is measured")
             phases["dropping"], gone = await _drop(console, stack, flint, history, outcome, share, drop_minutes)
+            outcome.add(told("retention: time to vacuum after it", await history.settle(), "s"))
             phases["half"] = await measure(stack, flint, history, share)
             await _check_dropped(flint, history, gone)
         finally:
@@ -197,6 +214,9 @@ def _report(console: Console, outcome: Outcome, phases: dict[str, Phase], writte
         "W1 in hundreds, runs/s": lambda phase: phase.w1_batch,
         "raw: commits/s": lambda phase: phase.commits,
         "raw: unary calls/s": lambda phase: phase.unary,
+        "PostgreSQL, CPU µs a run": lambda phase: phase.budget.cpu_us["postgres"],
+        "all processes, CPU µs a run": lambda phase: phase.budget.total_us,
+        "write-ahead log, bytes a run": lambda phase: phase.budget.wal_bytes,
     }
     for title, figure in rows.items():
         table.add_row(title, *(f"{figure(phase):,.0f}" for phase in phases.values()))
@@ -213,6 +233,8 @@ def _report(console: Console, outcome: Outcome, phases: dict[str, Phase], writte
         outcome.add(
             at_least(f"{title}: W1 singly, of the empty system's", phase.w1 / empty.w1, 0.9, "×", raw),
             at_least(f"{title}: W1 in hundreds", phase.w1_batch / empty.w1_batch, 0.9, "×"),
+            told(f"{title}: write-ahead log of a run", phase.budget.wal_bytes / empty.budget.wal_bytes, "×"),
+            told(f"{title}: CPU of a run, all processes", phase.budget.total_us / empty.budget.total_us, "×"),
         )
         for search, p95 in phase.searches.items():
             note = f"empty: {empty.searches[search]:.1f} ms" if search in empty.searches else ""
@@ -220,5 +242,6 @@ def _report(console: Console, outcome: Outcome, phases: dict[str, Phase], writte
     outcome.add(told("W1 singly while retention deletes", phases["dropping"].w1 / empty.w1, "×"))
     outcome.series["phases"] = {
         name: {"w1": p.w1, "w1_batch": p.w1_batch, "commits": p.commits, "unary": p.unary, "p95_ms": p.searches}
+        | {"cpu_us": p.budget.cpu_us, "wal_bytes": p.budget.wal_bytes, "messages": p.budget.messages}
         for name, p in phases.items()
     }
