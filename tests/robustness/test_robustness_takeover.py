@@ -131,7 +131,7 @@ async def test_who_loses_its_lease_before_it_takes_ends_nobody(tmp_path: Path) -
             finally:
                 os.kill(int(held.suffix[1:]), signal.SIGCONT)
             await starting
-            await eventually(lambda: "groups_taken_by_another" in logged(stack, "scheduler-2"), WAIT_S)
+            await eventually(lambda: was_refused(stack, "scheduler-2"), WAIT_S)
             # It begins anew and is given its share, by the one whose session it might have ended.
             await eventually(lambda: share(record, "scheduler-1", "scheduler-2"), WAIT_S)
             ended = "SELECT count(*) FROM owner_session WHERE session_id::text = :s AND ended_at IS NOT NULL"
@@ -143,5 +143,7 @@ async def test_who_loses_its_lease_before_it_takes_ends_nobody(tmp_path: Path) -
             await record.close()
 
 
-def logged(stack: RunningStack, name: str) -> str:
-    return stack.stack.layout.log_file(name).read_text()
+def was_refused(stack: RunningStack, name: str) -> bool:
+    """Its commit found other terms; or, held for too long, it gave its connections up before it could try."""
+    log = stack.stack.layout.log_file(name).read_text()
+    return "groups_taken_by_another" in log or "session_failed" in log
