@@ -216,7 +216,7 @@ async def test_no_time_fires_twice_when_owners_die(house: House) -> None:
         )
         published += 10
         await at_least(house, name, before + 3)
-        await house.stack.ready(victim, 60.0)  # the next one that dies has an heir
+        await house.stack.ready(victim, 120.0)  # the next one that dies has an heir
     runs = await at_least(house, listener, published)
     outputs = [(await house.flint.wait(run.id)).output["got"] for run in runs]
     assert sorted(data["n"] for (data,) in outputs) == list(range(published))
