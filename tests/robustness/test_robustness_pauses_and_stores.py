@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,12 @@ async def test_stopped_owner_is_fenced(tmp_path: Path) -> None:
             async def taken_over() -> bool:
                 return (await traffic.record.groups_of(other)) >= groups
 
-            await eventually(taken_over, timeout_s=30)
+            await eventually(taken_over, timeout_s=60)
             after = await traffic.record.terms()
             assert all(after[g] > before[g] for g in groups)
             stack.resume(victim)
             # Awake, it finds out by a commit that PostgreSQL refuses.
-            await eventually(lambda: refused_commits(stack, victim), timeout_s=30)
+            await eventually(lambda: refused_commits(stack, victim), timeout_s=60)
             await traffic.finish()
             assert await traffic.judge() == {}
             legs = await traffic.record.legs()
@@ -68,6 +69,7 @@ async def test_stopped_worker_records_nothing_more(tmp_path: Path) -> None:
             await traffic.until_executions(2 * RUNS)
             victim = await traffic.incarnation("worker-1")
             stack.pause("worker-1")
+            await world.heard()
             lost = await traffic.moment()
             held = (await traffic.record.open_legs()).get(victim, [])
             assert held, "the victim held no leg"
@@ -75,15 +77,24 @@ async def test_stopped_worker_records_nothing_more(tmp_path: Path) -> None:
             async def none_left() -> bool:
                 return victim not in await traffic.record.open_legs()
 
-            await eventually(none_left, timeout_s=30)
+            await eventually(none_left, timeout_s=60)
             folded = {(s.run, s.step) for s in await traffic.record.steps() if s.worker == victim}
+
+            async def registered_anew() -> bool:
+                found = [w async for w in traffic.flint.list_workers() if w.worker_id == "worker-1"]
+                return any(w.name != f"workers/{victim}" for w in found)
+
+            # A call that it was about to make comes now: no outcome may be folded before that is over.
+            world.gate.clear()
+            went_on_at = time.time()
             stack.resume("worker-1")
+            await eventually(registered_anew, timeout_s=60)
             await traffic.finish()
             legs = await traffic.record.legs()
             repeats = await traffic.judge()
             assert any(legs[run] > 1 for run in held)
             assert {run_of(key) for key in repeats} <= set(held)
-            traffic.were_in_flight(repeats, lost)
+            traffic.were_in_flight(repeats, lost, went_on_at=went_on_at)
             assert all(count <= legs[run_of(key)] for key, count in repeats.items())
             now = {(s.run, s.step) for s in await traffic.record.steps() if s.worker == victim}
             assert now == folded, "the zombie's outcome was recorded"
@@ -116,7 +127,7 @@ async def test_deleted_journal(tmp_path: Path) -> None:
             async def piled_up() -> bool:
                 return await unfolded_entries(stack, traffic) > 50
 
-            await eventually(piled_up, timeout_s=10)
+            await eventually(piled_up, timeout_s=60)
             await stack.kill("nats", hold=True)
             shutil.rmtree(stack.data_dir / "nats")
             lost = await traffic.moment()
@@ -160,6 +171,6 @@ async def test_deleted_etcd_store(tmp_path: Path) -> None:
                 )
 
             # No term fell with etcd's revisions: each group is its owner's still, or another's under a higher term.
-            await eventually(owned_anew, timeout_s=30)
+            await eventually(owned_anew, timeout_s=60)
         finally:
             await traffic.close()

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
 __all__ = ["Execution", "Outside", "outside_world"]
@@ -54,6 +54,17 @@ class Outside:
             found[execution.key].append(execution)
         return found
 
+    async def heard(self) -> None:
+        """Returns when every call that was sent before is in the log: one of our own has been answered after them."""
+        async with asyncio.timeout(60):
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            try:
+                for _ in range(2):  # the first may be served in the turn that serves them
+                    writer.write(b"GET /heard HTTP/1.1\r\nHost: outside\r\n\r\n")
+                    await reader.readuntil(b"heard")
+            finally:
+                writer.close()
+
 
 @asynccontextmanager
 async def outside_world(delay_s: float = 0.05) -> AsyncIterator[Outside]:
@@ -73,7 +84,10 @@ async def outside_world(delay_s: float = 0.05) -> AsyncIterator[Outside]:
         await world.gate.wait()
         return JSONResponse({"key": key})
 
-    app = Starlette(routes=[Route("/steps/{step}", step, methods=["POST"])])
+    async def heard(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("heard")
+
+    app = Starlette(routes=[Route("/steps/{step}", step, methods=["POST"]), Route("/heard", heard)])
     config = uvicorn.Config(
         app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1, timeout_keep_alive=300
     )

@@ -135,11 +135,15 @@ class Traffic:
                 repeats[key] = len(executions)
         return repeats
 
-    def were_in_flight(self, repeats: Iterable[str], lost: Moment, *, last_only: bool = True) -> None:
+    def were_in_flight(
+        self, repeats: Iterable[str], lost: Moment, *, last_only: bool = True, went_on_at: float | None = None
+    ) -> None:
         """Each repeated step had begun before the loss and was not recorded then.
 
         `last_only`: and it was the last one that its run had begun, for an outcome is acknowledged before the next
-        call; so at most one step of a run repeats, unless the journal itself was lost.
+        call; so at most one step of a run repeats, unless the journal itself was lost. `went_on_at`: when the process
+        that was stopped went on. It may have stopped between its look at the lease and the call of the next step,
+        which is then made when it goes on.
         """
         executions = self.world.by_key()
         begun: dict[str, list[str]] = defaultdict(list)
@@ -147,6 +151,11 @@ class Traffic:
             if execution.came_at <= lost.at and execution.key not in begun[run_of(execution.key)]:
                 begun[run_of(execution.key)].append(execution.key)
         for key in repeats:
+            if went_on_at is not None and executions[key][-1].came_at >= went_on_at:
+                earlier = begun[run_of(key)]
+                if key not in earlier and len(earlier) == int(step_of(key).split("/")[2]):
+                    assert (run_of(key), step_of(key)) not in lost.recorded, f"{key} was recorded before it began"
+                    continue
             assert executions[key][0].came_at <= lost.at, f"{key} began after the loss and was executed twice"
             assert (run_of(key), step_of(key)) not in lost.recorded, f"{key} was recorded before the loss"
             if last_only:
