@@ -116,7 +116,7 @@ class Advance:
 # index (namespace_id, workflow_id).
 READ_LATEST = text("""
 SELECT d.definition_id, d.schedule, s.schedule_id, s.definition_id AS active, c.shard_groups, clock_timestamp() AS at,
-       s.paused_at, s.pause_note, s.paused_by, s.paused_seq, s.resumed_seq
+       s.paused_at, s.pause_note, s.paused_by, s.resumed_seq
 FROM cluster c
 LEFT JOIN LATERAL (
     SELECT v.definition_id, v.schedule FROM workflow_version v
@@ -135,10 +135,10 @@ UPDATE run_await SET closed = true, served = false WHERE run_id = CAST(:schedule
 
 BEGIN = text("""
 INSERT INTO schedule (schedule_id, namespace_id, workflow_id, definition_id, group_id, kind, since, next_fire_at,
-                      nominal_at, calendars, paused_at, pause_note, paused_by, paused_seq, resumed_seq)
+                      nominal_at, calendars, paused_at, pause_note, paused_by, resumed_seq)
 VALUES (CAST(:schedule_id AS uuid), :namespace, :workflow_id, :definition_id, :group, :kind, :at,
         CAST(:next AS timestamptz), CAST(:nominal AS timestamptz), CAST(:calendars AS text[]), :paused_at, :pause_note,
-        :paused_by, :paused_seq, :resumed_seq)
+        :paused_by, :resumed_seq)
 """)
 
 # Primary key of schedule_calendar. Whoever deletes one holds the namespace's row, too.
@@ -246,7 +246,7 @@ async def sync_schedule(connection: AsyncConnection, namespace: str, workflow_id
         "paused_at": row.paused_at,
         "pause_note": row.pause_note,
         "paused_by": row.paused_by,
-        "paused_seq": row.paused_seq,
+        # What came before the pause was for the version before: a subscription begins a little earlier than its own.
         "resumed_seq": row.resumed_seq,
     }
     await connection.execute(BEGIN, common | about)

@@ -40,7 +40,7 @@ async def missed(house: House, schedule: str, count: int) -> Schedule:
 
 
 async def test_what_is_published_during_a_pause_is_dropped(house: House) -> None:
-    kind = "com.example.paused"
+    kind = f"com.example.{house.name('paused')}"
     schedules, publish = house.flint.schedules, house.flint.publish_events
     name = await house.apply(f"schedule: {{on: {{one: {{with: {{type: {kind}}}}}}}}}\n{ECHO}")
     own = f"workflow.{name}"
@@ -72,7 +72,7 @@ async def test_what_is_published_during_a_pause_is_dropped(house: House) -> None
 
 
 async def test_a_set_is_completed_by_what_comes_after_the_pause(house: House) -> None:
-    one, other = "com.example.pause-a", "com.example.pause-b"
+    one, other = (f"com.example.{house.name('paused')}" for _ in range(2))
     schedules, publish = house.flint.schedules, house.flint.publish_events
     filters = ", ".join(f"{{with: {{type: {kind}}}}}" for kind in (one, other))
     name = await house.apply(f"schedule: {{on: {{all: [{filters}]}}}}\n{ECHO}")
