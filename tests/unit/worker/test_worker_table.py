@@ -197,6 +197,8 @@ async def test_all_legs_are_given_back_and_later_ones_begin(room: Room) -> None:
     await room.table.idle.wait()
     assert room.offer(b"d")
     assert not room.legs[b"d"].paused and not room.legs[b"d"].drained
+    room.legs[b"d"].ending.set()
+    await room.table.idle.wait()
 
 
 async def test_draining_reaches_running_waiting_and_later_legs(room: Room) -> None:
