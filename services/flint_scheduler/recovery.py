@@ -19,6 +19,7 @@ from collections.abc import Coroutine, Iterable
 from flint_bus import Bus, BusError, StreamMissing
 from flint_bus.subjects import control_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_core.queueing import slots_beyond
 from flint_ops.logging import get_logger
 from flint_scheduler.cards import Phase, RunBook, RunCard
 from flint_scheduler.crowds import Crowds, Relief
@@ -217,16 +218,17 @@ class Recovery:
         """Runs whose legs on a lost worker surely waited for a slot there: they did not harm it.
 
         A worker begins legs in the order of their jobs, the more urgent ones first when a slot comes free, and no more
-        at a time than it has slots; what is beyond these, of this scheduler's own jobs alone, had not begun. Where the
-        order cannot be told (a leg taken over from another owner) the leg counts as begun.
+        at a time than it has slots and urgent legs go beyond; what is beyond these, of this scheduler's own jobs alone,
+        had not begun. Where the order cannot be told (a leg taken over from another owner) the leg counts as begun.
         """
         by_worker: dict[str, list[RunCard]] = {}
         for card in cards:
             by_worker.setdefault(card.claimant or "", []).append(card)
         found: set[bytes] = set()
         for claimant, held in by_worker.items():
-            beyond = len(held) - self._fleet.slots_of(claimant)
-            if beyond > 0 and self._fleet.slots_of(claimant) > 0:
+            slots = self._fleet.slots_of(claimant)
+            beyond = len(held) - slots - slots_beyond(slots)
+            if beyond > 0 and slots > 0:
                 waiting = [card for card in held if card.job_sequence]
                 waiting.sort(key=lambda card: (card.level, card.job_sequence), reverse=True)
                 found.update(card.run_id for card in waiting[:beyond])

@@ -34,6 +34,11 @@ def test_what_is_beyond_a_workers_slots_had_not_begun() -> None:
     assert unbegun(2, leg(1, 1), leg(2, 2), leg(3, 3), leg(4, 4)) == {3, 4}
 
 
+def test_a_large_worker_runs_urgent_legs_beyond_its_slots() -> None:
+    assert unbegun(100, *(leg(n, n, level=0 if n > 100 else 5) for n in range(1, 103))) == set()
+    assert unbegun(100, *(leg(n, n, level=0 if n > 102 else 5) for n in range(1, 105))) == {101, 102}
+
+
 def test_the_less_urgent_waited() -> None:
     assert unbegun(1, leg(1, 3, level=0), leg(2, 2, level=9)) == {2}
 
