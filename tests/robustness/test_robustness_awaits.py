@@ -67,7 +67,7 @@ class Families:
             left = await self.record.number("SELECT (SELECT count(*) FROM run_await) + (SELECT count(*) FROM inbox)")
             return not left
 
-        await eventually(settled, timeout_s=30)
+        await eventually(settled, timeout_s=60)
 
     async def close(self) -> None:
         await self.flint.close()
@@ -82,7 +82,7 @@ async def test_kill_everything_that_knows_of_the_wait(tmp_path: Path) -> None:
             await stack.kill("worker-1")
             await stack.kill("scheduler-1", hold=True)
             world.gate.set()
-            await eventually(lambda: families.record.groups_of("scheduler-2"), timeout_s=30)
+            await eventually(lambda: families.record.groups_of("scheduler-2"), timeout_s=60)
             await stack.kill("worker-2")
             await stack.start("scheduler-1")
             await families.finish()

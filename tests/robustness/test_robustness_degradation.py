@@ -242,15 +242,15 @@ async def full_journal(stack: RunningStack, generation: int) -> AsyncIterator[No
     name = journal_stream(generation)
     bus = await Bus.connect(stack.settings.nats, name="test")
     try:
-        found: dict[str, Any] = await call_api(bus.request, f"STREAM.INFO.{name}", None, 5.0)
+        found: dict[str, Any] = await call_api(bus.request, f"STREAM.INFO.{name}", None, 60.0)
         config = found["config"]
-        full = await call_api(bus.request, f"STREAM.UPDATE.{name}", config | {"max_bytes": 1024}, 5.0)
+        full = await call_api(bus.request, f"STREAM.UPDATE.{name}", config | {"max_bytes": 1024}, 60.0)
         assert full["state"]["last_seq"] >= found["state"]["last_seq"]
         assert full["state"]["bytes"] > 1024
         try:
             yield
         finally:
-            await call_api(bus.request, f"STREAM.UPDATE.{name}", config, 5.0)
+            await call_api(bus.request, f"STREAM.UPDATE.{name}", config, 60.0)
     finally:
         await bus.close()
 

@@ -19,13 +19,19 @@ RUNS = 200
 MIDDLE = RUNS * 2  # executions after which every run is under way and none has ended
 
 
+LEASES = {"registry": {"lease_ttl_s": 15}, "etcd": {"lease_ttl_s": 10}}
+"""Nobody loses one because the machine is busy: for tests in which none is to end."""
+
+
 @asynccontextmanager
-async def traffic_in_the_middle(folder: Path) -> AsyncIterator[tuple[RunningStack, Traffic]]:
+async def traffic_in_the_middle(
+    folder: Path, leases: dict[str, dict[str, int]] | None = None
+) -> AsyncIterator[tuple[RunningStack, Traffic]]:
     """A fresh stack with 200 runs, at their second or third step of five.
 
     The outside holds its answers from then on, until `finish`: so the runs are in the middle whenever the victim dies.
     """
-    async with outside_world(delay_s=0.5) as world, running_stack(folder) as stack:
+    async with outside_world(delay_s=0.5) as world, running_stack(folder, overrides=leases) as stack:
         traffic = await Traffic.start(stack, world, RUNS)
         try:
             await traffic.until_executions(MIDDLE)
@@ -73,11 +79,11 @@ async def test_kill_owner(tmp_path: Path) -> None:
         legs = await traffic.record.legs()
         assert {legs[run] for run in held} == {1}, "a leg was raised although its worker lived"
         await stack.start(victim)
-        await eventually(lambda: traffic.record.groups_of(victim), timeout_s=30)
+        await eventually(lambda: traffic.record.groups_of(victim), timeout_s=60)
 
 
 async def test_kill_registry(tmp_path: Path) -> None:
-    async with traffic_in_the_middle(tmp_path) as (stack, traffic):
+    async with traffic_in_the_middle(tmp_path, LEASES) as (stack, traffic):
         incarnations = await traffic.incarnations()
         assert await traffic.record.open_legs(), "no leg was open"
         led = 0.0
@@ -87,7 +93,7 @@ async def test_kill_registry(tmp_path: Path) -> None:
             async def renewed(address: str = address) -> bool:
                 return (await read_metrics(address)).total("flint_registry_renewals_total", outcome="renewed") > 0
 
-            await eventually(renewed, timeout_s=30)  # workers live by leases that the victim renewed
+            await eventually(renewed, timeout_s=60)  # workers live by leases that the victim renewed
             led += (await read_metrics(address)).total("flint_registry_leading")
             await stack.kill(victim)
             await stack.ready(victim)
@@ -99,7 +105,7 @@ async def test_kill_registry(tmp_path: Path) -> None:
 
 
 async def test_kill_nats(tmp_path: Path) -> None:
-    async with traffic_in_the_middle(tmp_path) as (stack, traffic):
+    async with traffic_in_the_middle(tmp_path, LEASES) as (stack, traffic):
         terms, generation = await traffic.record.terms(), await traffic.record.generation()
         held = await traffic.record.open_legs()
         assert sum(map(len, held.values())), "no leg was open"
@@ -116,7 +122,7 @@ async def test_kill_nats(tmp_path: Path) -> None:
 
 
 async def test_kill_etcd(tmp_path: Path) -> None:
-    async with traffic_in_the_middle(tmp_path) as (stack, traffic):
+    async with traffic_in_the_middle(tmp_path, LEASES) as (stack, traffic):
         terms, incarnations = await traffic.record.terms(), await traffic.incarnations()
         assert await traffic.record.open_legs()
         await stack.kill("etcd")
@@ -126,7 +132,7 @@ async def test_kill_etcd(tmp_path: Path) -> None:
         # Its store survived, leases too; were some of them over all the same, then terms rose, and none fell.
         after = await traffic.record.terms()
         assert all(after[group] >= term for group, term in terms.items())
-        assert await eventually(lambda: every_group_is_owned(traffic), timeout_s=30)
+        assert await eventually(lambda: every_group_is_owned(traffic), timeout_s=60)
         repeats, legs = await traffic.judge(), await traffic.record.legs()
         assert all(legs[run_of(key)] > 1 for key in repeats)
         traffic.were_in_flight(repeats, lost)
@@ -139,7 +145,7 @@ async def every_group_is_owned(traffic: Traffic) -> bool:
 
 
 async def test_kill_postgresql(tmp_path: Path) -> None:
-    async with traffic_in_the_middle(tmp_path) as (stack, traffic):
+    async with traffic_in_the_middle(tmp_path, LEASES) as (stack, traffic):
         terms, incarnations = await traffic.record.terms(), await traffic.incarnations()
         assert await traffic.record.open_legs()
         under_way = list(traffic.runs)
@@ -149,7 +155,7 @@ async def test_kill_postgresql(tmp_path: Path) -> None:
         await traffic.finish()
         after = await traffic.record.terms()
         assert all(after[group] >= term for group, term in terms.items()), "a committed term was forgotten"
-        assert await eventually(lambda: every_group_is_owned(traffic), timeout_s=30)
+        assert await eventually(lambda: every_group_is_owned(traffic), timeout_s=60)
         # Workers went on into the journal meanwhile: nothing of theirs was lost, so nothing runs again.
         assert await traffic.incarnations() == incarnations
         assert await traffic.judge() == {}
@@ -159,7 +165,7 @@ async def test_kill_postgresql(tmp_path: Path) -> None:
 
 
 async def test_kill_gateway(tmp_path: Path) -> None:
-    async with traffic_in_the_middle(tmp_path) as (stack, traffic):
+    async with traffic_in_the_middle(tmp_path, LEASES) as (stack, traffic):
         terms = await traffic.record.terms()
         assert await traffic.record.open_legs()
         await stack.kill("gateway")

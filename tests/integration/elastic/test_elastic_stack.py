@@ -60,7 +60,7 @@ async def test_from_nothing_and_back_without_losing_a_run(house: House) -> None:
 
 
 async def test_legs_of_a_killed_worker_move_long_before_its_lease_ends(house: House) -> None:
-    name = await house.apply("do:\n  - a: {wait: {seconds: 3}}")
+    name = await house.apply("do:\n  - a: {wait: {seconds: 10}}")  # long enough to be seen at its worker
     handle = await house.flint.start(name, {})
 
     async def runs() -> list[Worker]:

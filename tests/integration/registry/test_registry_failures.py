@@ -31,13 +31,15 @@ def beat_of(card: registry_pb2.WorkerCard, **fields: Any) -> registry_pb2.Beat:
 async def test_a_worker_lost_while_nobody_led_is_recorded_by_the_next_leader(
     start: Any, coord: Coord, eventually: Any
 ) -> None:
-    first = start("registry-1", lease_ttl_s=20)
+    first = start("registry-1", lease_ttl_s=60)
     card = await first.client.register()
     departing = await first.client.register("departing")
     await first.client.deregister(departing)
 
     async def recorded() -> bool:
-        return departing.incarnation in await first.client.workers(ended=True)
+        # As ended, so by the history: what a leader recorded before is there, too.
+        worker = (await first.client.workers(ended=True)).get(departing.incarnation)
+        return worker is not None and worker.state == Worker.STATE_ENDED
 
     await eventually(recorded)
     await first.stop()
