@@ -201,7 +201,10 @@ async def owner_of(house: House, name: str) -> str:
 
 
 async def test_no_time_fires_twice_when_owners_die(house: House) -> None:
-    """Each kill loses moments only while nobody owns the group, and the latest of those is made up for."""
+    """A kill loses moments only while nobody serves the group, and the latest of those is made up for.
+
+    That none is lost where all are to be made up for is shown by test_each_time_has_one_run_whoever_dies.
+    """
     name = await house.apply(f"schedule: {{every: PT1S}}\n{NOTHING}")
     kind = "com.example.through-kills"
     listener = await house.apply(f"schedule: {{on: {{any: [{{with: {{type: {kind}}}}}]}}}}\n{ECHO}")
