@@ -71,7 +71,7 @@ _URGENT_S = 1.0
 _RETRY_S = 0.5
 _DIFFERENCES = 20
 _OPENING_S = 0.02
-_COMPANY_S = 0.005
+_COMPANY_S = 0.025
 _MOST_PENDING_BYTES = 32 * 2**20
 _RUN = runs_pb2.Run
 
@@ -92,9 +92,9 @@ class Reading:
         self.size = 0 if self.ahead else sum(len(m.data) for m in self.messages)
 
     def decode(self) -> bool:
-        """Parse the entries; True when one of them ends or seals a leg: somebody waits for that."""
+        """Parse the entries; True when somebody waits for one of them: it ends or seals a leg, or opens an await."""
         self.entries = [_decode(m) for m in self.messages]
-        return any(e is not None and (e.seal or e.HasField("end")) for e in self.entries)
+        return any(e is not None and (e.seal or e.HasField("end") or e.awaits_opened) for e in self.entries)
 
 
 class _Differs(Exception):
