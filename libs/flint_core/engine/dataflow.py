@@ -74,9 +74,6 @@ class Suspended(Exception):
     """The handler cannot go on before an expression is evaluated; it is entered again with the result."""
 
 
-_SUSPENDED: Final = Suspended()
-
-
 class DataFlow:
     """The state of one run, and how values are read from it."""
 
@@ -213,7 +210,7 @@ class DataFlow:
         if answer is None:
             question = Evaluate(effect_id, source, data, variables, self.now, schema, operation)
             self.question = self.outbox[effect_id] = question
-            raise _SUSPENDED
+            raise Suspended  # each time another: one that is raised again keeps every frame that it ever passed
         self.evaluating = 0
         self.question = None
         self.outbox.pop(effect_id, None)

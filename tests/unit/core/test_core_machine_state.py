@@ -1,9 +1,12 @@
 """Snapshots, pending effects, late and wrong answers, limits, the events' encoding."""
 
+import gc
+import weakref
+
 import orjson
 import pytest
 
-from flint_core.effects import Call, CancelEffect, Timer
+from flint_core.effects import Call, CancelEffect, Evaluate, Timer
 from flint_core.events import (
     CallFailed,
     CallSucceeded,
@@ -16,6 +19,7 @@ from flint_core.events import (
 )
 from flint_core.machine import Cancelled, Machine, MachineLimits, RunFacts, SnapshotError, StateTooLarge, Succeeded
 from flint_core.problems import Problem
+from support.machines import start
 
 FACTS = RunFacts("run-1", "default", "demo", "1.0.0", 1_000, 5, 0, 7)
 PROBLEM = Problem("https://e.x/no", 418, "No", "d", "/do/0/a")
@@ -221,3 +225,18 @@ def test_attempts_go_on_counting_after_a_restore(program_of):
             machine.apply(CallSucceeded(call.effect_id, {}, 1_000, 1_001))
         settled(machine)
     assert attempts == [1, 2, 1, 3, 4]
+
+
+class _Marked(dict):
+    """An input that can be asked for when everybody should have let go of it."""
+
+
+def test_nothing_keeps_a_run_that_waited_for_expressions():
+    data = _Marked(n=2)
+    known = weakref.ref(data)
+    driver = start("do: [{a: {set: {n: '${ [limit(2; .n, 1)] | add }'}}}]", data).run()
+    assert driver.output == {"n": 3}
+    assert any(isinstance(effect, Evaluate) for effect in driver.effects)
+    del driver, data
+    gc.collect()
+    assert known() is None
