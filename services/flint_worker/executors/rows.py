@@ -60,6 +60,7 @@ def rows_of(result: CursorResult[Any], limit: int, limit_bytes: int) -> tuple[li
         return [], _EMPTY
     names = list(result.keys())
     if len(set(names)) != len(names):
+        result.close()
         raise exc.InvalidRequestError("two columns have the same name; give each its own with AS")
     encoded = BytesIO()
     encoded.write(b"[")

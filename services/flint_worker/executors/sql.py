@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import sqlalchemy
-from sqlalchemy import exc, make_url
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy import event, exc, make_url
+from sqlalchemy.engine import Connection, Engine, ExceptionContext
 from sqlalchemy.pool import QueuePool
 
 from flint_core.problems import ProblemType
@@ -196,7 +196,17 @@ def _engine(connection: ConnectionSettings) -> Engine:
             "pool_timeout": connection.timeout_s,
             "pool_pre_ping": True,
         }
-    return sqlalchemy.create_engine(url, hide_parameters=True, **options)
+    engine = sqlalchemy.create_engine(url, hide_parameters=True, **options)
+    event.listen(engine, "handle_error", _close_cursor)
+    return engine
+
+
+def _close_cursor(context: ExceptionContext) -> None:
+    """SQLAlchemy leaves the cursor of a connection that was lost open; psycopg warns when such a one is collected."""
+    execution = context.execution_context
+    if context.is_disconnect and execution is not None:
+        with suppress(Exception):  # the driver's own: there is nothing left that closing it could tell
+            execution.cursor.close()
 
 
 def _run(engine: Engine, job: _Job) -> Any:

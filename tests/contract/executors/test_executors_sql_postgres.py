@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -242,6 +243,10 @@ async def test_a_lost_connection_is_typed_and_replaced(executor: SqlExecutor, ds
     assert await run(executor, query="SELECT 1 AS one") == [{"one": 1}]
     error = await failed(executor, call(query="SELECT 1", connection="away"))
     assert error.problem.type == ProblemType.COMMUNICATION
+    error = await failed(executor, call(query="SELECT 1 AS one, 2 AS one"))
+    assert "same name" in str(error.problem.detail) + error.problem.title
+    del error, task
+    gc.collect()  # what was left open would be complained of now
 
 
 async def test_the_pool_is_bounded(executor: SqlExecutor, dsn: str) -> None:

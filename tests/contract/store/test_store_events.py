@@ -328,6 +328,7 @@ async def test_an_event_in_other_hands_is_matched_before_a_later_one(
 async def test_an_event_that_was_handled_is_not_caught_up_again(desk: Desk, engine: AsyncEngine) -> None:
     (run_id,) = await waiting_runs(engine, 1)
     await desk.publish(event("seen"), event("new"))
+    await settled(engine)  # they came before the await was opened
     async with engine.connect() as connection:
         seq = (
             await connection.execute(
