@@ -11,7 +11,7 @@ import pytest
 from support.metrics import read_metrics
 from support.outside import outside_world
 from support.stack import RunningStack, eventually, running_stack
-from support.traffic import STEPS, Traffic, run_of
+from support.traffic import STEPS, WORKERS_KEEP_LEASES, Traffic, run_of
 
 pytestmark = pytest.mark.robustness
 
@@ -61,7 +61,7 @@ async def test_kill_worker(tmp_path: Path) -> None:
 
 
 async def test_kill_owner(tmp_path: Path) -> None:
-    async with traffic_in_the_middle(tmp_path) as (stack, traffic):
+    async with traffic_in_the_middle(tmp_path, WORKERS_KEEP_LEASES) as (stack, traffic):
         before = await traffic.record.terms()
         owned = {name: await traffic.record.groups_of(name) for name in ("scheduler-1", "scheduler-2")}
         open_legs = {name: await traffic.record.open_legs_of(owned[name]) for name in owned}

@@ -12,7 +12,7 @@ from flint_bus import Bus, journal_stream
 from support.metrics import read_metrics
 from support.outside import outside_world
 from support.stack import RunningStack, eventually, running_stack
-from support.traffic import Traffic, run_of, step_of
+from support.traffic import WORKERS_KEEP_LEASES, Traffic, run_of, step_of
 
 pytestmark = pytest.mark.robustness
 
@@ -20,7 +20,7 @@ RUNS = 200
 
 
 async def test_stopped_owner_is_fenced(tmp_path: Path) -> None:
-    async with outside_world(delay_s=0.5) as world, running_stack(tmp_path) as stack:
+    async with outside_world(delay_s=0.5) as world, running_stack(tmp_path, overrides=WORKERS_KEEP_LEASES) as stack:
         traffic = await Traffic.start(stack, world, RUNS)
         try:
             await traffic.until_executions(2 * RUNS)

@@ -20,9 +20,11 @@ from support.outside import Outside
 from support.record_reader import Record, Recorded
 from support.stack import eventually
 
-__all__ = ["DEFINITION", "STEPS", "Moment", "Record", "Traffic", "run_of"]
+__all__ = ["DEFINITION", "STEPS", "WORKERS_KEEP_LEASES", "Moment", "Record", "Traffic", "run_of"]
 
 STEPS = 5
+WORKERS_KEEP_LEASES = {"registry": {"lease_ttl_s": 15}}
+"""No worker loses its lease because the machine is busy: for tests in which only another process is to."""
 DEFINITION = """
 document:
   dsl: 1.0.3
