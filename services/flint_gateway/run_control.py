@@ -14,7 +14,7 @@ from flint_contracts.gen.flint.runs.v1.control_pb2_grpc import RunControlService
 from flint_contracts.gen.flint.scheduling.v1 import control_pb2 as inner_pb2
 from flint_gateway.reading import RunReader
 from flint_gateway.results import TERMINAL
-from flint_gateway.validation import check_json, namespace_of_parent, page_token_invalid
+from flint_gateway.validation import REQUEST_ID, check_json, namespace_of_parent, page_token_invalid
 from flint_gateway.watching import Hub, run_not_found
 from flint_ops.config import LimitSettings
 from flint_rpc.errors import ErrorReason, FieldViolation, Refused, field_invalid, from_status_proto
@@ -37,7 +37,6 @@ _RUNS: Final = 1000
 _LEVELS: Final = 10
 _SIGNAL_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,63}")
 _SIGNAL_ID: Final = re.compile(r"[!-~]{1,128}")
-_REQUEST_ID: Final = re.compile(r"[\x20-\x7e]{1,128}")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -269,7 +268,7 @@ class RunControlServicer(RunControlServiceServicer):
 
 def own_request_id(given: str) -> str:
     """The id of a call, checked; one of the gateway's own when the client gave none. Raises `Refused`."""
-    if given and _REQUEST_ID.fullmatch(given) is None:
+    if given and REQUEST_ID.fullmatch(given) is None:
         raise field_invalid(("request_id", "must be at most 128 printable ASCII characters"))
     return given or uuid.uuid4().hex
 

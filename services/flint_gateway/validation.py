@@ -19,6 +19,7 @@ from flint_rpc.names import is_label, is_version, parse_parent
 
 __all__ = [
     "OWN_REQUEST_ID",
+    "REQUEST_ID",
     "check_json",
     "make_start",
     "namespace_of_parent",
@@ -28,7 +29,8 @@ __all__ = [
 OWN_REQUEST_ID = "~"
 """Prefix of request ids that the gateway made itself; clients may not use it."""
 
-_REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
+REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
+"""What a client may give."""
 _LAST_SECOND = 253_402_300_800  # the year 10000
 _LONG_NUMBER = re.compile(rb"\d{19}")
 
@@ -58,7 +60,7 @@ def make_start(
     if not request_id:
         # The time first: new ones are neighbours in their index, however many there are, so its pages stay in memory.
         request_id = f"{OWN_REQUEST_ID}{int(time.time() * 1000):012x}{os.urandom(10).hex()}"
-    elif not _REQUEST_ID.fullmatch(request_id) or request_id[0] == OWN_REQUEST_ID:
+    elif not REQUEST_ID.fullmatch(request_id) or request_id[0] == OWN_REQUEST_ID:
         violations.append(
             FieldViolation(prefix + "request_id", "must be 1 to 128 printable ASCII characters, the first not «~»")
         )

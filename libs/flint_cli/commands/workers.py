@@ -91,4 +91,6 @@ async def _named(client: AsyncFlint, worker: str) -> str:
     if len(matching) > 1:
         names = ", ".join(w.incarnation for w in matching)
         raise CommandFailed(f"{worker} is the id of several incarnations: {names}. Name one of them.")
-    return matching[0].name if matching else worker
+    if not matching:
+        raise CommandFailed(f"No live worker has the id or incarnation {worker}; `flint workers list` shows them.")
+    return matching[0].name
