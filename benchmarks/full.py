@@ -2,7 +2,7 @@
 
     python benchmarks/full.py [--only w6,w7,w8] [--again] [--minutes 10] [--queued 10000] [--waiting 10000]
                               [--recovered 1000000] [--finished 10000000] [--size 1.0] [--no-restate]
-                              [--folder DIR] [--results FILE] [--show]
+                              [--quiet-below LOAD] [--folder DIR] [--results FILE] [--show]
 
 Each workload runs on a stack of its own below a temporary folder in DIR (the system's unless told), which is removed
 when it is over, and ends by itself: W6 within twice its minutes and 10 more, W7 within 45 minutes, W8 within 20
@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import uvloop
 from rich.console import Console
 
+from heavy.gauges import quiet
 from heavy.history import long_history
 from heavy.mixed import mixed_day
 from heavy.recovery import recovery
@@ -54,6 +55,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--finished", type=int, default=10_000_000, help="W8: ended runs")
     parser.add_argument("--size", type=float, default=1.0, help="W8: share of the usual number of starts and searches")
     parser.add_argument("--drop-minutes", type=float, default=45.0, help="W8: time that retention has at most")
+    parser.add_argument(
+        "--quiet-below", type=float, default=None, help="begin only while the machine's load is below it"
+    )
     parser.add_argument("--folder", type=Path, default=None, help="where stacks keep their data meanwhile")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--show", action="store_true", help="print what was measured before, and nothing else")
@@ -77,7 +81,13 @@ def plans(asked: argparse.Namespace, console: Console) -> dict[str, tuple[dict[s
 
     async def w8(folder: Path, outcome: Outcome) -> None:
         await long_history(
-            console, folder, outcome, finished=asked.finished, share=asked.size, drop_minutes=asked.drop_minutes
+            console,
+            folder,
+            outcome,
+            finished=asked.finished,
+            share=asked.size,
+            drop_minutes=asked.drop_minutes,
+            load=asked.quiet_below,
         )
 
     return {
@@ -96,6 +106,7 @@ async def measure(asked: argparse.Namespace, console: Console, results: Results)
             console.print(f"{name} was measured before; --again measures it anew")
             continue
         console.print(f"{name} begins at {_now()}; it ends within {limit_s / 60:.0f} minutes")
+        await quiet(console, asked.quiet_below)
         outcome, began = Outcome(options), time.monotonic()
         try:
             with tempfile.TemporaryDirectory(dir=asked.folder) as folder:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+from rich.console import Console
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -17,7 +19,7 @@ from flint_bus import Bus
 from flint_store.engine import create_engine, fetch
 from support.stack import RunningStack
 
-__all__ = ["Gauges", "Memory", "Sizes", "folder_bytes", "resident_mib"]
+__all__ = ["Gauges", "Memory", "Sizes", "folder_bytes", "quiet", "resident_mib"]
 
 # Every table with what belongs to it: indexes, and values kept outside of rows.
 _TABLES = text("""
@@ -47,6 +49,16 @@ def resident_mib(pids: Mapping[str, int]) -> dict[str, float]:
             total += memory.rss - (memory.shared if name == "postgres" else 0)
         found[name] = total / 2**20
     return found
+
+
+async def quiet(console: Console, below: float | None, every_s: float = 10.0) -> None:
+    """Returns when the load average of the last minute is below so much; at once when it is None."""
+    told = False
+    while below is not None and (load := os.getloadavg()[0]) >= below:
+        if not told:
+            told = True
+            console.print(f"the load of the machine is {load:.1f}: nothing is measured until it is below {below:g}")
+        await asyncio.sleep(every_s)
 
 
 class Memory:

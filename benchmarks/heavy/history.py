@@ -20,6 +20,7 @@ import workloads
 from budget import Budget, Meter
 from flint_core.ids import run_id_text
 from flint_sdk import AsyncFlint, NotFound, Run, RunState
+from heavy.gauges import quiet
 from heavy.generated import PAGE, SPAN_DAYS, History, check_generated
 from heavy.results import Outcome
 from heavy.verdicts import at_least, at_most, percentile, told
@@ -131,22 +132,35 @@ async def measure(stack: RunningStack, flint: AsyncFlint, history: History, shar
 
 
 async def long_history(
-    console: Console, folder: Path, outcome: Outcome, *, finished: int, share: float, drop_minutes: float
+    console: Console,
+    folder: Path,
+    outcome: Outcome,
+    *,
+    finished: int,
+    share: float,
+    drop_minutes: float,
+    load: float | None,
 ) -> None:
-    """Empty, full, half. Ends by itself: the filling takes as long as it takes, the dropping at most its minutes."""
+    """Empty, full, half. Ends by itself: the filling takes as long as it takes, the dropping at most its minutes.
+
+    With `load`, each of the three is measured only once the load of the machine is below that.
+    """
     async with running_stack(folder / "w8", overrides=SETTINGS) as stack:
         flint = AsyncFlint(address=stack.gateway, key=stack.admin_key)
         history: History | None = None
         try:
             history = await History.prepare(stack, flint)
+            await quiet(console, load)
             phases = {"empty": await measure(stack, flint, history, share)}
             console.print("W8: the empty system is measured")
             await history.fill(console, finished, outcome)
             await check_generated(flint, history)
+            await quiet(console, load)
             phases["full"] = await measure(stack, flint, history, share)
             console.print("W8: the full one is measured")
             phases["dropping"], gone = await _drop(console, stack, flint, history, outcome, share, drop_minutes)
             outcome.add(told("retention: time to vacuum after it", await history.settle(), "s"))
+            await quiet(console, load)
             phases["half"] = await measure(stack, flint, history, share)
             await _check_dropped(flint, history, gone)
         finally:
