@@ -18,6 +18,7 @@ from flint_bus.errors import (
     StreamMissing,
 )
 from flint_bus.messages import Message, StoredMessage
+from flint_bus.pace import Portion
 from flint_bus.streams import StreamState
 from flint_bus.subjects import JOBS_STREAM, journal_stream
 from flint_bus.subscription import Subscription
@@ -35,6 +36,7 @@ __all__ = [
     "Message",
     "MessageTooLarge",
     "NoResponders",
+    "Portion",
     "SequenceMismatch",
     "StoredMessage",
     "StreamApiError",

@@ -17,6 +17,7 @@ from flint_bus.consumer import Consumer
 from flint_bus.errors import AppendUnknown, BusTimeout, Disconnected, MessageTooLarge, NoResponders
 from flint_bus.inbox import Inbox
 from flint_bus.messages import StoredMessage, status_of
+from flint_bus.pace import Pace
 from flint_bus.streams import StreamAdmin, StreamState
 from flint_bus.subscription import MessageHandler, Subscription
 from flint_bus.wire import Handler, Wire
@@ -55,7 +56,9 @@ class Bus:
         self._supervisor: asyncio.Task[None] | None = None
         self._reconnected: list[Callable[[], None]] = []
         token = uuid.uuid4().hex
-        self._acks = Inbox(f"_INBOX.{token}.a.", _APPENDS_IN_FLIGHT)
+        self.pace = Pace()
+        """Of the event loop's turns, as far as messages fill them."""
+        self._acks = Inbox(f"_INBOX.{token}.a.", _APPENDS_IN_FLIGHT, self.pace)
         self._answers = Inbox(f"_INBOX.{token}.r.", _REQUESTS_IN_FLIGHT)
         self._listeners: dict[int, tuple[str, str, Handler]] = {}
         self._listener_sids: dict[int, int] = {}
@@ -308,10 +311,6 @@ class Bus:
             future.set_exception(AppendUnknown("not connected to NATS"))
         return future
 
-    def hurry(self) -> None:
-        """Turns of the event loop are to be short for a second: fewer of the patient appends are told in each."""
-        self._acks.hurry()
-
     async def last_message(self, stream: str, subject: str, timeout_s: float = 5.0) -> StoredMessage | None:
         """The subject's last message, read from the stream's leader, or None.
 
@@ -348,12 +347,15 @@ class Bus:
         filter_subject: str,
         start_sequence: int = 1,
         on_gone: Callable[[], None] | None = None,
+        ahead: Callable[[StoredMessage], bool] | None = None,
     ) -> Consumer:
         """Reads a stream in order from `start_sequence`, following it. See `Consumer`.
 
-        `on_gone` is called once when the stream is found lost, before the reader sees StreamLost.
+        `on_gone` is called once when the stream is found lost, before the reader sees StreamLost. `ahead` is shown each
+        message as it arrives, once and in order, and must be quick: what it answers True to was taken and does not
+        reach the reader.
         """
-        consumer = Consumer(self, stream, filter_subject, start_sequence, on_gone)
+        consumer = Consumer(self, stream, filter_subject, start_sequence, on_gone, ahead)
         consumer.start()
         return consumer
 

@@ -56,13 +56,20 @@ class Consumer:
     """`async for batch in consumer`, or `next_batch`. One reader at a time; stop with `close`."""
 
     def __init__(
-        self, bus: Bus, stream: str, filter_subject: str, start_sequence: int, on_gone: Callable[[], None] | None
+        self,
+        bus: Bus,
+        stream: str,
+        filter_subject: str,
+        start_sequence: int,
+        on_gone: Callable[[], None] | None,
+        ahead: Callable[[StoredMessage], bool] | None = None,
     ) -> None:
         self._bus = bus
         self._stream = stream
         self._filter = filter_subject
         self._seen = max(0, start_sequence - 1)  # last sequence received, or known not to be wanted
         self._on_gone = on_gone
+        self._ahead = ahead
         self._queue: deque[StoredMessage | _FlowControl] = deque()
         self._messages = 0
         self._reader: asyncio.Future[None] | None = None
@@ -154,7 +161,10 @@ class Consumer:
         self._consumer_sequence = consumer_sequence
         sequence = int(tokens[base + 5])
         self._seen = sequence
-        self._queue.append(StoredMessage(subject.decode(), sequence, data, headers, int(tokens[base + 8])))
+        message = StoredMessage(subject.decode(), sequence, data, headers, int(tokens[base + 8]))
+        if self._ahead is not None and self._ahead(message):
+            return
+        self._queue.append(message)
         self._messages += 1
         reader = self._reader
         if reader is not None and not reader.done():

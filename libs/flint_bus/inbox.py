@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from flint_bus.pace import Pace, Portion
 from flint_bus.wire import Wire
 
 __all__ = ["Inbox"]
@@ -25,8 +26,7 @@ __all__ = ["Inbox"]
 _SWEEP_S: Final = 0.05
 _AT_ONCE: Final = 128
 _AT_ONCE_IN_A_HURRY: Final = 16
-"""Patient answers that are told in one turn of the event loop. Few make many small messages, which cost more."""
-_HURRY_S: Final = 1.0
+"""Patient answers that are told in one turn of the event loop; see `pace`."""
 
 Settle = Callable[[bytes, bytes | None], Any]
 """Makes the result of an answer (payload, raw headers), or raises."""
@@ -53,7 +53,7 @@ class _Waiting:
 class Inbox:
     """Answers to what was asked with `reply_to`. `limit` bounds how many may be outstanding."""
 
-    def __init__(self, prefix: str, limit: int) -> None:
+    def __init__(self, prefix: str, limit: int, pace: Pace | None = None) -> None:
         self._prefix = prefix
         self._cut = len(prefix)
         self._limit = limit
@@ -64,8 +64,8 @@ class Inbox:
         self._sweep: asyncio.TimerHandle | None = None
         self._earliest = math.inf  # no deadline of those who wait is before it
         self._untold: deque[tuple[_Waiting, bytes, bytes | None]] = deque()
-        self._at_once = _AT_ONCE
-        self._hurry_until = 0.0
+        self._portion = Portion(pace or Pace(), _AT_ONCE, _AT_ONCE_IN_A_HURRY)
+        self._at_once = 0  # in this turn of the loop
         self._told = 0  # patient ones, in this turn of the loop
         self._telling = False
 
@@ -114,11 +114,6 @@ class Inbox:
             self._sweep = self._loop.call_later(_SWEEP_S, self._expire)
         return f"{self._prefix}{self._next:x}", future
 
-    def hurry(self) -> None:
-        """Somebody is impatient: for a second, turns of the event loop are to be short."""
-        self._hurry_until = self._loop.time() + _HURRY_S
-        self._at_once = _AT_ONCE_IN_A_HURRY
-
     def fail_all(self, why: str) -> None:
         """The connection is gone: nobody will answer."""
         waiting, self._waiting = self._waiting, {}
@@ -145,19 +140,20 @@ class Inbox:
         if not entry.patient:
             _tell(entry, data, headers)
             return
+        if not self._telling:
+            self._telling = True
+            self._at_once = self._portion.first()
+            self._loop.call_soon(self._tell_more)
         if self._told < self._at_once:
             self._told += 1
             _tell(entry, data, headers)
         else:
             self._untold.append((entry, data, headers))
-        if not self._telling:
-            self._telling = True
-            self._loop.call_soon(self._tell_more)
 
     def _tell_more(self) -> None:
         """A turn of the loop later: the next of the patient ones."""
         untold = self._untold
-        self._at_once = _AT_ONCE_IN_A_HURRY if self._loop.time() < self._hurry_until else _AT_ONCE
+        self._at_once = self._portion.next()
         self._told = min(len(untold), self._at_once)
         for _ in range(self._told):
             _tell(*untold.popleft())

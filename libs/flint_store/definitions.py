@@ -5,7 +5,9 @@ what the next start uses. Three layers, from cheap to exact:
 
 1. An answer is used while its namespace was seen at most `ttl_s` ago (1 s). After that one query of one row
    (`namespace.definition_epoch`) confirms all answers of the namespace at once; only when the epoch has moved are they
-   read again. So the cost is one small query a second for each namespace that is in use, none for an idle one.
+   read again. So the cost is one or two small queries a second for each namespace that is in use, none for an idle one.
+   `cached` asks when half of that time has passed, and answers meanwhile: so a start waits for such a query only when
+   its namespace was not in use for a second.
 2. `invalidate(namespace)`: called on this replica when it applied or deleted a version, and on others when they hear of
    it (a broadcast); the next start confirms first.
 3. `ResolvedDefinition.epoch`: the namespace's epoch under which the answer was true. A commit that compares it with
@@ -13,7 +15,8 @@ what the next start uses. Three layers, from cheap to exact:
    `invalidate` and resolve again.
 
 When PostgreSQL cannot be reached nothing is answered from stale memory: `StoreUnavailable`; starts could not be
-committed either. The cache belongs to one event loop. It has no task of its own, so there is nothing that can die.
+committed either. The cache belongs to one event loop. It has no task that lasts: one that asks early ends with its
+query, and when it fails, the next `resolve` asks again and tells why.
 """
 
 from __future__ import annotations
@@ -28,13 +31,16 @@ import orjson
 from sqlalchemy import text
 
 from flint_ops.clock import boottime
+from flint_ops.logging import get_logger
 from flint_store.engine import fetch
-from flint_store.errors import NamespaceNotFound, WorkflowNotFound
+from flint_store.errors import NamespaceNotFound, StoreError, WorkflowNotFound
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 __all__ = ["DefinitionCache", "ResolvedDefinition", "queue_of", "retention_of"]
+
+_log = get_logger(__name__)
 
 # Primary key of namespace.
 READ_EPOCH = text("SELECT definition_epoch FROM namespace WHERE namespace_id = :namespace")
@@ -82,6 +88,7 @@ class _Namespace:
     generation: int = 0
     answers: OrderedDict[tuple[str, str], ResolvedDefinition | None] = field(default_factory=OrderedDict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    early: asyncio.Task[None] | None = None
 
 
 class DefinitionCache:
@@ -109,8 +116,13 @@ class DefinitionCache:
     def cached(self, namespace: str, workflow_id: str, version: str = "") -> ResolvedDefinition | None:
         """The answer if it is in memory and fresh, without waiting; None means: call `resolve`."""
         known = self._namespaces.get(namespace)
-        if known is None or self._clock() - known.checked_at > self._ttl_s:
+        if known is None:
             return None
+        age_s = self._clock() - known.checked_at
+        if age_s > self._ttl_s:
+            return None
+        if age_s > self._ttl_s / 2 and known.early is None:
+            known.early = asyncio.create_task(self._confirm_early(namespace, known), name="definitions")
         return known.answers.get((workflow_id, version))
 
     async def resolve(self, namespace: str, workflow_id: str, version: str = "") -> ResolvedDefinition:
@@ -142,6 +154,23 @@ class DefinitionCache:
         known.checked_at = float("-inf")
         for key in [key for key in known.answers if key[0] == workflow_id]:
             del known.answers[key]
+
+    async def close(self) -> None:
+        """Ends the queries that were made early."""
+        tasks = [known.early for known in self._namespaces.values() if known.early is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _confirm_early(self, namespace: str, known: _Namespace) -> None:
+        try:
+            async with known.lock:
+                if self._namespaces.get(namespace) is known and self._fresh(known):
+                    await self._confirm(namespace, known)
+        except StoreError as error:
+            _log.debug("definitions_not_confirmed_early", namespace=namespace, error=str(error))
+        finally:
+            known.early = None
 
     def _remember(self, namespace: str) -> _Namespace:
         known = self._namespaces.get(namespace)

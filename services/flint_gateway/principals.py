@@ -1,6 +1,8 @@
 """The bounded cache of keys, in front of the schedulers' PrincipalService.
 
-An entry is honoured `ttl_s` from before it was asked for: so long may a revoked key still be honoured, no longer.
+An entry is honoured `ttl_s` from before it was asked for: so long may a revoked key still be honoured, no longer. One
+that is in use is asked for again when half of that has passed, while calls go on: so they wait only for keys that were
+not used for a while.
 Refused credentials are remembered for a second, in a table of their own, so that guesses neither reach the schedulers
 at full rate nor push good keys out. Callers that ask for the same unknown key at the same time share one call.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -46,6 +49,15 @@ class Principal:
     key: identity_pb2.Key
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Honoured until then, and asked for again from `early` on."""
+
+    until: float
+    early: float
+    principal: Principal
+
+
 class KeyCache:
     """See the module. Used from one event loop; `close` ends what is being asked."""
 
@@ -53,14 +65,24 @@ class KeyCache:
         self._client = client
         self._ttl_s = ttl_s
         self._entries = entries
-        self._good: dict[bytes, tuple[float, Principal]] = {}
+        self._good: dict[bytes, _Entry] = {}
         self._refused: dict[bytes, tuple[float, Refused]] = {}
         self._asking: dict[bytes, asyncio.Task[Principal]] = {}
 
     def known(self, authorization: str) -> Principal | None:
-        """The principal when its entry is still good, else None. No I/O."""
-        entry = self._good.get(_digest(authorization))
-        return entry[1] if entry is not None and time.monotonic() < entry[0] else None
+        """The principal when its entry is still good, else None. Does not wait."""
+        digest = _digest(authorization)
+        entry = self._good.get(digest)
+        if entry is None:
+            return None
+        now = time.monotonic()
+        if now >= entry.until:
+            return None
+        if now >= entry.early and digest not in self._asking and len(self._asking) < _ASKING_LIMIT:
+            key = api_keys.parse(authorization[7:])
+            if key is not None:
+                self._look_up(digest, key)
+        return entry.principal
 
     async def find(self, authorization: str) -> Principal:
         """The principal behind an `authorization` value. Raises `Refused`: UNAUTHENTICATED, or UNAVAILABLE."""
@@ -80,11 +102,15 @@ class KeyCache:
                     "too many unknown keys are being looked up",
                     retry_after_s=1.0,
                 )
-            task = asyncio.create_task(self._ask(digest, key), name="key-lookup")
-            self._asking[digest] = task
-            task.add_done_callback(lambda done: self._asked(digest, done))
+            task = self._look_up(digest, key)
         # Shielded: a caller that goes away must not fail the others that wait for the same key.
         return await asyncio.shield(task)
+
+    def _look_up(self, digest: bytes, key: api_keys.ApiKey) -> asyncio.Task[Principal]:
+        task = asyncio.create_task(self._ask(digest, key), name="key-lookup")
+        self._asking[digest] = task
+        task.add_done_callback(lambda done: self._asked(digest, done))
+        return task
 
     async def close(self) -> None:
         """Ends lookups under way."""
@@ -106,16 +132,20 @@ class KeyCache:
             refused = _invalid("the API key is not known, expired or revoked")
             _make_room(self._refused, _REFUSED_ENTRIES)
             self._refused[digest] = (asked + _REFUSED_TTL_S, refused)
+            self._good.pop(digest, None)
             raise refused from None
         _LOOKUPS.labels("found").inc()
         namespace, key_id = parse_key(response.key.name)
         principal = Principal(key_id, namespace, response.key.role, response.key)
         ttl_s = self._ttl_s
+        early = asked + ttl_s / 2
         if response.key.HasField("expire_time"):
-            ttl_s = min(ttl_s, response.key.expire_time.ToMilliseconds() / 1000 - time.time())
+            left_s = response.key.expire_time.ToMilliseconds() / 1000 - time.time()
+            if left_s < ttl_s:
+                ttl_s, early = left_s, math.inf  # there is nothing more to hear of it
         self._good.pop(digest, None)
         _make_room(self._good, self._entries)
-        self._good[digest] = (asked + ttl_s, principal)
+        self._good[digest] = _Entry(asked + ttl_s, early, principal)
         return principal
 
     def _asked(self, digest: bytes, task: asyncio.Task[Principal]) -> None:
@@ -129,7 +159,7 @@ def _digest(authorization: str) -> bytes:
     return hashlib.sha256(authorization.encode()).digest()
 
 
-def _make_room(entries: dict[bytes, tuple[float, Principal]] | dict[bytes, tuple[float, Refused]], limit: int) -> None:
+def _make_room(entries: dict[bytes, _Entry] | dict[bytes, tuple[float, Refused]], limit: int) -> None:
     while len(entries) >= limit:
         entries.pop(next(iter(entries)))
 

@@ -240,6 +240,7 @@ class Acceptor(Lane[_Unit]):
         queued = False
         foreign: dict[int, list[bytes]] = {}
         known: dict[int, list[bytes]] = {}
+        stored: list[tuple[_Unit, list[Accepted]]] = []
         at = 0
         for unit in batch:
             mine = answers[at : at + len(unit.starts)]
@@ -295,12 +296,15 @@ class Acceptor(Lane[_Unit]):
                     self._queue.push(card, now)
                     queued = True
             at += len(unit.starts)
+            stored.append((unit, mine))
+        if opened:
+            self._dispatcher.publish(opened)  # workers need not wait until hundreds of answers are written
+        for unit, mine in stored:
             if not unit.done.done():
                 unit.done.set_result(mine)
         ACCEPTED.inc(at)
         COMMIT_ROWS.labels("accept").observe(len(runs))
         if opened:
-            self._dispatcher.publish(opened)
             self._dispatcher.announce_started(opened)
         if queued:
             self._dispatcher.wake()

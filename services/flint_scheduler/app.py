@@ -343,6 +343,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         for task in reversed(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await definitions.close()
         await record.close()
         await coord.close()
         await bus.close()

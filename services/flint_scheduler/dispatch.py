@@ -284,8 +284,16 @@ class Dispatcher:
         self._announcer.flush()
 
     def publish(self, cards: list[RunCard]) -> None:
-        """Publish the jobs of legs that were just opened; does not wait."""
-        task = asyncio.ensure_future(self._publish(cards))
+        """Publish the jobs of legs that were just opened; does not wait for what becomes of them.
+
+        When it returns they stand first in what the connection writes next: before whatever the caller does then.
+        """
+        try:
+            appends = self._send(cards)
+        except Exception:
+            log.exception("job_publishing_failed", runs=len(cards))  # recovery asks the workers for these legs
+            return
+        task = asyncio.ensure_future(self._confirm(appends))
         self._publishing.add(task)
         task.add_done_callback(self._published)
 
@@ -294,7 +302,7 @@ class Dispatcher:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("job_publishing_failed", error=repr(error))
 
-    async def _publish(self, cards: list[RunCard]) -> None:
+    def _send(self, cards: list[RunCard]) -> list[tuple[RunCard, asyncio.Future[int]]]:
         appends: list[tuple[RunCard, asyncio.Future[int]]] = []
         opened: dict[str, int] = {}
         for card in cards:
@@ -314,6 +322,9 @@ class Dispatcher:
             appends.append((card, append))
         for pool, count in opened.items():
             LEGS_OPENED.labels(pool).inc(count)
+        return appends
+
+    async def _confirm(self, appends: list[tuple[RunCard, asyncio.Future[int]]]) -> None:
         for card, append in appends:
             try:
                 await append

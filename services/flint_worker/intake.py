@@ -1,5 +1,8 @@
 """Taking jobs: the incarnation's own subject of the jobs stream, in batches, into the leg table.
 
+Urgent ones are offered as they arrive, within the connection's reader: they wait neither for what came before them nor
+for the turn of the event loop in which others are offered.
+
 States: READING; when the stream is missing or lost (its whole store may go, R11) → WAITING a moment → READING from its
 beginning: what was taken before is refused by the table. When the task dies the worker's service ends (it is watched).
 """
@@ -8,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sized
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from flint_bus import JOBS_STREAM, Bus, Consumer, StoredMessage, StreamLost
+from flint_bus import JOBS_STREAM, Bus, Consumer, Portion, StoredMessage, StreamLost
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_core.queueing import LEVELS, URGENT
 from flint_ops.logging import get_logger
@@ -40,11 +43,14 @@ class Intake:
         self.reading = asyncio.Event()
         """Set while jobs can arrive."""
         self._told = False
+        self._portion = Portion(bus.pace, _AT_ONCE, _AT_ONCE_IN_A_HURRY)
+        self._arrived: deque[dispatch_pb2.Job | None] = deque()  # what the consumer holds, read already
 
     async def run(self) -> None:
         """For ever."""
         while True:
-            consumer = self._bus.consume(JOBS_STREAM, self._subject, 1)
+            self._arrived.clear()
+            consumer = self._bus.consume(JOBS_STREAM, self._subject, 1, ahead=self._arrives)
             opened = asyncio.create_task(self._opened(consumer.live))
             try:
                 while True:
@@ -63,31 +69,41 @@ class Intake:
         await live.wait()
         self.reading.set()
 
+    def _arrives(self, message: StoredMessage) -> bool:
+        """Read a job within the connection's reader; whether it was urgent, and is offered already."""
+        try:
+            job = dispatch_pb2.Job.FromString(message.data)
+        except DecodeError:
+            _log.error("job_unreadable", size=len(message.data))
+            self._arrived.append(None)
+            return False
+        if job.level != URGENT:
+            self._arrived.append(job)
+            return False
+        self._bus.pace.hurry()
+        self._table.offer(job)
+        return True
+
     async def _take_all(self, consumer: Consumer) -> None:
         """Wait for jobs and offer them, the most urgent first, also of those that come meanwhile."""
         jobs: list[deque[dispatch_pb2.Job]] = [deque() for _ in range(LEVELS)]
-        left = self._read(await consumer.next_batch(_BATCH), jobs)
+        left = self._sort(await consumer.next_batch(_BATCH), jobs)
+        at_once = self._portion.first()
         while left:
-            at_once = _AT_ONCE
-            if jobs[URGENT]:
-                self._bus.hurry()
-                at_once = _AT_ONCE_IN_A_HURRY
             for _ in range(min(left, at_once)):
                 self._table.offer(next(filter(None, jobs)).popleft())
                 left -= 1
             await asyncio.sleep(0)
+            at_once = self._portion.next()
             if left and consumer.waiting and left < _BATCH:
-                left += self._read(await consumer.next_batch(_BATCH), jobs)
+                left += self._sort(await consumer.next_batch(_BATCH), jobs)
 
-    def _read(self, messages: Iterable[StoredMessage], jobs: list[deque[dispatch_pb2.Job]]) -> int:
-        """Sort jobs by level; how many there are."""
+    def _sort(self, messages: Sized, jobs: list[deque[dispatch_pb2.Job]]) -> int:
+        """Sort the jobs of messages by level; how many there are."""
         count = 0
-        for message in messages:
-            try:
-                job = dispatch_pb2.Job.FromString(message.data)
-            except DecodeError:
-                _log.error("job_unreadable", size=len(message.data))
-                continue
-            jobs[min(job.level, LEVELS - 1)].append(job)
-            count += 1
+        for _ in range(len(messages)):
+            job = self._arrived.popleft()
+            if job is not None:
+                jobs[min(job.level, LEVELS - 1)].append(job)
+                count += 1
         return count

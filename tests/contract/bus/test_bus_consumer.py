@@ -60,6 +60,25 @@ async def test_it_begins_where_it_is_told_and_keeps_to_its_filter(own_bus: Bus) 
     await consumer.close()
 
 
+async def test_what_is_taken_ahead_does_not_reach_the_reader_and_all_is_shown_once_in_order(own_bus: Bus) -> None:
+    await fill(own_bus, 1, 10)
+    shown: list[int] = []
+
+    def third(message: StoredMessage) -> bool:
+        shown.append(message.sequence)
+        return message.sequence % 3 == 0
+
+    consumer = own_bus.consume(STREAM, journal_filter(1, 0), 1, ahead=third)
+    await eventually(lambda: consumer.received == 10)  # nobody has read anything
+    assert shown == list(range(1, 11))
+    assert consumer.waiting == 7
+    assert [m.sequence for m in await take(consumer, 7)] == [1, 2, 4, 5, 7, 8, 10]
+    await fill(own_bus, 11, 4)
+    assert [m.sequence for m in await take(consumer, 3)] == [11, 13, 14]
+    assert shown == list(range(1, 15)), "none is shown again when the reader takes it"
+    await consumer.close()
+
+
 async def test_a_large_backlog_flows_under_flow_control(own_bus: Bus) -> None:
     await fill(own_bus, 0, 1500, size=60_000)
     consumer = own_bus.consume(STREAM, journal_filter(1), 1)

@@ -83,6 +83,43 @@ async def test_one_small_query_a_second_confirms_all_workflows(
     assert len(queries) == 1, queries
 
 
+async def test_a_namespace_in_use_is_confirmed_before_anybody_has_to_wait(
+    engine: AsyncEngine, cache: DefinitionCache, clock: Clock, queries: list[str]
+) -> None:
+    await add_version(engine)
+    known = await cache.resolve("default", "orders")
+    queries.clear()
+    for _ in range(5):
+        clock.now += 0.6
+        for _ in range(100):
+            assert cache.cached("default", "orders") == known, "answered at once"
+        asked = cache._namespaces["default"].early
+        assert asked is not None
+        await asked
+    assert len(queries) == 5, "one for all, and one at a time"
+    await put_version(engine, new_version(version="1.1.0"))
+    clock.now += 0.6
+    assert cache.cached("default", "orders") == known
+    asked = cache._namespaces["default"].early
+    assert asked is not None
+    await asked
+    assert cache.cached("default", "orders") is None, "noticed, sooner than it had to be"
+    assert (await cache.resolve("default", "orders")).version == "1.1.0"
+    clock.now += 1.1
+    assert cache.cached("default", "orders") is None, "never used for longer than it was seen"
+
+
+async def test_closing_ends_what_was_asked_early(engine: AsyncEngine, cache: DefinitionCache, clock: Clock) -> None:
+    await add_version(engine)
+    await cache.resolve("default", "orders")
+    clock.now += 0.6
+    cache.cached("default", "orders")
+    asked = cache._namespaces["default"].early
+    assert asked is not None
+    await cache.close()
+    assert asked.done()
+
+
 async def test_notices_a_version_of_another_replica_after_the_ttl(
     engine: AsyncEngine, cache: DefinitionCache, clock: Clock
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 
 from flint_bus.inbox import _AT_ONCE, _AT_ONCE_IN_A_HURRY, Inbox
+from flint_bus.pace import Pace
 
 PREFIX = "_INBOX.x."
 
@@ -17,8 +18,8 @@ def told(data: bytes, headers: bytes | None) -> int:
 class Asked:
     """An inbox of which so many things were asked."""
 
-    def __init__(self, count: int, *, patient: bool = True) -> None:
-        self.inbox = Inbox(PREFIX, 100_000)
+    def __init__(self, count: int, *, patient: bool = True, pace: Pace | None = None) -> None:
+        self.inbox = Inbox(PREFIX, 100_000, pace)
         self.told: list[int] = []
         self.subjects: list[bytes] = []
         self.futures: list[asyncio.Future[int]] = []
@@ -65,14 +66,21 @@ async def test_a_lone_one_and_impatient_ones_are_told_at_once() -> None:
     assert all(future.done() for future in many.futures), "closing tells what has come"
 
 
-async def test_in_a_hurry_turns_are_shorter() -> None:
-    asked = Asked(_AT_ONCE)
-    asked.inbox.hurry()
-    asked.answer(*range(_AT_ONCE))
+async def test_in_a_hurry_turns_are_shorter_and_those_that_cost_much_shorter_still() -> None:
+    spent = iter(range(10_000))  # each turn costs a second
+    pace = Pace(clock=lambda: 0.0, spent=lambda: float(next(spent)))
+    pace.hurry()
+    asked = Asked(3 * _AT_ONCE_IN_A_HURRY, pace=pace)
+    asked.answer(*range(3 * _AT_ONCE_IN_A_HURRY))
     assert sum(future.done() for future in asked.futures) == _AT_ONCE_IN_A_HURRY
-    while len(asked.told) < _AT_ONCE:
+    seen = []
+    while len(asked.told) < 3 * _AT_ONCE_IN_A_HURRY:
         await asyncio.sleep(0)
-    assert asked.told == list(range(_AT_ONCE))
+        seen.append(len(asked.told))
+    assert asked.told == list(range(3 * _AT_ONCE_IN_A_HURRY))
+    steps = [later - before for before, later in itertools.pairwise(seen)]
+    assert max(steps) <= _AT_ONCE_IN_A_HURRY // 2
+    assert set(steps[-4:]) == {2}, "never none"
     asked.inbox.close()
 
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -37,9 +40,38 @@ async def test_health_is_open(house: Any) -> None:
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_callers_of_one_moment_share_a_lookup(house: Any) -> None:
+async def test_callers_of_one_moment_share_a_lookup(empty_house: Any) -> None:
+    house = empty_house
+    await house.open("identity.cache_ttl_s=60")
     await asyncio.gather(*(house.admin.start() for _ in range(30)))
     assert house.record.lookups == 1
+
+
+async def test_a_key_in_use_is_looked_up_again_before_anybody_has_to_wait(empty_house: Any) -> None:
+    house = empty_house
+    await house.open("identity.cache_ttl_s=60")
+    await house.admin.start()
+    keys = house.gateway._keys
+    ((digest, entry),) = keys._good.items()
+    keys._good[digest] = replace(entry, early=0.0)  # half of its time has passed
+    ((_, authorization),) = house.admin.metadata
+    assert [keys.known(authorization) for _ in range(100)] == [entry.principal] * 100, "answered at once"
+    await eventually(lambda: keys._good[digest].early > entry.early)
+    assert house.record.lookups == 2
+    assert keys._good[digest].until > entry.until
+    assert keys.known(authorization) == entry.principal
+    assert not keys._asking
+
+
+async def test_a_key_that_expires_soon_is_not_looked_up_again_and_again(empty_house: Any) -> None:
+    house = empty_house
+    await house.open("identity.cache_ttl_s=60")
+    token = house.record.key("default", identity_pb2.ROLE_OPERATOR)
+    house.record.keys[token.split("_")[1]][1].expire_time.FromSeconds(int(time.time()) + 50)
+    await house.client(token).start()
+    (entry,) = house.gateway._keys._good.values()
+    assert entry.early == math.inf
+    assert entry.until < time.monotonic() + 50
 
 
 async def test_a_revoked_key_is_refused_after_the_cache_ttl(empty_house: Any, refused: Any) -> None:

@@ -1,0 +1,51 @@
+"""What the intake does with jobs as they arrive."""
+
+from __future__ import annotations
+
+from collections import deque
+from types import SimpleNamespace
+from typing import Any, cast
+
+from flint_bus import StoredMessage
+from flint_bus.pace import Pace
+from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_core.queueing import LEVELS, URGENT
+from flint_worker.intake import Intake
+
+NORMAL = 5
+
+
+class Table:
+    def __init__(self) -> None:
+        self.offered: list[bytes] = []
+
+    def offer(self, job: dispatch_pb2.Job) -> bool:
+        self.offered.append(job.leg_nonce)
+        return True
+
+
+def message(nonce: bytes, level: int) -> StoredMessage:
+    return StoredMessage("jobs", 1, dispatch_pb2.Job(leg_nonce=nonce, level=level).SerializeToString(), None)
+
+
+async def test_urgent_jobs_are_offered_as_they_arrive_and_the_others_in_order_of_level() -> None:
+    pace, table = Pace(), Table()
+    intake = Intake(cast(Any, SimpleNamespace(pace=pace)), "jobs", cast(Any, table))
+    arrived = [
+        message(b"first", NORMAL),
+        message(b"urgent", URGENT),
+        StoredMessage("jobs", 1, b"\xff\xff", None),
+        message(b"second", NORMAL),
+        message(b"raised", 1),
+        message(b"urgent too", URGENT),
+        message(b"unknown level", 99),
+    ]
+    assert not pace.hurried
+    kept = [each for each in arrived if not intake._arrives(each)]
+    assert table.offered == [b"urgent", b"urgent too"], "before anybody read anything"
+    assert pace.hurried
+    assert len(kept) == 5
+    jobs: list[deque[dispatch_pb2.Job]] = [deque() for _ in range(LEVELS)]
+    assert intake._sort(kept[:3], jobs) == 2, "the one that cannot be read is none"
+    assert intake._sort(kept[3:], jobs) == 2
+    assert [job.leg_nonce for level in jobs for job in level] == [b"raised", b"first", b"second", b"unknown level"]
