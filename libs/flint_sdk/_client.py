@@ -20,6 +20,7 @@ from flint_contracts.gen.flint.namespaces.v1 import namespaces_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.workflows.v1 import workflows_pb2
 from flint_sdk._approvals import Approval, ApprovalState, approval_from, approval_name, decide_request
+from flint_sdk._coalescing import Starts
 from flint_sdk._control import AsyncControl, duration, own_id
 from flint_sdk._endpoint import find_endpoint
 from flint_sdk._errors import FlintError, RunCancelled, RunFailed
@@ -122,7 +123,9 @@ class AsyncFlint(AsyncControl):
     `address`: one gateway `host:port`, or several that are tried in turn; else FLINT_ADDRESS (comma-separated), else
     the nearest `.flint/flint.toml` upwards. `key`: an API key; else FLINT_KEY, else the local admin key beside that
     file. `timeout_s`: overall deadline of one call, repeats included. `reconnect_s`: how long a watch or a wait
-    keeps trying while no gateway is reachable.
+    keeps trying while no gateway is reachable. `coalesce_starts`: starts that come while another one's call is under
+    way travel together in the next call, which costs everybody less; a start that comes alone goes out at once in any
+    case. False gives each start a call of its own.
 
     Belongs to the event loop in which it is first used; within it, any number of tasks may share it. Close it with
     `async with` or `close()`. Every method raises FlintError's subclasses.
@@ -136,10 +139,12 @@ class AsyncFlint(AsyncControl):
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         reconnect_s: float = DEFAULT_RECONNECT_S,
+        coalesce_starts: bool = True,
     ) -> None:
         self.namespace = namespace
         self._transport = Transport(find_endpoint(address, key), timeout_s)
         self._reconnect_s = reconnect_s
+        self._starts = Starts(self._transport, coalesce=coalesce_starts)
         self._waiting = Waiting(self._transport, reconnect_s)
         self.schedules = AsyncSchedules(self._transport, namespace)
 
@@ -154,6 +159,7 @@ class AsyncFlint(AsyncControl):
     async def close(self) -> None:
         """Ends waits and watches and closes the connections. May be called again."""
         await self._waiting.close()
+        await self._starts.close()
         await self._transport.close()
 
     @property
@@ -232,8 +238,7 @@ class AsyncFlint(AsyncControl):
         )
         request = start_request(start, self._parent)
         await self._make_small([request], None)
-        answer = await self._transport.call(lambda gateway: gateway.runs.StartRun, request)
-        return AsyncRunHandle(self, answer)
+        return AsyncRunHandle(self, await self._starts.start(request))
 
     async def start_many(
         self, starts: Iterable[StartRequest], *, timeout_s: float | None = None

@@ -27,8 +27,8 @@ from flint_sdk._models import (
 )
 from flint_sdk._transport import Backoff, Transport
 
-_BATCH_STARTS: Final = 1000
-_BATCH_BYTES: Final = 3 * 2**20
+BATCH_STARTS: Final = 1000
+BATCH_BYTES: Final = 3 * 2**20
 _CALLS_AT_ONCE: Final = 4
 
 
@@ -92,7 +92,7 @@ async def start_batch(
             for task in sends:
                 task.cancel()
         pause = backoff.next_s()
-        pending = [index for index in pending if _again(results[index])]
+        pending = [index for index in pending if send_again(results[index])]
         for index in pending:
             error = results[index]
             if isinstance(error, FlintError) and error.retry_after_s is not None:
@@ -104,7 +104,8 @@ async def start_batch(
     return [results[index] for index in range(len(requests))]
 
 
-def _again(result: runs_pb2.StartRunResponse | FlintError) -> bool:
+def send_again(result: runs_pb2.StartRunResponse | FlintError) -> bool:
+    """Whether a start was refused for a reason that passes."""
     if isinstance(result, ResourceExhausted):
         return result.retry_after_s is not None
     return isinstance(result, Unavailable)
@@ -115,7 +116,7 @@ def _parts(requests: Sequence[runs_pb2.StartRunRequest], indexes: list[int]) -> 
     size = 0
     for index in indexes:
         bytes_ = requests[index].ByteSize() + 8
-        if part and (len(part) == _BATCH_STARTS or size + bytes_ > _BATCH_BYTES):
+        if part and (len(part) == BATCH_STARTS or size + bytes_ > BATCH_BYTES):
             yield part
             part, size = [], 0
         part.append(index)

@@ -158,8 +158,16 @@ class Flint(SyncControl):
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         reconnect_s: float = DEFAULT_RECONNECT_S,
+        coalesce_starts: bool = True,
     ) -> None:
-        self._client = AsyncFlint(address, key, namespace, timeout_s=timeout_s, reconnect_s=reconnect_s)
+        self._client = AsyncFlint(
+            address,
+            key,
+            namespace,
+            timeout_s=timeout_s,
+            reconnect_s=reconnect_s,
+            coalesce_starts=coalesce_starts,
+        )
         self._thread = _LoopThread()
         self.schedules = Schedules(self._thread, self._client.schedules)
         self._closed = False

@@ -151,14 +151,17 @@ class Transport:
         request: Q,
         *,
         timeout_s: float | None = None,
+        deadline: float | None = None,
         idempotent: bool = True,
     ) -> R:
         """One unary call, repeated while it is safe and there is time.
 
         Raises the typed error of a refusal; Unavailable or TimedOut when `timeout_s` (default: the client's) passed.
+        `deadline`: the event loop's time when it has passed, for a call whose caller has waited before.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + (self.timeout_s if timeout_s is None else timeout_s)
+        if deadline is None:
+            deadline = loop.time() + (self.timeout_s if timeout_s is None else timeout_s)
         backoff = Backoff()
         untried = len(self.endpoint.addresses)
         told: FlintError | None = None  # what a gateway said last of why it cannot serve
@@ -167,6 +170,11 @@ class Transport:
             remaining = max(0.001, deadline - loop.time())
             try:
                 return await method(gateway)(request, timeout=min(ATTEMPT_TIMEOUT_S, remaining), metadata=self.metadata)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if self._closed and task is not None and not task.cancelling():
+                    raise FlintError("this client is closed") from None  # grpc cancels the calls of a closed channel
+                raise
             except grpc.aio.AioRpcError as error:
                 disconnect = is_disconnect(error)
                 silent = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -186,10 +194,11 @@ class Transport:
             else:
                 raise typed
             if loop.time() + pause >= deadline or not idempotent:
-                raise self._given_up(told or typed, told is None, timeout_s) from None
+                raise self.given_up(told or typed, told is None, timeout_s) from None
             await asyncio.sleep(pause)
 
-    def _given_up(self, last: FlintError, silent: bool, timeout_s: float | None) -> FlintError:
+    def given_up(self, last: FlintError, silent: bool = False, timeout_s: float | None = None) -> FlintError:
+        """What is raised when there is no time for another try. `last`: what was told; `silent`: nothing ever was."""
         if isinstance(last, ResourceExhausted):
             return last
         where = ", ".join(self.endpoint.addresses)
@@ -201,6 +210,11 @@ class Transport:
             reason=last.reason,
             retry_after_s=last.retry_after_s,
         )
+
+    @property
+    def closed(self) -> bool:
+        """After `close`."""
+        return self._closed
 
     async def close(self) -> None:
         """Closes every channel; calls in flight end."""

@@ -63,6 +63,8 @@ class Script:
     stored: dict[str, str] = field(default_factory=dict)  # version to source; the greatest is the latest
     findings: list[workflows_pb2.Finding] = field(default_factory=list)
     batches: list[runs_pb2.StartRunsRequest] = field(default_factory=list)
+    answering: asyncio.Event = field(default_factory=asyncio.Event)  # cleared: starts are taken and not answered
+    batch_refusal: Callable[[runs_pb2.StartRunsRequest], status_pb2.Status | None] = lambda request: None
     start_result: Callable[[runs_pb2.StartRunRequest], runs_pb2.StartRunResult | None] = lambda request: None
     await_streams: int = 0
     awaited: list[str] = field(default_factory=list)
@@ -72,6 +74,9 @@ class Script:
     watch_scripts: list[list[runs_pb2.WatchRunResponse | status_pb2.Status]] = field(default_factory=list)
     pages: dict[str, runs_pb2.ListRunsResponse] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.answering.set()
 
     async def end(self, *names: str) -> None:
         await self.answer(*(runs_pb2.AwaitedRun(name=name, run=succeeded(name)) for name in names))
@@ -93,12 +98,17 @@ class Runs(runs_pb2_grpc.RunServiceServicer):
 
     async def StartRun(self, request: Any, context: Any) -> runs_pb2.StartRunResponse:
         self.script.starts.append(request)
+        await self.script.answering.wait()
         await self._refuse(context)
         return runs_pb2.StartRunResponse(run=run(state=runs_pb2.Run.STATE_QUEUED), created=len(self.script.starts) == 1)
 
     async def StartRuns(self, request: Any, context: Any) -> runs_pb2.StartRunsResponse:
         self.script.batches.append(request)
+        await self.script.answering.wait()
         await self._refuse(context)
+        refused = self.script.batch_refusal(request)
+        if refused is not None:
+            await abort(context, refused)
         results = []
         for start in request.requests:
             name = f"namespaces/default/runs/{start.request_id}"

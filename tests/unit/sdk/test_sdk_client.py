@@ -52,7 +52,10 @@ async def test_a_start_that_found_no_scheduler_is_repeated_with_the_same_request
 async def test_each_start_without_request_id_gets_one_of_its_own(gateway: ScriptedGateway) -> None:
     async with AsyncFlint(gateway.address, "k") as flint:
         await asyncio.gather(flint.start("greet"), flint.start("greet"), flint.start("greet", request_id="mine"))
-    ids = {start.request_id for start in gateway.script.starts}
+    script = gateway.script
+    ids = {
+        start.request_id for start in (*script.starts, *(start for batch in script.batches for start in batch.requests))
+    }
     assert len(ids) == 3
     assert "mine" in ids
 
