@@ -81,6 +81,12 @@ async def flint_round(
         note(f"{name}_cpu", budgets[title].total_us)
 
     await metered("w1", "1 step, singly", int(8000 * size), 1, "bench-one", False)
+    plain_runs = int(4000 * size)
+    rate, budgets["1 step, plain gRPC"] = await meter.measure(
+        plain_runs,
+        lambda: workloads.plainly(stack.gateway, stack.admin_key, "bench-one", plain_runs, 128),
+    )
+    note("w1_plain", rate)
     await metered("w1_batch", "1 step, in hundreds", int(20000 * size), 1, "bench-one", True)
     await metered("w2", "10 steps, singly", int(2000 * size), 10, "bench-ten", False)
     await metered("w2_batch", "10 steps, in hundreds", int(4000 * size), 10, "bench-ten", True)

@@ -7,9 +7,12 @@ import statistics
 import time
 from dataclasses import dataclass
 
+import grpc
 from sqlalchemy import text
 
 from budget import cpu_seconds
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_contracts.gen.flint.runs.v1.runs_pb2_grpc import RunServiceStub
 from flint_ops.config import Settings
 from flint_sdk import AsyncFlint, StartRequest
 from flint_store.engine import create_engine
@@ -68,6 +71,29 @@ async def singly(flint: AsyncFlint, workflow: str, runs: int, callers: int) -> f
     began = time.perf_counter()
     await asyncio.gather(*(caller() for _ in range(callers)))
     return runs / (time.perf_counter() - began)
+
+
+async def plainly(address: str, key: str, workflow: str, runs: int, callers: int) -> float:
+    """As `singly`, without the client library: of each run one StartRun and one AwaitRun, over one connection."""
+    left = runs
+    metadata = (("authorization", f"Bearer {key}"),)
+    request = runs_pb2.StartRunRequest(parent="namespaces/default", workflow_id=workflow, input=b"{}")
+
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = RunServiceStub(channel)
+
+        async def caller() -> None:
+            nonlocal left
+            while left > 0:
+                left -= 1
+                started = await stub.StartRun(request, metadata=metadata, timeout=60)
+                waited = runs_pb2.AwaitRunRequest(name=started.run.name)
+                ended = await stub.AwaitRun(waited, metadata=metadata, timeout=120)
+                assert ended.run.state == runs_pb2.Run.STATE_SUCCEEDED, ended
+
+        began = time.perf_counter()
+        await asyncio.gather(*(caller() for _ in range(callers)))
+        return runs / (time.perf_counter() - began)
 
 
 async def in_batches(flint: AsyncFlint, workflow: str, runs: int, batch: int = 100, callers: int = 8) -> float:
