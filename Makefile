@@ -11,7 +11,7 @@ SERIAL := tests/acceptance tests/robustness
 WORKERS ?= auto
 
 .DEFAULT_GOAL := up
-.PHONY: up test lint proto bench bench-quick bench-full simulate random soak fuzz clean
+.PHONY: up test lint proto bench bench-quick bench-document bench-full simulate random soak fuzz clean
 
 up: $(STAMP)
 	$(VENV)/bin/flint up --demo
@@ -45,11 +45,18 @@ lint: $(DEV_STAMP)
 proto: $(DEV_STAMP)
 	$(VENV)/bin/python deploy/tools/generate_stubs.py
 
+# Flint, raw limits and other engines in turns; goes on where it was interrupted. BENCH: its options.
+BENCH ?=
 bench: $(DEV_STAMP)
-	$(VENV)/bin/python benchmarks/bench.py
+	$(VENV)/bin/python benchmarks/bench.py $(BENCH)
 
+# Flint alone, in under two minutes: what a run costs, and ratios to raw limits.
 bench-quick: $(DEV_STAMP)
-	$(VENV)/bin/python benchmarks/bench.py --quick
+	$(VENV)/bin/python benchmarks/bench.py --quick $(BENCH)
+
+# What `make bench` measured last, as tables and plots in docs/performance.md.
+bench-document: $(DEV_STAMP)
+	$(VENV)/bin/python benchmarks/bench.py --markdown docs/performance.md
 
 # A mixed day, recovery, a long history: hours, unattended; goes on where it was interrupted. BENCH_FULL: its options.
 BENCH_FULL ?=

@@ -1,4 +1,4 @@
-"""Figures of a run and the tables that show them."""
+"""The tables that show what rounds measured."""
 
 from __future__ import annotations
 
@@ -9,45 +9,29 @@ from rich.console import Console
 from rich.table import Table
 
 from budget import Budget
-from rivals.harness import Rival
+from figures import Figures, Record
+from targets import verdicts
 from workloads import Idle
 
-__all__ = ["Figures", "show_budgets", "show_contest", "show_flint", "show_idle"]
+__all__ = ["CONTEST", "FLINT", "number", "ratios", "show", "shown", "titles"]
 
 
-class Figures:
-    """Values by engine and name, one for each round."""
-
-    def __init__(self) -> None:
-        self._values: dict[tuple[str, str], list[float]] = {}
-
-    def add(self, engine: str, name: str, value: float) -> None:
-        """One more round's."""
-        self._values.setdefault((engine, name), []).append(value)
-
-    def of(self, engine: str, name: str) -> list[float]:
-        """All of them; empty when it was not measured."""
-        return self._values.get((engine, name), [])
-
-    def median(self, engine: str, name: str) -> float:
-        """The median round's."""
-        return statistics.median(self._values[engine, name])
-
-    def shown(self, engine: str, name: str) -> str:
-        """Median and range."""
-        values = self.of(engine, name)
-        if not values:
-            return ""
-        middle = _number(statistics.median(values))
-        return middle if len(values) == 1 else f"{middle} ({_number(min(values))} … {_number(max(values))})"
+def shown(figures: Figures, engine: str, name: str) -> str:
+    """Median and range; empty when it was not measured."""
+    values = figures.of(engine, name)
+    if not values:
+        return ""
+    middle = number(statistics.median(values))
+    return middle if len(values) == 1 else f"{middle} ({number(min(values))} … {number(max(values))})"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """With as many digits as mean something."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 # name, title, target, raw limit for the ratio
-_FLINT: tuple[tuple[str, str, str, str], ...] = (
+FLINT: tuple[tuple[str, str, str, str], ...] = (
     ("commits", "single-row commits/s, 10 connections", "raw", ""),
     ("publish", "JetStream publishes/s, pipelined", "raw", ""),
     ("publish_ms", "JetStream publish, one at a time, ms", "raw", ""),
@@ -71,21 +55,26 @@ _FLINT: tuple[tuple[str, str, str, str], ...] = (
     ("urgent_ms", "W5 urgent run while others queue, ms", "< 20", ""),
     ("urgent_p99", "W5 urgent run while others queue, p99, ms", "", ""),
 )
-_CONTEST: tuple[tuple[str, bool], ...] = (
+CONTEST: tuple[tuple[str, bool], ...] = (
     ("w1", True),
     ("w1_batch", True),
     ("w1_cpu", False),
     ("w1_batch_cpu", False),
     ("one_ms", False),
+    ("one_p99", False),
     ("ten_ms", False),
     ("ten_p99", False),
+    ("w2_50", True),
     ("w2", True),
+    ("w2_500", True),
     ("w2_batch", True),
     ("w2_cpu", False),
     ("w2_batch_cpu", False),
     ("fan_s", False),
     ("begin_ms", False),
     ("begin_p99", False),
+    ("begin_half_ms", False),
+    ("begin_half_p99", False),
 )
 """Name, and whether more is better."""
 _CPU = {
@@ -96,20 +85,54 @@ _CPU = {
 }
 
 
-def show_flint(console: Console, figures: Figures) -> None:
+def titles() -> dict[str, str]:
+    """What figures are called, by name."""
+    return _CPU | {name: title for name, title, _, _ in FLINT}
+
+
+def show(console: Console, record: Record) -> None:
+    """All tables."""
+    figures = record.figures
+    over = sum(each.over for each in figures.rounds)
+    engines = [engine for engine in figures.engines() if engine != "Flint"]
+    console.print(", ".join(f"{name}: {value}" for name, value in record.what.items()))
+    for at, each in enumerate(figures.rounds, 1):
+        took = ", ".join(f"{engine} {seconds:.0f} s" for engine, seconds in each.took_s.items())
+        console.print(
+            f"round {at}, {each.began}{'' if each.over else ' (not over)'}: {took}; load at its end {each.load:.1f}"
+        )
+        for note in each.notes:
+            console.print(f"[red]  {note}", highlight=False)
+    _show_flint(console, figures)
+    if figures.rounds and figures.rounds[-1].budgets:
+        _show_budgets(console, {title: Budget(**held) for title, held in figures.rounds[-1].budgets.items()})
+    if record.idle:
+        _show_idle(console, Idle(**record.idle))
+    if engines:
+        _show_contest(console, figures, engines)
+        _show_verdicts(console, figures)
+    for rival, settings in record.settings.items():
+        console.print(f"{rival}: {settings}")
+    for rival, why in record.absent.items():
+        console.print(f"[red]left out: {rival}: {why}")
+    if over < len(figures.rounds):
+        console.print("[red]The last round is not over.")
+
+
+def _show_flint(console: Console, figures: Figures) -> None:
     """Flint beside what is underneath it."""
     table = Table("workload", "median (range)", "target", "ratio to a raw limit of this run")
-    for name, title, target, raw in _FLINT:
+    for name, title, target, raw in FLINT:
         if not figures.of("Flint", name):
             continue
         ratio = ""
-        if raw:
+        if raw and figures.of("Flint", raw):
             ratio = f"{figures.median('Flint', name) / figures.median('Flint', raw):.2f} of {raw}"
-        table.add_row(title, figures.shown("Flint", name), target, ratio)
+        table.add_row(title, shown(figures, "Flint", name), target, ratio)
     console.print(table)
 
 
-def show_budgets(console: Console, budgets: dict[str, Budget]) -> None:
+def _show_budgets(console: Console, budgets: dict[str, Budget]) -> None:
     """What a run costs."""
     processes = ("client", "gateway", "scheduler", "worker", "postgres", "nats", "etcd", "registry")
     table = Table("per run", *budgets)
@@ -123,7 +146,7 @@ def show_budgets(console: Console, budgets: dict[str, Budget]) -> None:
     console.print(table)
 
 
-def show_idle(console: Console, idle: Idle) -> None:
+def _show_idle(console: Console, idle: Idle) -> None:
     """What it costs to wait."""
     console.print(
         f"idle: {idle.statements_per_s:.2f} statements/s (target < 5), "
@@ -132,22 +155,31 @@ def show_idle(console: Console, idle: Idle) -> None:
     )
 
 
-def show_contest(console: Console, figures: Figures, rivals: Sequence[type[Rival]]) -> None:
-    """Flint beside the others: median (range), and how many times better Flint's median is."""
-    titles = _CPU | {name: title for name, title, _, _ in _FLINT}
-    table = Table("workload", "Flint", *(rival.name for rival in rivals))
-    for name, more in _CONTEST:
+def _show_contest(console: Console, figures: Figures, rivals: Sequence[str]) -> None:
+    """Flint beside the others: median (range), and how many times better Flint is, round by round."""
+    table = Table("workload", "Flint", *rivals, title="Flint beside others; ×: how many times better, by rounds")
+    for name, more in CONTEST:
         if not figures.of("Flint", name):
             continue
-        own = figures.median("Flint", name)
         cells = []
         for rival in rivals:
-            if not figures.of(rival.name, name):
-                cells.append("–")
-                continue
-            theirs = figures.median(rival.name, name)
-            cells.append(f"{figures.shown(rival.name, name)}\n× {own / theirs if more else theirs / own:.1f}")
-        table.add_row(titles[name], figures.shown("Flint", name), *cells)
+            found = ratios(figures, name, rival, more)
+            times = " ".join(f"{ratio:.2g}" for ratio in found)
+            cells.append(f"{shown(figures, rival, name)}\n× {times}" if found else "–")
+        table.add_row(titles().get(name, name), shown(figures, "Flint", name), *cells)
     console.print(table)
-    for rival in rivals:
-        console.print(f"{rival.name}: {rival.settings}")
+
+
+def ratios(figures: Figures, name: str, rival: str, more: bool) -> list[float]:
+    """How many times better Flint is, for each round that has both."""
+    pairs = ((each.values.get("Flint", {}).get(name), each.values.get(rival, {}).get(name)) for each in figures.rounds)
+    return [own / theirs if more else theirs / own for own, theirs in pairs if own and theirs]
+
+
+def _show_verdicts(console: Console, figures: Figures) -> None:
+    table = Table("target", "", "rounds", "", title="Targets; ratios are of figures of the same round")
+    for verdict in verdicts(figures.rounds):
+        colour = {True: "green", False: "red", None: "dim"}[verdict.met]
+        values = "  ".join(f"{value:.3g}" for value in verdict.values)
+        table.add_row(verdict.target.title, verdict.target.text, values, f"[{colour}]{verdict.text}[/{colour}]")
+    console.print(table)

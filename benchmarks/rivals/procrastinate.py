@@ -15,6 +15,10 @@ class Procrastinate(Rival):
     name = "procrastinate"
     settings = "the same PostgreSQL; one worker process with 50 jobs at a time, woken by NOTIFY; uvloop"
     uses_postgres = True
+    durable_steps = False
+    without = frozenset({"one_ms", "fan_s", "begin_ms", "begin_half_ms"})
+    """Nobody can wait for a single job."""
+    share = 0.5
 
     async def install(self) -> None:
         self._python = await python_packages("procrastinate", _PACKAGES)

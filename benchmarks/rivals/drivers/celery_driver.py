@@ -66,12 +66,9 @@ class Engine:
             raise ValueError("a task has no durable steps")
         return await driver.alone(lambda: asyncio.to_thread(_once), runs)
 
-    async def begin(self, runs: int) -> dict[str, Any]:
-        times = []
-        for _ in range(runs):
-            began = time.time() * 1000
-            times.append(await asyncio.to_thread(_once) - began)
-        return {"times": times}
+    async def begin(self, runs: int, load_per_s: float) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        return await driver.begin(lambda: loop.run_in_executor(self._threads, _once), runs, load_per_s)
 
 
 if __name__ == "__main__":

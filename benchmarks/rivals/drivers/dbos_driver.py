@@ -48,12 +48,8 @@ class Engine:
     async def fan(self, branches: int) -> dict[str, Any]:
         return await driver.alone(lambda: fan(branches), 1)
 
-    async def begin(self, runs: int) -> dict[str, Any]:
-        times = []
-        for _ in range(runs):
-            began = time.time() * 1000
-            times.append(await sequence(1) - began)
-        return {"times": times}
+    async def begin(self, runs: int, load_per_s: float) -> dict[str, Any]:
+        return await driver.begin(lambda: sequence(1), runs, load_per_s)
 
 
 async def main() -> None:

@@ -41,6 +41,41 @@ async def alone(once: Start, runs: int) -> dict[str, Any]:
     return {"times": times}
 
 
+async def begin(once: Start, runs: int, load_per_s: float) -> dict[str, Any]:
+    """Milliseconds until the step begins. `once` answers when that was (Unix epoch, ms).
+
+    With `load_per_s`, while so many other runs are started a second, whatever becomes of them meanwhile.
+    """
+    stop = asyncio.Event()
+    loading = asyncio.create_task(_load(once, load_per_s, stop))
+    times = []
+    try:
+        await asyncio.sleep(0.5 if load_per_s else 0)
+        for _ in range(runs):
+            began = time.time() * 1000
+            times.append(await once() - began)
+    finally:
+        stop.set()
+        await loading
+    return {"times": times}
+
+
+async def _load(once: Start, per_s: float, stop: asyncio.Event) -> None:
+    """Runs started at a steady rate; returns when all have ended."""
+    loop = asyncio.get_running_loop()
+    began, begun = loop.time(), 0
+    tasks: set[asyncio.Future[Any]] = set()
+    while per_s and not stop.is_set():
+        due = int((loop.time() - began) * per_s)
+        while begun < due:
+            task = asyncio.ensure_future(once())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            begun += 1
+        await asyncio.sleep(0.01)
+    await asyncio.gather(*tasks)
+
+
 async def serve(engine: Any) -> None:
     """Answer requests until stdin ends."""
     print(json.dumps({"ready": True}), flush=True)

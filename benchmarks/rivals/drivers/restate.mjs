@@ -89,6 +89,26 @@ function client(ingress, kind) {
     return { times };
   }
 
+  // Runs started at a steady rate, whatever becomes of them meanwhile; `stop` returns when all have ended.
+  function loading(perS) {
+    const began = performance.now();
+    const open = new Set();
+    let begun = 0, failed = null;
+    const timer = perS && setInterval(() => {
+      for (const due = Math.floor(((performance.now() - began) / 1000) * perS); begun < due; begun++) {
+        const one = once({ steps: 1 }).catch((error) => { failed ??= error; }).finally(() => open.delete(one));
+        open.add(one);
+      }
+    }, 10);
+    return {
+      stop: async () => {
+        clearInterval(timer);
+        await Promise.all(open);
+        if (failed) throw failed;
+      },
+    };
+  }
+
   // A closed loop; who sleeps keeps no caller, as in heavy/mixed.py. Answers by windows, because ends are many.
   async function mixed({ callers, sleepers, windowMs, windows, waitMs, branches, kinds, sizes, failing }) {
     const drawn = (shares) => {
@@ -157,11 +177,16 @@ function client(ingress, kind) {
         await once({ steps });
         return performance.now() - began;
       }),
-    begin: ({ runs }) =>
-      timed(runs, async () => {
+    begin: async ({ runs, load_per_s }) => {
+      const load = loading(load_per_s ?? 0);
+      if (load_per_s) await new Promise((resolve) => setTimeout(resolve, 500));
+      const found = await timed(runs, async () => {
         const began = moment();
         return (await once({ steps: 1 })) - began;
-      }),
+      });
+      await load.stop();
+      return found;
+    },
     fan: ({ branches }) =>
       timed(1, async () => {
         const began = performance.now();
