@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,27 +98,26 @@ async def flint_round(
     note("ten_ms", ten.median)
     note("ten_p99", ten.p99)
 
-    async def metered(name: str, title: str, runs: int, steps: int, workflow: str, batches: bool) -> None:
-        async def work() -> float:
-            if batches:
-                return await workloads.in_batches(flint, workflow, runs)
-            return await workloads.singly(flint, workflow, runs, 128)
-
-        rate, budget = await meter.measure(runs, work)
+    async def metered(name: str, title: str, runs: int, steps: int, work: Callable[[int], Awaitable[float]]) -> None:
+        rate, budget = await meter.measure(runs, lambda: work(runs))
         note(name, steps * rate)
         note(f"{name}_cpu", budget.total_us)
         figures.rounds[-1].budgets[title] = asdict(budget)
 
-    await metered("w1", "1 step, singly", int(8000 * size), 1, "bench-one", False)
-    plain_runs = int(4000 * size)
-    rate, budgets["1 step, plain gRPC"] = await meter.measure(
-        plain_runs,
-        lambda: workloads.plainly(stack.gateway, stack.admin_key, "bench-one", plain_runs, 128),
-    )
-    note("w1_plain", rate)
-    await metered("w1_batch", "1 step, in hundreds", int(20000 * size), 1, "bench-one", True)
-    await metered("w2", "10 steps, singly", int(2000 * size), 10, "bench-ten", False)
-    await metered("w2_batch", "10 steps, in hundreds", int(4000 * size), 10, "bench-ten", True)
+    def singly(workflow: str) -> Callable[[int], Awaitable[float]]:
+        return lambda runs: workloads.singly(flint, workflow, runs, 128)
+
+    def plainly(runs: int) -> Awaitable[float]:
+        return workloads.plainly(stack.gateway, stack.admin_key, "bench-one", runs, 128)
+
+    def batches(workflow: str) -> Callable[[int], Awaitable[float]]:
+        return lambda runs: workloads.in_batches(flint, workflow, runs)
+
+    await metered("w1", "1 step, singly", int(8000 * size), 1, singly("bench-one"))
+    await metered("w1_plain", "1 step, plain gRPC", int(4000 * size), 1, plainly)
+    await metered("w1_batch", "1 step, in hundreds", int(20000 * size), 1, batches("bench-one"))
+    await metered("w2", "10 steps, singly", int(2000 * size), 10, singly("bench-ten"))
+    await metered("w2_batch", "10 steps, in hundreds", int(4000 * size), 10, batches("bench-ten"))
     for callers in (50, 500):
         note(f"w2_{callers}", 10 * await workloads.singly(flint, "bench-ten", int(2000 * size), callers))
     note("fan_s", await workloads.fan_out(flint, 1000))
