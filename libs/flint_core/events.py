@@ -34,12 +34,13 @@ __all__ = [
 
 
 class CallSucceeded(NamedTuple):
-    """A call ended well with a JSON output."""
+    """A call ended well with a JSON output. `size`: bytes of that, or -1 for not known; it is not recorded."""
 
     effect_id: int
     output: Any
     started_ms: int
     at_ms: int
+    size: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,14 @@ def decode_event(fields: list[Any]) -> Event:
 
 def encode_events(events: Iterable[Event]) -> bytes:
     """The journal's encoding of what was fed to a machine, in order. `Evaluated` is left out: it is evaluated again."""
-    return orjson.dumps([encode_event(event) for event in events if not isinstance(event, Evaluated)])
+    encoded = []
+    for event in events:
+        if type(event) is CallSucceeded:  # nearly all are
+            effect_id, output, started_ms, at_ms, _ = event
+            encoded.append(["s", effect_id, started_ms, at_ms, output])
+        elif type(event) is not Evaluated:
+            encoded.append(encode_event(event))
+    return orjson.dumps(encoded)
 
 
 def decode_events(data: bytes) -> list[Event]:

@@ -50,6 +50,7 @@ from flint_core.events import (
 from flint_core.payloads import Payload, holds_reference
 from flint_core.problems import Problem
 from flint_core.program import Program
+from flint_core.sizes import weight_of
 from flint_core.traces import StepState, StepTrace
 
 __all__ = [
@@ -366,7 +367,7 @@ class Machine:
         if isinstance(event, CallSucceeded):
             kernel.large = kernel.large or holds_reference(event.output, _SPILL_DEPTH)
             if not frame.plan.detached:
-                frame.value, frame.size = event.output, -1
+                frame.value, frame.size = event.output, weight_of(event.output, event.size)
             frame.phase = frame.plan.after_body
             kernel.wake(strand)
         else:

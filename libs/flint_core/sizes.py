@@ -9,7 +9,16 @@ import orjson
 
 from flint_core.effects import Deferred
 
-__all__ = ["SCALARS", "VALUE_DEPTH", "could_be_too_deep", "json_size", "nested_too_deeply", "too_deep", "weigh"]
+__all__ = [
+    "SCALARS",
+    "VALUE_DEPTH",
+    "could_be_too_deep",
+    "json_size",
+    "nested_too_deeply",
+    "too_deep",
+    "weigh",
+    "weight_of",
+]
 
 SCALARS: Final = (type(None), bool, int, float)
 _TRIFLE: Final = 16
@@ -33,6 +42,13 @@ def json_size(value: Any) -> int:
         return 0
     size = len(orjson.dumps(value, default=_deferred))
     return size if size > _TRIFLE else 0
+
+
+def weight_of(value: Any, size: int) -> int:
+    """What `json_size` gives of a value whose JSON is known to have so many bytes; -1 where that is not known (-1)."""
+    if size < 0:
+        return -1
+    return 0 if size <= _TRIFLE or isinstance(value, SCALARS) else size
 
 
 def weigh(value: Any) -> int:

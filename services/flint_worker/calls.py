@@ -30,7 +30,7 @@ from flint_worker.journal import LegStopped
 from flint_worker.lease import Lease
 from flint_worker.redaction import Redaction
 from flint_worker.secrets import SecretResolver, has_deferred
-from flint_worker.telemetry import step_seconds
+from flint_worker.telemetry import CALLS
 from flint_worker.values import Values
 
 __all__ = ["Caller", "Origin"]
@@ -74,15 +74,17 @@ class Caller:
         report: Callable[[float | None, str], None] = unheard,
         *,
         large: bool = False,
+        started_ms: int = 0,
     ) -> CallSucceeded | CallFailed:
         """The outcome of one call, executed now. Raises LegStopped when the lease does not allow it to begin (R6).
 
         `report` hears of its progress, without the secrets that it was given. `large`: the arguments may hold
-        references to large values.
+        references to large values. `started_ms`: when it began, where somebody has looked already.
         """
         self._performing += 1
-        started_ms = now_ms()
+        started_ms = started_ms or now_ms()
         redaction: Redaction | None = None
+        size = -1
         try:
             if call.cache_key:
                 kept = await self._values.cached(origin.namespace, origin.run, call.cache_key)
@@ -99,8 +101,8 @@ class Caller:
                     output = await self._execute(call, executor, contents, lease, origin, report, redaction, started_ms)
             else:
                 output = await self._execute(call, executor, arguments, lease, origin, report, redaction, started_ms)
-            if output is not None:
-                output = await self._checked(output, call.step, redaction, lease, origin)
+            if output is not None and output is not True and output is not False:
+                output, size = await self._checked(output, call.step, redaction, lease, origin)
             if call.cache_key:
                 await self._values.cache(origin.namespace, call.cache_key, output, call.cache_ttl_ms)
         except ExecutionFailed as failure:
@@ -123,9 +125,9 @@ class Caller:
         finally:
             self._performing -= 1
         at_ms = max(started_ms, now_ms())
-        step_seconds(call.function, "succeeded").observe((at_ms - started_ms) / 1000)
+        CALLS.add((call.function, "succeeded"), at_ms - started_ms)
         FIGURES.add_call(call.function, at_ms - started_ms, failed=False)
-        return CallSucceeded(call.effect_id, output, started_ms, at_ms)
+        return CallSucceeded(call.effect_id, output, started_ms, at_ms, size)
 
     async def _resolved(
         self,
@@ -206,10 +208,13 @@ class Caller:
             call.step,
         )
 
-    async def _checked(self, output: Any, step: str, redaction: Redaction | None, lease: Lease, origin: Origin) -> Any:
-        """The output as the JSON that a replay will read; a large one by reference. Raises ExecutionFailed."""
-        if output is True or output is False:
-            return output
+    async def _checked(
+        self, output: Any, step: str, redaction: Redaction | None, lease: Lease, origin: Origin
+    ) -> tuple[Any, int]:
+        """The output as the JSON that a replay will read, and its size where that is known; a large one by reference.
+
+        Raises ExecutionFailed.
+        """
         unread: list[RawJson] = []
         try:
             encoded = orjson.dumps(output, default=partial(_as_fragment, unread))
@@ -220,15 +225,15 @@ class Caller:
         if unread or len(encoded) > self._values.payload_bytes:
             redact = [text for raw in unread for text in raw.redact]
             redact += redaction.spellings if redaction is not None else []
-            return await self._by_reference(encoded, step, redact, lease, origin)
+            return await self._by_reference(encoded, step, redact, lease, origin), -1
         if isinstance(output, str | int):
-            return output if redaction is None else redaction.value(output)
+            return (output, len(encoded)) if redaction is None else (redaction.value(output), -1)
         # Containers are read back: what the machine goes on with is then exactly what the journal holds (NaN, tuples,
         # and objects that the executor still holds included).
         read = orjson.loads(encoded)
         if could_be_too_deep(encoded):
             _check_depth(read, step)
-        return read if redaction is None else redaction.value(read)
+        return (read, len(encoded)) if redaction is None else (redaction.value(read), -1)
 
     async def _by_reference(self, encoded: bytes, step: str, redact: list[str], lease: Lease, origin: Origin) -> Any:
         limit = self._values.value_bytes
@@ -254,7 +259,7 @@ class Caller:
 
     def _failed(self, call: Call, problem: Problem, started_ms: int, retry_after_ms: int | None) -> CallFailed:
         at_ms = max(started_ms, now_ms())
-        step_seconds(call.function, "failed").observe((at_ms - started_ms) / 1000)
+        CALLS.add((call.function, "failed"), at_ms - started_ms)
         FIGURES.add_call(call.function, at_ms - started_ms, failed=True)
         if len(problem.detail) > _DETAIL_LIMIT:
             problem = Problem(

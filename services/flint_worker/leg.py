@@ -55,7 +55,7 @@ from flint_worker.effects import Effects, Progress
 from flint_worker.journal import JournalWriter, LegStopped
 from flint_worker.lease import Lease
 from flint_worker.rebuilding import read_record
-from flint_worker.records import add_awaits, add_steps, set_end
+from flint_worker.records import add_awaits, set_end, step_records
 from flint_worker.values import Values
 
 __all__ = ["Leg", "LegServices"]
@@ -112,7 +112,10 @@ class Leg:
         "_letters",
         "_loaded",
         "_machine",
+        "_more",
+        "_moving",
         "_origin",
+        "_payloads",
         "_rebuilt",
         "_records",
         "_replaying",
@@ -141,6 +144,8 @@ class Leg:
         self._effects = Effects(job.awaits)
         self._machine: Machine
         self._loaded = False
+        self._moving = self._more = True  # pure work is to be done; and more than fits a slice
+        self._payloads: list[Payload] = []  # made by it, not stored yet
         self._replaying = False
         self._answered: set[int] = set()
         self._unrecorded: list[Event] = []
@@ -361,7 +366,8 @@ class Leg:
         machine, effects = self._machine, self._effects
         inbox = effects.inbox
         if self._replaying or self.job.awaits or self.job.inbox:
-            await self._drive()
+            if not self._move():
+                await self._drive()
             self._replaying = False  # what was recorded is told already: its traces were dropped
             if self._rebuilt and machine.end is None:
                 await self._begin_generation()
@@ -371,7 +377,8 @@ class Leg:
                 self._cancel_now()
             if inbox and self._unrecorded_bytes < _ENTRY_BYTES:
                 self._feed()
-            await self._drive()
+            if self._moving and not self._move():
+                await self._drive()
             if machine.end is not None:
                 await effects.stop()
                 return await self._end_with(machine.end)
@@ -411,17 +418,18 @@ class Leg:
     def _feed(self) -> None:
         inbox = self._effects.inbox
         self._fed = True
+        self._moving = True
         while inbox and self._unrecorded_bytes < _ENTRY_BYTES:
             event = inbox.popleft()
-            if isinstance(event, Received):
+            if isinstance(event, CallSucceeded):
+                self._unrecorded_bytes += event.size if event.size >= 0 else _size(event.output)
+            elif isinstance(event, Received):
                 self._consumed.append(event.key)
                 if event.effect_id not in self._effects.awaits:
                     continue  # too late: nobody waits for it any more
                 self._unrecorded_bytes += _size(event.content)
             self._machine.apply(event)
             self._unrecorded.append(event)
-            if isinstance(event, CallSucceeded):
-                self._unrecorded_bytes += _size(event.output)
 
     async def _begin_generation(self) -> None:
         """The state is what it was at the point of the reset: from here on it is another generation's."""
@@ -429,33 +437,45 @@ class Leg:
         self._machine.apply(event)
         self._unrecorded.append(event)
         self._fed = True
-        await self._drive()
+        if not self._move():
+            await self._drive()
+
+    def _move(self) -> bool:
+        """A slice of pure work. Whether the machine waits for the world then; if not, `_drive` goes on."""
+        machine, effects = self._machine, self._effects
+        more = self._more = machine.advance(self._services.limits.steps_per_turn)
+        self._compensates = machine.compensates
+        records = machine.take_records()
+        if not self._replaying:
+            self._records += records
+        if signals := machine.take_signals():
+            self._taken += signals
+        self._payloads = machine.take_payloads()
+        effects.note(machine.take_effects(), self._answered)
+        self._moving = more or bool(self._payloads) or effects.question is not None
+        return not self._moving
 
     async def _drive(self) -> None:
-        """Pure work until the machine waits for the world, in slices between which others get their turn."""
+        """What a slice of pure work left to do, and further slices, until the machine waits for the world.
+
+        Others get their turn between them.
+        """
         machine, effects = self._machine, self._effects
-        budget = self._services.limits.steps_per_turn
-        while True:
-            more = machine.advance(budget)
-            self._compensates = machine.compensates
-            records, payloads = machine.take_records(), machine.take_payloads()
-            if not self._replaying:
-                self._records += records
-            if signals := machine.take_signals():
-                self._taken += signals
-            if payloads:  # in a replay too: what was made after the last entry may have been lost with the worker
+        while self._moving:
+            if self._payloads:  # in a replay too: what was made after the last entry may have been lost with the worker
+                payloads, self._payloads = self._payloads, []
                 await self._keep_payloads(payloads)  # a call or a question that follows may name them
-            effects.note(machine.take_effects(), self._answered)
             if effects.question is not None:
                 question, effects.question = effects.question, None
                 machine.apply(await self._evaluate(question))
-                continue
-            if not more:
+            elif not self._more:
+                self._moving = False
                 return
-            if len(self._records) >= _ENTRY_RECORDS:
+            elif len(self._records) >= _ENTRY_RECORDS:
                 await self._append(with_snapshot=True)
             else:
                 await asyncio.sleep(0)
+            self._move()
 
     async def _evaluate(self, question: Evaluate) -> Evaluated | EvaluateFailed:
         tries = 0
@@ -485,8 +505,7 @@ class Leg:
     # -- calls --------------------------------------------------------------------------------------------------------
 
     async def _begin_calls(self) -> None:
-        if not self._lease.valid():
-            raise LegStopped("lease")
+        """Whether the lease allows it is looked at by each call."""
         self.begun = True
         if not self._effects.single:
             self._effects.begin(self._perform)
@@ -501,9 +520,11 @@ class Leg:
             self.task.uncancel()
 
     def _perform(self, call: Call) -> Coroutine[Any, Any, CallSucceeded | CallFailed]:
-        report = self._effects.progress[call.effect_id].report
+        progress = self._effects.progress[call.effect_id]
         large = self._machine.large
-        return self._services.caller.perform(call, self._lease, self._origin, report, large=large)
+        return self._services.caller.perform(
+            call, self._lease, self._origin, progress.report, large=large, started_ms=progress.started_ms
+        )
 
     # -- the journal --------------------------------------------------------------------------------------------------
 
@@ -525,8 +546,15 @@ class Leg:
             raise LegStopped("failed") from None
         self.begun = True
         compensates = self._compensates and run_end is None
-        entry = journal_pb2.JournalEntry(events=events, snapshot=snapshot, end=leg_end, compensates=compensates)
-        add_steps(entry, self._records)
+        entry = journal_pb2.JournalEntry.FromString(step_records(self._records))
+        if events:
+            entry.events = events
+        if snapshot:
+            entry.snapshot = snapshot
+        if compensates:
+            entry.compensates = True
+        if leg_end is not None:
+            entry.end.CopyFrom(leg_end)
         if run_end is not None:
             set_end(entry, run_end)
         else:

@@ -1,8 +1,13 @@
-"""From the core's vocabulary to the journal's contract. Runs for every step: no reflection, no helper layers."""
+"""From the core's vocabulary to the journal's contract. Runs for every step: no reflection, no helper layers.
+
+Records of steps are written as protobuf's bytes. A message written in pieces, one after another, is the message with
+the fields of all of them: what a step's records have in common is written once, and so are moments that many share.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 import orjson
@@ -14,7 +19,7 @@ from flint_core.effects import Await, AwaitKind
 from flint_core.machine import End, Failed, StepTrace, Succeeded
 from flint_core.problems import Problem
 
-__all__ = ["add_awaits", "add_steps", "problem_proto", "set_end", "timestamp"]
+__all__ = ["add_awaits", "problem_proto", "set_end", "step_records", "timestamp"]
 
 _STATES: Final = {
     "running": runs_pb2.StepRecord.STATE_RUNNING,
@@ -46,23 +51,53 @@ def problem_proto(problem: Problem, detail_limit: int = _DETAIL_LIMIT) -> runs_p
     )
 
 
-def add_steps(entry: journal_pb2.JournalEntry, traces: Iterable[StepTrace]) -> None:
-    """The machine's traces as recorded steps of the entry, in order."""
-    add = entry.steps.add
-    for trace in traces:
-        record = add(
-            step=trace.step,
-            iteration=trace.iteration,
-            attempt=trace.attempt,
-            state=_STATES[trace.state],
-            kind=trace.kind,
-            function=trace.function,
-        )
-        _set_time(record.start_time, trace.started_ms)
-        if trace.ended_ms is not None:
-            _set_time(record.end_time, trace.ended_ms)
-        if trace.problem is not None:
-            record.error.CopyFrom(problem_proto(trace.problem, _STEP_DETAIL_LIMIT))
+_STEP_TAG: Final = bytes([journal_pb2.JournalEntry.STEPS_FIELD_NUMBER << 3 | 2])  # a field with a length
+
+
+def step_records(traces: Iterable[StepTrace]) -> bytes:
+    """The machine's traces as recorded steps of an entry, in order: as much of an encoded `JournalEntry`."""
+    parts: list[bytes] = []
+    for step, iteration, attempt, state, kind, function, started_ms, ended_ms, problem in traces:
+        record = _same(step, attempt, state, kind, function) + _start(started_ms)
+        if ended_ms is not None:
+            record += _end(ended_ms)
+        if iteration:
+            record += runs_pb2.StepRecord(iteration=iteration).SerializeToString()
+        if problem is not None:
+            error = problem_proto(problem, _STEP_DETAIL_LIMIT)
+            record += runs_pb2.StepRecord(error=error).SerializeToString()
+        size = len(record)
+        parts += (_STEP_TAG, _LENGTHS[size] if size < len(_LENGTHS) else _length(size), record)
+    return b"".join(parts)
+
+
+@lru_cache(maxsize=4_096)
+def _same(step: str, attempt: int, state: str, kind: str, function: str) -> bytes:
+    record = runs_pb2.StepRecord(step=step, attempt=attempt, state=_STATES[state], kind=kind, function=function)
+    return record.SerializeToString()
+
+
+@lru_cache(maxsize=256)
+def _start(ms: int) -> bytes:
+    return runs_pb2.StepRecord(start_time=timestamp(ms)).SerializeToString()
+
+
+@lru_cache(maxsize=256)
+def _end(ms: int) -> bytes:
+    return runs_pb2.StepRecord(end_time=timestamp(ms)).SerializeToString()
+
+
+def _length(size: int) -> bytes:
+    """A size as protobuf writes it: seven bits a byte, the lowest first."""
+    written = bytearray()
+    while size > 0x7F:
+        written.append(size & 0x7F | 0x80)
+        size >>= 7
+    written.append(size)
+    return bytes(written)
+
+
+_LENGTHS: Final = [_length(size) for size in range(512)]
 
 
 def add_awaits(entry: journal_pb2.JournalEntry, opened: Iterable[tuple[Await, bytes]], at_ms: int) -> None:
@@ -76,11 +111,6 @@ def add_awaits(entry: journal_pb2.JournalEntry, opened: Iterable[tuple[Await, by
             request=request,
             open_time_ms=at_ms,
         )
-
-
-def _set_time(field: Timestamp, ms: int) -> None:
-    field.seconds = ms // 1000
-    field.nanos = ms % 1000 * 1_000_000
 
 
 def timestamp(ms: int) -> Timestamp:

@@ -18,7 +18,7 @@ from flint_core.queueing import URGENT, slots_beyond
 from flint_ops.logging import get_logger
 from flint_worker.figures import FIGURES
 from flint_worker.leg import Leg
-from flint_worker.telemetry import JOBS_REFUSED, LEGS_RUNNING, LEGS_WAITING, legs_ended
+from flint_worker.telemetry import JOBS_REFUSED, LEGS_ENDED, LEGS_RUNNING, LEGS_WAITING
 
 __all__ = ["LegTable"]
 
@@ -163,7 +163,7 @@ class LegTable:
             _log.error("leg_task_died", run=leg.run_id, trace_id=leg.job.trace_id.hex(), exc_info=error)
         else:
             outcome = task.result()
-        legs_ended(outcome).inc()
+        LEGS_ENDED.inc(outcome)
         if self._running.get(nonce) is leg:
             del self._running[nonce]
         while self._waiting and len(self._running) < self._urgent_slots and not self._closed:
