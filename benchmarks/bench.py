@@ -23,6 +23,7 @@ import argparse
 import asyncio
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -207,7 +208,10 @@ async def _flint_turn(
 
 
 async def bounded(asked: argparse.Namespace, console: Console, record: Record) -> bool:
-    """As `measure`, until the deadline."""
+    """As `measure`, until the deadline, or until it is told to end: then all that it started has ended, too."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     try:
         async with asyncio.timeout(asked.deadline):
             return await measure(asked, console, record)
@@ -228,7 +232,11 @@ def main() -> int:
             return 1
     else:
         record = Record(asked.results, what(asked)) if asked.again else Record.opened(asked.results, what(asked))
-        good = uvloop.run(bounded(asked, console, record))
+        try:
+            good = uvloop.run(bounded(asked, console, record))
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            console.print(f"[bold red]interrupted; rounds that are over are kept: {asked.results}")
+            return 1
     if asked.markdown:
         written(record, asked.markdown)
     else:

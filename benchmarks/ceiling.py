@@ -13,13 +13,14 @@ Both are measured on two cores, from one process: on more cores the servers allo
 from __future__ import annotations
 
 import argparse
+import bisect
 import math
 import os
 import platform
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,15 @@ from support.stack import RunningStack, running_stack
 CORES = (1, 2, 4, 8, 16, 32, 64)
 SINGLE = ("gateway", "scheduler", "worker")
 """Kinds of processes that use one core at most each: more cores want more of them."""
+MOST_CORES = 4096
+COMMITS, PUBLISHES, COORDINATION = "PostgreSQL's commits", "JetStream's publishes", "coordination"
+LIFTS = {
+    COMMITS: "More runs to a commit lift it (batches grow with the load by themselves), and a disk that syncs faster.",
+    PUBLISHES: "Fewer messages a run lift it; and, which is not built, jobs and journal in streams by shard group, on "
+    "several NATS servers.",
+    COORDINATION: "Processes that share less lift it: more schedulers, each with fewer shard groups; clients on "
+    "several gateways; machines of their own for the servers.",
+}
 FULL = 0.8
 """How much of its core such a process may use before another one is better."""
 
@@ -73,6 +83,29 @@ class Model:
     def rate(self, cores: int) -> float:
         """Runs a second on so many cores, if nothing else ends it."""
         return cores * self.busy * 1e6 / (self.run_us * (1 + self.sigma * (cores - 1)))
+
+    @property
+    def most(self) -> float:
+        """What `rate` comes near to with ever more cores."""
+        return self.busy * 1e6 / (self.run_us * self.sigma) if self.sigma else math.inf
+
+    def cores(self, rate: float) -> int | None:
+        """The fewest cores that reach a rate; None when no number of them does."""
+        if rate > self.rate(MOST_CORES):
+            return None
+        return bisect.bisect_left(range(1, MOST_CORES + 1), rate, key=self.rate) + 1
+
+
+def conclusion(model: Model, ends: Mapping[str, float]) -> str:
+    """Where throughput ends first, and what lifts that. `ends`: runs a second by what ends them."""
+    first = min(ends, key=ends.__getitem__)
+    cores = model.cores(ends[first])
+    if cores is None:
+        return (
+            f"The first ceiling is what each further core loses to coordination: {model.most:,.0f} runs/s, however "
+            f"many cores. {LIFTS[COORDINATION]} Above it, {first} would allow {ends[first]:,.0f} runs/s."
+        )
+    return f"The first ceiling is {first}: {ends[first]:,.0f} runs/s, reached with {cores} cores. {LIFTS[first]}"
 
 
 async def measure(
@@ -112,8 +145,8 @@ def show(console: Console, found: dict[str, list[float]]) -> None:
         f"busy {model.busy:.2f}, sigma {model.sigma:.3f}"
     )
     ends = {
-        "PostgreSQL's commits": middle["commits 2"] / max(middle["commits"], 1e-9),
-        "JetStream's publishes": middle["publish 2"] / max(middle["messages"], 1e-9),
+        COMMITS: middle["commits 2"] / max(middle["commits"], 1e-9),
+        PUBLISHES: middle["publish 2"] / max(middle["messages"], 1e-9),
     }
     table = Table(
         "cores", "runs/s", *(f"{kind}s" for kind in SINGLE), "ends at", title="1-step runs, started in hundreds"
@@ -126,6 +159,7 @@ def show(console: Console, found: dict[str, list[float]]) -> None:
         needed = [f"{max(1, math.ceil(rate * costs.get(kind, 0.0) / (1e6 * FULL)))}" for kind in SINGLE]
         table.add_row(f"{cores}", f"{rate:,.0f}", *needed, f"{end} ({ends[end]:,.0f}/s)" if reached else "CPU")
     console.print(table)
+    console.print(conclusion(model, ends))
     console.print(", ".join(f"{kind} {cost:.0f} us" for kind, cost in sorted(costs.items(), key=lambda c: -c[1])))
 
 

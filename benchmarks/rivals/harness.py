@@ -58,11 +58,20 @@ class Missing(Exception):
     """The rival cannot be measured here; the text says why."""
 
 
+class Lost(Missing):
+    """Its driver ended, or did not answer in time: it answers nothing more."""
+
+
 async def run(command: Sequence[str | Path], cwd: Path | None = None, timeout_s: float = _INSTALL_S) -> str:
     """Run a command to its end; its output. Raises Missing with the end of it when it fails."""
     try:
         process = await asyncio.create_subprocess_exec(
-            *map(str, command), cwd=cwd, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+            *map(str, command),
+            cwd=cwd,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
         )
     except FileNotFoundError as error:
         raise Missing(f"{command[0]} is not installed") from error
@@ -70,13 +79,21 @@ async def run(command: Sequence[str | Path], cwd: Path | None = None, timeout_s:
         async with asyncio.timeout(timeout_s):
             output, _ = await process.communicate()
     except TimeoutError:
-        process.kill()
-        await process.wait()
         raise Missing(f"{command[0]} took more than {timeout_s:g} s") from None
+    finally:
+        if process.returncode is None:
+            _kill(process)
+            await process.wait()
     text = output.decode(errors="replace")
     if process.returncode:
         raise Missing(f"{Path(command[0]).name} failed: {' '.join(text.split()[-40:])}")
     return text
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """With all that it started: each is the leader of a group of its own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 async def python_packages(name: str, packages: Sequence[str]) -> Path:
@@ -200,12 +217,12 @@ class Rival(ABC):
                 while True:
                     line = await self._driver.stdout.readline()
                     if not line:
-                        raise Missing(f"{self.name}'s driver ended: {self.log('driver')}")
+                        raise Lost(f"its driver ended: {self.log('driver')}")
                     if line.startswith(b"{"):
                         answer: dict[str, Any] = json.loads(line)
                         return answer
         except TimeoutError:
-            raise Missing(f"{self.name}'s driver did not answer within {timeout_s:g} s: {self.log('driver')}") from None
+            raise Lost(f"its driver did not answer within {timeout_s:g} s: {self.log('driver')}") from None
 
     def log(self, name: str) -> str:
         """The end of what a process of it wrote."""
@@ -230,7 +247,6 @@ class Rival(ABC):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_END_S):
                         await process.wait()
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # each is the leader of a group of its own
+            _kill(process)
             await process.wait()
         self.processes.clear()
