@@ -33,6 +33,8 @@ class ChildSpec:
     `ready` asks once and raises ProbeFailed until the child can be used; None: ready once started. `before_start` runs
     before every start, restarts too (what a killed predecessor left is put in order there); `after_ready` each time the
     child became ready. `wrapper` stands before the command and must become it by exec (the process id stays).
+    `forks`: its command is `python -m MODULE ...` of a service that may start as a fork of a process that has loaded
+    libraries.
     """
 
     name: str
@@ -50,3 +52,4 @@ class ChildSpec:
     stop_signal: int = signal.SIGTERM
     stop_deadline_s: float = 10.0
     fatal_exit_codes: frozenset[int] = frozenset()
+    forks: bool = False

@@ -1,4 +1,4 @@
-"""The supervisor's side of `flint_stack.prepare`: begins the process, lets it go on, remembers what it has done."""
+"""The supervisor's side of `flint_stack.prepare`: runs it, remembers what it has done."""
 
 from __future__ import annotations
 
@@ -6,46 +6,50 @@ import asyncio
 import hashlib
 import importlib.metadata
 import importlib.util
+import os
+import signal
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from flint_ops.config import Settings
+from flint_stack.child import ChildSpec
 from flint_stack.errors import StackError
+from flint_stack.launching import Launcher
 from flint_stack.layout import Layout, write_private
+from flint_stack.logfiles import log_tail, open_log
 
-__all__ = ["begin_preparation", "finish_preparation", "is_prepared"]
+__all__ = ["is_prepared", "prepare"]
 
 _DEADLINE_S = 120.0
 
 
-async def begin_preparation(layout: Layout, environ: Mapping[str, str]) -> asyncio.subprocess.Process:
-    """Starts the process; it loads what it needs and waits for `finish_preparation`."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "flint_stack.prepare",
-        "--data-dir",
-        str(layout.root),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        env=dict(environ),
-        start_new_session=True,
-    )
-
-
-async def finish_preparation(layout: Layout, settings: Settings, process: asyncio.subprocess.Process) -> None:
-    """Lets it migrate, now that PostgreSQL is there, and waits for its end. Raises StackError with what it said."""
+async def prepare(layout: Layout, settings: Settings, launcher: Launcher) -> None:
+    """Brings the database, which must answer, to this build's schema. Raises StackError with what the process said."""
+    path = layout.log_file("prepare")
+    since = path.stat().st_size if path.exists() else 0
+    log = open_log(path)
+    try:
+        process = await launcher.launch(_spec(layout), log)
+    finally:
+        os.close(log)
     try:
         async with asyncio.timeout(_DEADLINE_S):
-            _, said = await process.communicate(b"go\n")
+            code = await process.wait()
     except TimeoutError:
         raise StackError(f"The database's schema was not ready within {_DEADLINE_S:g} s.") from None
-    if process.returncode != 0:
-        reason = said.decode(errors="replace").strip()
-        raise StackError(f"The database cannot be prepared: {reason or f'exit code {process.returncode}'}")
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
+    if code != 0:
+        reason = log_tail(path, since=since)
+        raise StackError(f"The database cannot be prepared: {reason or f'exit code {code}'}")
     write_private(_mark_file(layout), _mark(settings))
+
+
+def _spec(layout: Layout) -> ChildSpec:
+    command = (sys.executable, "-m", "flint_stack.prepare", "--data-dir", str(layout.root))
+    return ChildSpec("prepare", command, forks=True)
 
 
 def is_prepared(layout: Layout, settings: Settings) -> bool:

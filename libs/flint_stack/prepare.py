@@ -1,7 +1,7 @@
 """`python -m flint_stack.prepare`: brings the database to this build's schema and knows the local admin key.
 
-A process of its own, so that the supervisor stays small. It imports what it needs while the servers start, then waits
-for one line on standard input that says that PostgreSQL is there. Exit code 1: the reason is on standard error.
+A process of its own, so that the supervisor stays small; it begins when PostgreSQL answers. Exit code 1: the reason is
+on standard error.
 """
 
 from __future__ import annotations
@@ -29,8 +29,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flint_stack.prepare", description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True)
     layout = Layout.at(parser.parse_args().data_dir)
-    if not sys.stdin.readline():
-        return 1  # the supervisor is gone
     try:
         settings = load(Arguments(layout.config_file, ()), environ={}, require=("postgres.dsn",))
         upgrade(settings.postgres.dsn.get_secret_value(), settings.cluster.shard_groups)

@@ -114,6 +114,7 @@ class ServicePlan:
             # It gives each worker its drain time and a margin, and needs a moment of its own.
             stop_deadline_s=self._settings.worker.drain_s + 2 * _STOP_MARGIN_S,
             fatal_exit_codes=frozenset({_CONFIGURATION_IS_WRONG}),
+            forks=True,
         )
 
     def _spec(
@@ -134,6 +135,7 @@ class ServicePlan:
             ready_deadline_s=60.0,
             stop_deadline_s=drain_s + _STOP_MARGIN_S,
             fatal_exit_codes=frozenset({_CONFIGURATION_IS_WRONG}),
+            forks=True,
         )
 
 

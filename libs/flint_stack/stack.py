@@ -22,7 +22,7 @@ from flint_stack.errors import StackError
 from flint_stack.layout import Layout, StackSecrets
 from flint_stack.orphans import end_orphans
 from flint_stack.ports import DEFAULT_PORT_BASE, Counts, Ports, check_free
-from flint_stack.preparation import begin_preparation, finish_preparation, is_prepared
+from flint_stack.preparation import is_prepared, prepare
 from flint_stack.servers import EtcdServer, NatsServer, NatsUser, PostgresServer
 from flint_stack.servers.nats import PERMISSIONS
 from flint_stack.services import ServicePlan
@@ -83,7 +83,6 @@ class Stack:
         self._configuration: Configuration | None = None
         self._ports: Ports | None = None
         self._plan: ServicePlan | None = None
-        self._preparing: asyncio.subprocess.Process | None = None
         self._addresses: dict[str, str] = {}
         self.orphans_ended = 0
 
@@ -131,9 +130,6 @@ class Stack:
         if not self._lock.held:
             return
         try:
-            if self._preparing is not None and self._preparing.returncode is None:
-                self._preparing.kill()
-                await self._preparing.wait()
             if self._supervisor is not None:
                 self._supervisor.set_phase("stopping")
                 await self._supervisor.stop(hurry=hurry)
@@ -182,14 +178,14 @@ class Stack:
         if options.servers_only:
             await supervisor.start(servers)
         else:
-            self._preparing = await begin_preparation(layout, child_environment(options.environ))
+            await supervisor.preload()
             await supervisor.start(servers)
-            finishing = finish_preparation(layout, configuration.settings, self._preparing)
+            preparing = prepare(layout, configuration.settings, supervisor.launcher)
             if is_prepared(layout, configuration.settings):
                 # This build has prepared this database before, so the services need not wait: they look for themselves.
-                await _all(finishing, supervisor.start([*extras, *services]))
+                await _all(preparing, supervisor.start([*extras, *services]))
             else:
-                await _all(finishing, supervisor.start(extras))
+                await _all(preparing, supervisor.start(extras))
                 await supervisor.start(services)
         supervisor.set_phase("ready", addresses=self._addresses)
 

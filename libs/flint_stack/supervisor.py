@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,8 +25,10 @@ from pathlib import Path
 
 from flint_stack.child import ChildSpec
 from flint_stack.errors import ChildFailed, ProbeFailed, StackError
+from flint_stack.forking import Process
+from flint_stack.launching import Launcher
 from flint_stack.logfiles import log_tail, open_log
-from flint_stack.processes import STACK_MARK, ProcessIdentity, identify
+from flint_stack.processes import ProcessIdentity, identify
 from flint_stack.state import ChildRecord, StackState, write_state
 
 __all__ = ["ChildEvent", "Supervisor"]
@@ -37,7 +38,6 @@ _BACKOFF_LAST_S = 5.0
 _SETTLED_S = 10.0
 _PROBE_INTERVAL_S = 0.05
 _FIRST_TRIES = 4
-_EXEC_CHILD = str(Path(__file__).with_name("exec_child.py"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class _Child:
     state: str = "down"
     restarts: int = 0
     log_start: int = 0
-    process: asyncio.subprocess.Process | None = None
+    process: Process | None = None
     identity: ProcessIdentity | None = None
     keeper: asyncio.Task[None] | None = None
     preparation: asyncio.Future[None] | None = None
@@ -75,7 +75,7 @@ class Supervisor:
 
     `die_with_supervisor=False` leaves the children alone when this process dies; `environ` is what they inherit;
     `on_event` must not raise. The caller holds the directory's lock. `broken` is set when a child cannot be kept any
-    more; `broken_by` says why.
+    more; `broken_by` says why. `launcher` starts its processes.
     """
 
     def __init__(
@@ -94,11 +94,16 @@ class Supervisor:
         self._state_path = data_dir / "run" / "state.json"
         self._state = StackState(identity)
         self._on_event = on_event
-        self._die_with_supervisor = die_with_supervisor
-        self._environ = dict(os.environ if environ is None else environ)
+        self.launcher = Launcher(
+            data_dir, os.environ if environ is None else environ, die_with_supervisor=die_with_supervisor
+        )
         self._children: dict[str, _Child] = {}
         self.broken = asyncio.Event()
         self.broken_by: StackError | None = None
+
+    async def preload(self) -> None:
+        """Begins to load what services share, so that those started from now on are forks of one process."""
+        await self.launcher.preload(self._logs / "forker.log")
 
     async def start(self, specs: Iterable[ChildSpec]) -> None:
         """Starts all in parallel; returns when all are ready. Raises ChildFailed for the first that cannot be.
@@ -128,6 +133,7 @@ class Supervisor:
         for wave in waves:
             members = [child for child in self._children.values() if child.spec.wave == wave]
             await asyncio.gather(*(self._end(child, hurry=hurry) for child in members))
+        await self.launcher.close()
 
     async def stop_child(self, name: str) -> None:
         """Ends one child with its stop signal (killed after its deadline) and holds it: it is not started again."""
@@ -338,26 +344,14 @@ class Supervisor:
         child.ready.set()
         self._on_event(ChildEvent(child.spec.name, "ready"))
 
-    async def _spawn(self, child: _Child) -> asyncio.subprocess.Process:
+    async def _spawn(self, child: _Child) -> Process:
         spec = child.spec
-        command = spec.argv
-        if self._die_with_supervisor and sys.platform == "linux":
-            command = (sys.executable, "-I", "-S", _EXEC_CHILD, str(os.getpid()), str(int(spec.stop_signal)), *command)
         child.log_start = child.log.stat().st_size if child.log.exists() else 0
         log = open_log(child.log)
         try:
-            process = await asyncio.create_subprocess_exec(
-                *spec.wrapper,
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=spec.cwd,
-                env={**self._environ, **spec.env, STACK_MARK: str(self._data_dir)},
-                start_new_session=True,
-            )
+            process = await self.launcher.launch(spec, log)
         except OSError as error:
-            raise ChildFailed(f"{spec.name} cannot be started: {command[0]}: {error.strerror}.") from error
+            raise ChildFailed(f"{spec.name} cannot be started: {spec.argv[0]}: {error.strerror}.") from error
         finally:
             os.close(log)
         child.process, child.identity = process, identify(process.pid)

@@ -20,12 +20,12 @@ _HOOK = """
 import os, sys, time
 
 def hook(folder):
-    path = os.path.join(folder, os.path.basename(sys.orig_argv[-1]).partition(".")[0])
     real, real_ns = time.time, time.time_ns
 
     def ahead_s():
         try:
-            return int(os.readlink(path))
+            # Looked up at each call: a fork of another process has another command than that had.
+            return int(os.readlink(os.path.join(folder, os.path.basename(sys.orig_argv[-1]).partition(".")[0])))
         except OSError:
             return 0
 

@@ -19,6 +19,7 @@ from flint_stack.down import down
 from flint_stack.errors import AlreadyRunning
 from flint_stack.layout import Layout
 from flint_stack.orphans import find_orphans
+from flint_stack.processes import marked_processes
 from flint_stack.stack import Stack, StackOptions
 from flint_stack.state import StackState, read_state, write_state
 from support.stack import eventually, running, running_stack
@@ -110,15 +111,17 @@ async def test_a_signal_during_the_start_leaves_nothing(tmp_path: Path) -> None:
         assert traces(data_dir) == []
 
 
-async def test_children_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--services",)], ids=["servers", "everything"])
+async def test_children_end_when_their_supervisor_is_killed(tmp_path: Path, options: tuple[str, ...]) -> None:
     if sys.platform != "linux":
         pytest.skip("needs PR_SET_PDEATHSIG")
     data_dir = tmp_path / "flint"
-    async with driver(data_dir) as process:
+    async with driver(data_dir, *options) as process:
         state = await ready_state(data_dir)
         process.kill()
         await process.communicate()
         await eventually(lambda: not any(child.identity.alive() for child in state.children))
+        await eventually(lambda: not marked_processes(data_dir))
 
 
 @pytest.mark.parametrize("lost", ["nothing", "the state file"])
