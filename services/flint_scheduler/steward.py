@@ -143,6 +143,7 @@ class Steward:
             )
             self._holdings.lost.clear()
             await self._coord.put(keys.scheduler(self._id), self._address, lease.id)
+            await self._free_former(lease)
         except BaseException:
             await self._revoke(lease)
             raise
@@ -154,6 +155,20 @@ class Steward:
             self._readers.suspect()
         self.owning.set()
         return lease
+
+    async def _free_former(self, lease: Lease) -> None:
+        """Delete the keys of the groups that a scheduler of my id held before: nobody need wait for its lease's end.
+
+        My session has ended every session of my id in PostgreSQL, so whatever still runs under one commits nothing.
+        """
+        held = [
+            (item.key, item.lease_id)
+            for item in await self._coord.scan(keys.GROUPS)
+            if item.value.decode() == self._id and item.lease_id != lease.id
+        ]
+        if held:
+            await asyncio.gather(*(self._coord.delete(key, only_lease=former) for key, former in held))
+            log.info("former_keys_freed", groups=len(held))
 
     async def _hold(self, lease: Lease) -> str:
         """Follow the members until the right to own ends; answers why it did."""

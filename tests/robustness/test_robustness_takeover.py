@@ -94,6 +94,33 @@ def keep_briefly(stack: RunningStack) -> None:
         connection.execute("UPDATE workflow_version SET retention_s = 1")
 
 
+async def test_who_comes_back_does_not_wait_for_the_lease_that_it_left_behind(tmp_path: Path) -> None:
+    """Its new session has ended the former one, so the keys of the dead, whose lease still stands, keep nobody out."""
+    async with running_stack(tmp_path, schedulers=1, workers=1, overrides={"etcd": {"lease_ttl_s": 60}}) as stack:
+        flint = AsyncFlint(address=stack.gateway, key=stack.admin_key)
+        record = Record(stack.settings.postgres)
+        coord = await Coord.connect(stack.settings.etcd, cluster=stack.settings.cluster.name)
+        try:
+            await flint.apply(definition(QUICK, "quick"))
+            await eventually(lambda: owns_all(record, "scheduler-1"), WAIT_S)
+            before = await record.terms()
+            (former,) = {item.lease_id for item in await coord.scan(keys.GROUPS)}
+            await stack.kill("scheduler-1", hold=True)
+
+            async def owns_again() -> bool:
+                assert await coord.renew(former) > 0, "the lease of the dead has ended"
+                after = await record.terms()
+                return await owns_all(record, "scheduler-1") and all(after[group] > before[group] for group in before)
+
+            await asyncio.gather(stack.start("scheduler-1"), eventually(owns_again, WAIT_S))
+            assert (await (await flint.start("quick", {})).result(timeout_s=WAIT_S)) is not None
+            assert await coord.renew(former) > 0
+        finally:
+            await coord.close()
+            await flint.close()
+            await record.close()
+
+
 async def test_who_loses_its_lease_before_it_takes_ends_nobody(tmp_path: Path) -> None:
     """A scheduler wins keys and is held until its lease is over and another has the groups: its commit takes none."""
     points = tmp_path / "points"
