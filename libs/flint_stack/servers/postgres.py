@@ -30,6 +30,7 @@ __all__ = ["PostgresServer"]
 _SUPERUSER = "postgres"
 _ROLE = "flint"
 _DATABASE = "flint"
+_STATE_LINE = 7  # of postmaster.pid, counted from 0
 
 _CONFIGURATION = """\
 # Written at every start; changes belong into the file that is included at the end.
@@ -127,12 +128,25 @@ class PostgresServer:
         )
 
     async def ready(self) -> None:
-        """Ready means that it answers a query, so recovery is over."""
+        """Ready means that it answers a query, so recovery is over.
+
+        It is asked only once it has written down that it takes connections: each refused one costs it a process.
+        """
+        if (state := self._state()) != "ready":
+            raise ProbeFailed(f"PostgreSQL at {self.address} takes no connections yet: {state or 'it has not begun'}")
         try:
             async with asyncio.timeout(5), await self._connect_superuser() as connection:
                 await connection.execute("select 1")
         except (psycopg.Error, TimeoutError) as error:
             raise ProbeFailed(f"PostgreSQL at {self.address}: {' '.join(str(error).split()) or 'no answer'}") from None
+
+    def _state(self) -> str:
+        """What its postmaster says of itself: `starting`, `ready`, `stopping`; nothing before it says anything."""
+        try:
+            lines = (self.cluster_dir / "postmaster.pid").read_text().splitlines()
+        except (FileNotFoundError, UnicodeDecodeError):
+            return ""
+        return lines[_STATE_LINE].strip() if len(lines) > _STATE_LINE else ""
 
     async def before_start(self) -> None:
         """Makes the cluster when there is none, ends what a killed server left in it, writes its configuration."""
