@@ -7,7 +7,8 @@ which
 - after a whole lease plus a margin, when the key is merely not there (a first look, or a store that was lost): the
 worker may
   live on its last renewal until then.
-When the watch breaks, nothing is concluded until it stands again.
+When the watch breaks, nothing is concluded until it stands again. Where legs are sent needs no certainty: none go to an
+incarnation once another one of its id has registered on its host.
 
 Several schedulers share a worker's slots evenly; each counts the legs it has open there itself, and may use beyond its
 share what the others leave free, by the worker's heartbeats.
@@ -65,6 +66,7 @@ class WorkerView:
 
     card: registry_pb2.WorkerCard
     draining: bool = False  # it said so, and will not come back
+    followed: bool = False  # another incarnation of its id has registered on its host since: it has died, most likely
     legs: int = 0  # opened by this scheduler and not ended
     held: int = 0  # legs of all schedulers, by the last heartbeat
     heard: int = 0  # those of this scheduler that were open when it came
@@ -83,7 +85,7 @@ class WorkerView:
     @property
     def leaving(self) -> bool:
         """Whether it is sent no legs. What its card says the autoscaler may take back."""
-        return self.draining or self.card.draining
+        return self.draining or self.card.draining or self.followed
 
     @property
     def there(self) -> int:
@@ -145,18 +147,21 @@ class FleetView:
             self._doubts.pop(incarnation, None)
             self._put(incarnation, card)
         self._known.set()
+        self._find_followed()
         self._reorder()
 
     def put(self, incarnation: str, card: registry_pb2.WorkerCard) -> None:
         """A worker registered, or changed its card."""
         self._doubts.pop(incarnation, None)
         self._put(incarnation, card)
+        self._find_followed()
         self._reorder()
 
     def deleted(self, incarnation: str, *, left: bool = False) -> None:
         """Its lease ended, or it `left` in order: nobody executes under this incarnation any more."""
         self._workers.pop(incarnation, None)
         self._doubts.pop(incarnation, None)
+        self._find_followed()
         self._reorder()
         self._end(incarnation, left=left)
 
@@ -208,6 +213,20 @@ class FleetView:
             self._workers[incarnation] = WorkerView(card)
         else:
             worker.card = card
+
+    def _find_followed(self) -> None:
+        """Who died and came back is sent no legs under the former incarnation; open ones wait for its lease to end."""
+        latest: dict[tuple[str, str], WorkerView] = {}
+        for worker in self._workers.values():
+            worker.followed = False
+            card = worker.card
+            if not card.worker_id:
+                continue
+            other = latest.setdefault((card.worker_id, card.host), worker)
+            if other is not worker:
+                earlier, later = sorted((other, worker), key=lambda w: w.card.register_time.ToNanoseconds())
+                earlier.followed = True
+                latest[card.worker_id, card.host] = later
 
     def _doubt(self, incarnation: str) -> None:
         if incarnation not in self._ended:

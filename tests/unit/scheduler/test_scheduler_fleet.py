@@ -40,6 +40,41 @@ async def test_slots_are_shared_and_bounded(now: list[float]) -> None:
     assert fleet.has_room()
 
 
+async def test_who_came_back_is_sent_no_legs_under_the_former_incarnation(now: list[float]) -> None:
+    def life(incarnation: str, worker_id: str, second: int, host: str = "here") -> registry_pb2.WorkerCard:
+        card = registry_pb2.WorkerCard(incarnation=incarnation, worker_id=worker_id, slots=1, host=host)
+        card.register_time.FromSeconds(second)
+        return card
+
+    def room() -> list[str]:
+        """Who would be sent legs."""
+        names = []
+        while (found := fleet.reserve()) is not None:
+            names.append(found.card.incarnation)
+        for name in names:
+            fleet.release(name)
+        return sorted(names)
+
+    ended: list[str] = []
+    fleet = view(ended)
+    fleet.snapshot(
+        {"new": life("new", "w-1", 20), "old": life("old", "w-1", 10), "far": life("far", "w-1", 5, host="there")},
+        set(),
+    )
+    assert room() == ["far", "new"]
+    fleet.put("newer", life("newer", "w-1", 30))
+    assert room() == ["far", "newer"]
+    fleet.beat(registry_pb2.Beat(incarnation="new", legs=0))
+    assert room() == ["far", "newer"]
+    assert ended == [], "only its lease says that it has ended"
+    fleet.deleted("newer")
+    assert room() == ["far", "new"], "two of one id on one host: strange, but not lost"
+    fleet.deleted("new")
+    fleet.deleted("far")
+    assert room() == ["old"]
+    assert ended == ["newer", "new", "far"]
+
+
 async def test_a_crowd_is_seen_where_another_worker_has_room(now: list[float]) -> None:
     fleet = view([])
     fleet.snapshot({"a": worker("a", 2), "b": worker("b", 4), "c": worker("c", 4)}, set())
