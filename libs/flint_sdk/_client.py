@@ -69,7 +69,7 @@ from flint_sdk._namespaces import (
 from flint_sdk._payloads import INLINE_BYTES, resolve, upload
 from flint_sdk._pools import decision_from, fleet_pool_from, pool_name, update_request
 from flint_sdk._schedules import AsyncSchedules
-from flint_sdk._starting import start_batch, start_request
+from flint_sdk._starting import start_batch, start_request, start_requests
 from flint_sdk._transport import Transport
 from flint_sdk._waiting import Waiting
 from flint_sdk._watching import watch_run
@@ -248,7 +248,7 @@ class AsyncFlint(AsyncControl):
 
         Raises only when a whole call could not be made; what was started before that stays started.
         """
-        requests = [start_request(start, self._parent) for start in starts]
+        requests = start_requests(starts, self._parent)
         await self._make_small(requests, timeout_s)
         results = await start_batch(self._transport, self._parent, requests, timeout_s)
         return [result if isinstance(result, FlintError) else AsyncRunHandle(self, result) for result in results]

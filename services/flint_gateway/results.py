@@ -31,6 +31,7 @@ class ResultCache:
         self._limit = limit_bytes
         self._runs: dict[str, tuple[int, runs_pb2.Run]] = {}
         self._bytes = 0
+        _BYTES.set_function(lambda: self._bytes)
         self._outdated: dict[str, int] = {}  # by name: the change below which nothing is kept any more
 
     def __len__(self) -> int:
@@ -55,7 +56,6 @@ class ResultCache:
             self._bytes -= self._runs.pop(oldest)[0]
         self._runs[run.name] = (cost, run)
         self._bytes += cost
-        _BYTES.set(self._bytes)
 
     def outdate(self, name: str, below: int) -> None:
         """The run is taken back: what was or will be said of its changes below this number is not kept."""
@@ -63,7 +63,6 @@ class ResultCache:
         if kept is not None and kept[1].change < below:
             self._bytes -= kept[0]
             del self._runs[name]
-            _BYTES.set(self._bytes)
         self._outdated.pop(name, None)  # it becomes the youngest
         if len(self._outdated) >= _MAX_OUTDATED:
             # Of the oldest nothing is on its way any more.
@@ -74,4 +73,3 @@ class ResultCache:
         """Forgets all ends."""
         self._runs.clear()
         self._bytes = 0
-        _BYTES.set(0)

@@ -32,7 +32,7 @@ from flint_ops.config import LimitSettings
 from flint_rpc.errors import ErrorReason, FieldViolation, Refused, field_invalid, from_status_proto, status_proto
 from flint_rpc.names import RunName, format_run, format_version, is_label, parse_run
 from flint_rpc.paging import PageBinding, page_size
-from flint_rpc.tracing import new_trace_id, trace_id_of
+from flint_rpc.tracing import new_trace_ids, trace_id_of
 from flint_rpc.upstream import Client
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ class RunServicer(RunServiceServicer):
         count = len(request.requests)
         if not 1 <= count <= self._limits.batch_size:
             raise field_invalid(("requests", f"must hold 1 to {self._limits.batch_size} starts, not {count}"))
-        sent = trace_id_of(context.invocation_metadata())
+        # The call's own trace is the first start's.
+        trace_ids = [trace_id_of(context.invocation_metadata()), *new_trace_ids(count - 1)]
         starts: list[scheduling_pb2.Start] = []
         refused: dict[int, Refused] = {}
         for index, entry in enumerate(request.requests):
@@ -102,10 +103,9 @@ class RunServicer(RunServiceServicer):
             try:
                 if entry.parent and entry.parent != request.parent:
                     raise field_invalid((prefix + "parent", "must be empty or the batch's own parent"))
-                trace_id = sent if index == 0 else new_trace_id()
                 if len(entry.input) > self._limits.payload_bytes:
                     entry.input = await self._inputs.fit(namespace, entry.input, prefix)
-                starts.append(make_start(entry, namespace, trace_id, self._limits.payload_bytes, prefix))
+                starts.append(make_start(entry, namespace, trace_ids[index], self._limits.payload_bytes, prefix))
             except Refused as error:
                 refused[index] = error
         results = iter(await self._batcher.submit(starts) if starts else ())

@@ -24,7 +24,6 @@ from contextlib import contextmanager
 from functools import partial
 
 import grpc
-from prometheus_client import Counter
 
 from flint_bus.bus import Bus
 from flint_bus.messages import Message
@@ -116,6 +115,7 @@ class Hub:
             await self._bus.subscribe(RESETS, self._on_resets),
         ]
         self._forget_reconnect = self._bus.on_reconnect(self._renew_all)
+        _NAMES.set_function(lambda: len(self._awaited))  # asked for when somebody looks, not told with each run
         return asyncio.create_task(self._safety_net(), name="hub-safety-net")
 
     async def close(self) -> None:
@@ -175,7 +175,6 @@ class Hub:
             if self._closed:
                 raise stopping()
             entry = self._awaited[name] = _Awaited(parsed, time.monotonic())
-            _NAMES.set(len(self._awaited))
             self._needed.set()
             if known is None:
                 self._interests.want(parsed.run_id, steps=False)
@@ -189,7 +188,6 @@ class Hub:
             entry.sinks.remove(sink)
             if not entry.sinks:
                 del self._awaited[entry.name.name]
-                _NAMES.set(len(self._awaited))
 
     @contextmanager
     def watch(self, name: RunName) -> Iterator[Watch]:
@@ -210,24 +208,28 @@ class Hub:
 
     def _on_changes(self, message: Message) -> None:
         watched = self._watches
+        told = 0
         for change in dispatch_pb2.ChangeBatch.FromString(message.data).changes:
             run = change.run
             if watched:
                 for watch in watched.get(run.name, ()):
                     watch.offer(change)
             if run.state in TERMINAL:
-                self._ended(run, _PUSHED)
+                told += self._ended(run)
+        if told:
+            _PUSHED.inc(told)
 
-    def _ended(self, run: runs_pb2.Run, source: Counter) -> None:
+    def _ended(self, run: runs_pb2.Run) -> bool:
+        """Whether somebody waited for it."""
         name = run.name
         self._results.put(run)
         self._started.pop(name, None)
         entry = self._awaited.pop(name, None)
-        if entry is not None:
-            source.inc()
-            _NAMES.set(len(self._awaited))
-            for sink in entry.sinks:
-                sink(run)
+        if entry is None:
+            return False
+        for sink in entry.sinks:
+            sink(run)
+        return True
 
     def _on_owners(self, message: Message) -> None:
         groups = set(dispatch_pb2.OwnerChanged.FromString(message.data).groups)
@@ -301,13 +303,13 @@ class Hub:
             return  # the next round asks again; or nobody waits any more
         if answer is None:
             del self._awaited[entry.name.name]
-            _NAMES.set(len(self._awaited))
             for sink in entry.sinks:
                 sink(run_not_found(entry.name.name))
         elif answer.state in TERMINAL:
             run = runs_pb2.Run()
             run.CopyFrom(answer)  # the answer shares memory with up to 200 others
-            self._ended(run, _READ)
+            if self._ended(run):
+                _READ.inc()
 
     def _watched_read(self, asked: Watch, answer: Answer) -> None:
         asked.asked = False

@@ -19,7 +19,7 @@ from flint_rpc.errors import (
 )
 from flint_rpc.names import format_run, parse_key, parse_parent, parse_run, parse_worker, parse_workflow
 from flint_rpc.paging import PageBinding, page_size
-from flint_rpc.tracing import new_trace_id, trace_id_of
+from flint_rpc.tracing import new_trace_id, new_trace_ids, trace_id_of
 
 RUN_ID = make_run_id(7, 1_700_000_000_000, bytes(range(9)))
 
@@ -139,3 +139,7 @@ def test_trace_ids() -> None:
     assert len(fresh) == 3
     assert all(len(value) == 16 and any(value) for value in fresh)
     assert len(new_trace_id()) == 16
+    many = new_trace_ids(100)
+    assert len(set(many)) == 100
+    assert {len(trace_id) for trace_id in many} == {16}
+    assert new_trace_ids(0) == []

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from flint_sdk import StartRequest
-from flint_sdk._starting import start_request
+from flint_sdk._starting import start_request, start_requests
 
 
 def test_made_up_request_ids_are_in_the_order_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,3 +18,13 @@ def test_made_up_request_ids_are_in_the_order_of_time(monkeypatch: pytest.Monkey
     assert len(earlier | later) == 200
     assert max(earlier) < min(later)
     assert start_request(StartRequest("greet", {}, request_id="mine"), "namespaces/default").request_id == "mine"
+
+
+def test_each_of_many_gets_one_of_its_own_or_keeps_what_it_was_given() -> None:
+    starts = [StartRequest("greet", {"n": n}, "mine" if n == 3 else None) for n in range(1000)]
+    requests = start_requests(starts, "namespaces/default")
+    assert [request.input for request in requests] == [b'{"n":%d}' % n for n in range(1000)]
+    assert requests[3].request_id == "mine"
+    made = {request.request_id for request in requests}
+    assert len(made) == 1000
+    assert {len(request_id) for request_id in made - {"mine"}} == {36}
