@@ -16,16 +16,15 @@ from sqlalchemy.exc import DBAPIError
 
 from flint_bus import Bus, BusError, MessageTooLarge, StreamMissing
 from flint_bus.subjects import JOBS_STREAM, job_subject
-from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_core.queueing import URGENT, needs_permits
 from flint_ops.logging import get_logger
 from flint_scheduler.announce import Announcer
 from flint_scheduler.cards import NO_MAIL, Phase, RunBook, RunCard
 from flint_scheduler.clock import RecordClock
 from flint_scheduler.control.holds import Holds
-from flint_scheduler.delivery import inbox_messages
 from flint_scheduler.fleet import FleetView, WorkerView
 from flint_scheduler.holdings import Holdings
+from flint_scheduler.jobs import JobWriter, Parcel
 from flint_scheduler.metrics import COMMIT_ROWS, LEGS_OPENED, QUEUE_WAIT
 from flint_scheduler.permits import Permits
 from flint_scheduler.ready import SPARE, ReadyQueue
@@ -42,6 +41,7 @@ log = get_logger(__name__)
 
 _BATCH = 200
 _APPEND_TIMEOUT_S = 5.0
+_HEADER_BYTES = 1024
 _RETRY_S = 0.5
 
 
@@ -77,6 +77,7 @@ class Dispatcher:
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
         self._publishing: set[asyncio.Task[None]] = set()
+        self._writer = JobWriter()
         self.holds: Holds | None = None
         self.on_stream_missing: Callable[[], None] = lambda: None
         self.on_undeliverable: Callable[[RunCard, str], None] = lambda card, why: None
@@ -302,86 +303,63 @@ class Dispatcher:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("job_publishing_failed", error=repr(error))
 
-    def _send(self, cards: list[RunCard]) -> list[tuple[RunCard, asyncio.Future[int]]]:
-        appends: list[tuple[RunCard, asyncio.Future[int]]] = []
-        opened: dict[str, int] = {}
+    def _send(self, cards: list[RunCard]) -> list[tuple[Parcel, asyncio.Future[int]]]:
+        by_worker: dict[str, list[RunCard]] = {}
         for card in cards:
-            job, worker = self._job(card)
-            opened[worker.pool] = opened.get(worker.pool, 0) + 1
-            try:
-                append = self._bus.append_now(
-                    job_subject(worker.region, worker.pool, worker.incarnation),
-                    job.SerializeToString(),
-                    msg_id=card.nonce.hex() if card.nonce else "",
-                    stream=JOBS_STREAM,
-                    timeout_s=_APPEND_TIMEOUT_S,
-                )
-            except MessageTooLarge as error:
-                self.on_undeliverable(card, str(error))
-                continue
-            appends.append((card, append))
-        for pool, count in opened.items():
-            LEGS_OPENED.labels(pool).inc(count)
+            if card.claimant is not None:
+                by_worker.setdefault(card.claimant, []).append(card)
+        session = self._holdings.session
+        session_id = session.session_id.bytes if session is not None else b""
+        now_ms = self._clock.now_ms()
+        most_bytes = self._bus.max_payload - _HEADER_BYTES
+        appends: list[tuple[Parcel, asyncio.Future[int]]] = []
+        for incarnation, mine in by_worker.items():
+            worker = self._fleet.get(incarnation)
+            if worker is not None:
+                subject = job_subject(worker.card.region, worker.card.pool, incarnation)
+                LEGS_OPENED.labels(worker.card.pool).inc(len(mine))
+            else:
+                # It ended between commit and publication; recovery closes the leg. Nobody reads this address.
+                subject = job_subject("gone", "gone", incarnation)
+            for parcel in self._writer.pack(mine, worker, session_id, now_ms, most_bytes):
+                self._append(subject, parcel, appends)
         return appends
 
-    async def _confirm(self, appends: list[tuple[RunCard, asyncio.Future[int]]]) -> None:
-        for card, append in appends:
+    async def _confirm(self, appends: list[tuple[Parcel, asyncio.Future[int]]]) -> None:
+        for parcel, append in appends:
             try:
                 await append
             except BusError as error:
                 # Delivered or not: recovery asks the worker at once instead of after the deadline.
-                log.warning("job_unconfirmed", run=card.run_id.hex(), leg=card.leg, error=str(error))
-                card.progress_at = 0.0
+                log.warning(
+                    "jobs_unconfirmed",
+                    runs=len(parcel.cards),
+                    first=parcel.cards[0].run_id.hex(),
+                    leg=parcel.cards[0].leg,
+                    error=str(error),
+                )
+                for card in parcel.cards:
+                    card.progress_at = 0.0
                 if isinstance(error, StreamMissing):
                     self.on_stream_missing()
 
-    def _job(self, card: RunCard) -> tuple[dispatch_pb2.Job, _Address]:
-        worker = self._fleet.get(card.claimant)
-        start = card.start or LegStart(b"", b"")
-        card.start = None
-        job = dispatch_pb2.Job(
-            run_id=card.run_id,
-            namespace=card.namespace,
-            workflow_id=card.workflow_id,
-            version=card.version,
-            definition_hash=card.definition_hash,
-            leg=card.leg,
-            leg_nonce=card.nonce or b"",
-            claimant=card.claimant or "",
-            generation=card.generation,
-            group=card.group,
-            expected_sequence=card.expected_sequence or 0,
-            position=card.position,
-            snapshot=start.snapshot,
-            events=start.events,
-            input=start.input,
-            create_time_ms=card.created_ms,
-            level=card.level,
-            trace_id=card.trace_id,
-            open_time_ms=self._clock.now_ms(),
-            seed=int.from_bytes(card.run_id[8:], "big"),
-            cancel_requested=card.cancel_requested,
-            compensates=card.compensates,
-            branch=card.is_branch,
-            awaits=start.awaits,
-            inbox=inbox_messages(start.mail),
-        )
-        if card.hints is not None or card.placement is not None:
-            _place(job, card)
-        if start.reset:
-            job.rebuild.reset = start.reset
-            job.rebuild.time_ms = start.reset_ms
-        card.expected_sequence = None
-        if self._holdings.session is not None:
-            job.owner_session = self._holdings.session.session_id.bytes
-        if worker is None:
-            # It ended between commit and publication; recovery closes the leg. The job goes to an address nobody reads.
-            return job, _Address("gone", "gone", card.claimant or "gone")
-        worker.sequence += 1
-        card.job_sequence = worker.sequence
-        job.sequence = worker.sequence
-        job.watermark = worker.watermark
-        return job, _Address(worker.card.region, worker.card.pool, worker.card.incarnation)
+    def _append(self, subject: str, parcel: Parcel, appends: list[tuple[Parcel, asyncio.Future[int]]]) -> None:
+        try:
+            append = self._bus.append_now(
+                subject,
+                parcel.data,
+                msg_id=parcel.message_id,
+                stream=JOBS_STREAM,
+                timeout_s=_APPEND_TIMEOUT_S,
+            )
+        except MessageTooLarge as error:
+            if len(parcel.cards) == 1:
+                self.on_undeliverable(parcel.cards[0], str(error))
+                return
+            for part in parcel.singly():  # the server takes less than it did
+                self._append(subject, part, appends)
+            return
+        appends.append((parcel, append))
 
     def _put_back(self, cards: Sequence[RunCard]) -> None:
         now = asyncio.get_running_loop().time()
@@ -407,26 +385,5 @@ class Dispatcher:
             await asyncio.wait(self._publishing, timeout=_APPEND_TIMEOUT_S)
 
 
-def _place(job: dispatch_pb2.Job, card: RunCard) -> None:
-    """Where the leg is, and where the run belongs."""
-    own = card.hints
-    if own is not None:
-        job.own_pool, job.own_region = own.pool, own.region
-    placed = card.placement
-    if placed is not None:
-        job.pool, job.region, job.leg_level = placed.pool, placed.region, placed.named
-
-
 def _openings(cards: Sequence[RunCard], generation: int) -> list[LegOpening]:
     return [LegOpening(c.run_id, c.change + 1, c.leg + 1, os.urandom(16), c.claimant or "", generation) for c in cards]
-
-
-class _Address:
-    """Where a worker reads its jobs."""
-
-    __slots__ = ("incarnation", "pool", "region")
-
-    def __init__(self, region: str, pool: str, incarnation: str) -> None:
-        self.region = region
-        self.pool = pool
-        self.incarnation = incarnation

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -22,10 +22,13 @@ from flint_core.queueing import LEVELS, URGENT
 from flint_ops.logging import get_logger
 from flint_worker.table import LegTable
 
-__all__ = ["Intake"]
+__all__ = ["Intake", "jobs_in"]
 
 _PAUSE_S: Final = 0.5
-_BATCH: Final = 256
+_MESSAGES: Final = 32
+"""Messages that are read in one turn of the event loop; each holds up to 128 jobs."""
+_ENOUGH: Final = 256
+"""Jobs that wait to be offered, beyond which no more are read."""
 _AT_ONCE: Final = 64
 _AT_ONCE_IN_A_HURRY: Final = 16
 """Legs that begin in one turn of the event loop: those under way, and urgent ones that come, must not wait for all."""
@@ -44,7 +47,7 @@ class Intake:
         """Set while jobs can arrive."""
         self._told = False
         self._portion = Portion(bus.pace, _AT_ONCE, _AT_ONCE_IN_A_HURRY)
-        self._arrived: deque[dispatch_pb2.Job | None] = deque()  # what the consumer holds, read already
+        self._arrived: deque[list[dispatch_pb2.Job]] = deque()  # what the consumer holds, read already
 
     async def run(self) -> None:
         """For ever."""
@@ -70,24 +73,26 @@ class Intake:
         self.reading.set()
 
     def _arrives(self, message: StoredMessage) -> bool:
-        """Read a job within the connection's reader; whether it was urgent, and is offered already."""
-        try:
-            job = dispatch_pb2.Job.FromString(message.data)
-        except DecodeError:
-            _log.error("job_unreadable", size=len(message.data))
-            self._arrived.append(None)
-            return False
-        if job.level != URGENT:
-            self._arrived.append(job)
-            return False
-        self._bus.pace.hurry()
-        self._table.offer(job)
-        return True
+        """Read jobs within the connection's reader; whether all were urgent, and are offered already."""
+        others: list[dispatch_pb2.Job] = []
+        urgent = False
+        for job in jobs_in(message.data):
+            if job.level != URGENT:
+                others.append(job)
+                continue
+            if not urgent:
+                urgent = True
+                self._bus.pace.hurry()
+            self._table.offer(job)  # before those behind it are read
+        if urgent and not others:
+            return True
+        self._arrived.append(others)
+        return False
 
     async def _take_all(self, consumer: Consumer) -> None:
         """Wait for jobs and offer them, the most urgent first, also of those that come meanwhile."""
         jobs: list[deque[dispatch_pb2.Job]] = [deque() for _ in range(LEVELS)]
-        left = self._sort(await consumer.next_batch(_BATCH), jobs)
+        left = self._sort(await consumer.next_batch(_MESSAGES), jobs)
         at_once = self._portion.first()
         while left:
             for _ in range(min(left, at_once)):
@@ -95,15 +100,27 @@ class Intake:
                 left -= 1
             await asyncio.sleep(0)
             at_once = self._portion.next()
-            if left and consumer.waiting and left < _BATCH:
-                left += self._sort(await consumer.next_batch(_BATCH), jobs)
+            if left and consumer.waiting and left < _ENOUGH:
+                left += self._sort(await consumer.next_batch(_MESSAGES), jobs)
 
     def _sort(self, messages: Sized, jobs: list[deque[dispatch_pb2.Job]]) -> int:
         """Sort the jobs of messages by level; how many there are."""
         count = 0
         for _ in range(len(messages)):
-            job = self._arrived.popleft()
-            if job is not None:
+            for job in self._arrived.popleft():
                 jobs[min(job.level, LEVELS - 1)].append(job)
                 count += 1
         return count
+
+
+def jobs_in(data: bytes) -> Iterator[dispatch_pb2.Job]:
+    """The jobs of one message: of a batch, or the one that it is. What cannot be read is logged and left out."""
+    try:
+        batch: Sequence[bytes] = dispatch_pb2.JobBatch.FromString(data).jobs or (data,)
+    except DecodeError:
+        batch = (data,)  # it is none of the two
+    for part in batch:
+        try:
+            yield dispatch_pb2.Job.FromString(part)
+        except DecodeError:
+            _log.error("job_unreadable", size=len(part))

@@ -53,6 +53,7 @@ class Registrar:
             pid=os.getpid(),
             labels=settings.labels,
             functions=sorted(functions),
+            job_batches=True,
         )
 
     async def register(self) -> tuple[Lease, float]:

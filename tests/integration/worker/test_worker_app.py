@@ -172,6 +172,38 @@ async def test_a_job_of_an_older_incarnation_is_refused_and_a_lapsed_lease_drops
     assert await room.bench.entries(job) == []
 
 
+async def test_jobs_that_come_together_again_and_mixed_with_lone_ones_are_taken_once(room: Room) -> None:
+    await room.ready()
+    program = room.bench.define(noops(2))
+    session = bytes(16)
+    jobs = [room.bench.job(program, owner_session=session, sequence=n) for n in range(1, 13)]
+    for job in jobs:
+        job.claimant = room.incarnation
+    together = dispatch_pb2.JobBatch(jobs=[job.SerializeToString() for job in jobs[:8]]).SerializeToString()
+    subject = job_subject("local", "default", room.incarnation)
+    name = jobs[0].leg_nonce.hex()
+
+    async def append(data: bytes, msg_id: str) -> int:
+        return await room.bench.bus.append(subject, data, msg_id=msg_id, stream=JOBS_STREAM)
+
+    stored = await append(together, name)
+    assert await append(together, name) == stored  # its answer was lost: stored once
+    await append(together, "another name")  # e.g. after the duplicate window: taken once
+    for job in jobs[4:]:  # some of them were in it
+        await append(job.SerializeToString(), f"alone {job.leg_nonce.hex()}")
+    for job in jobs:
+        entries = await room.entries_until_end(job)
+        assert [entry.index for entry in entries] == [1, 2]
+    await eventually(lambda: bool(room.registry.beats) and room.registry.beats[-1].legs == 0)
+    last = await room.send(room.bench.job(program, owner_session=session, sequence=13, watermark=12))
+    await room.entries_until_end(last)
+    await append(together, "after the watermark")  # forgotten, and settled
+    end = await room.send(room.bench.job(program, owner_session=session, sequence=14, watermark=12))
+    await room.entries_until_end(end)
+    assert [len(await room.bench.entries(job)) for job in jobs] == [2] * len(jobs)
+    assert room.registry.cards[0].job_batches
+
+
 async def test_release_and_cancel(room: Room) -> None:
     await room.ready()
     running = await room.send(room.bench.job(room.bench.define(slow(60_000))))

@@ -28,6 +28,8 @@ NOTHING = cast(Any, None)
 class Connection:
     """What is sent, and who had been answered by then."""
 
+    max_payload = 2**20
+
     def __init__(self) -> None:
         self.units: list[_Unit] = []
         self.sent: list[tuple[str, list[bool]]] = []

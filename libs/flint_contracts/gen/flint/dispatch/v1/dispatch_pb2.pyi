@@ -20,9 +20,36 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class JobBatch(_message.Message):
+    """Legs assigned to one worker incarnation together. JetStream subject: flint.jobs.<region>.<pool>.<incarnation>;
+    Nats-Msg-Id: the first leg's nonce in hexadecimal. A message in which `jobs` is empty is one Job by itself: so a worker
+    is sent its jobs whose card does not say that it reads batches.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """One Job each, the urgent ones first; 1 to 128. Several are at most 256 KiB together."""
+
+    def __init__(
+        self,
+        *,
+        jobs: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobBatch: _TypeAlias = JobBatch  # noqa: Y015
+
+@_typing.final
 class Job(_message.Message):
-    """A leg assigned to one worker incarnation. JetStream subject: flint.jobs.<region>.<pool>.<incarnation>;
-    Nats-Msg-Id: the leg's nonce in hexadecimal.
+    """A leg assigned to one worker incarnation, within a JobBatch or (then its Nats-Msg-Id is the leg's nonce in hexadecimal) by
+    itself.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

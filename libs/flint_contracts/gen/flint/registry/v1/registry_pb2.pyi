@@ -62,6 +62,7 @@ class WorkerCard(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     LEASE_TTL_MS_FIELD_NUMBER: _builtins.int
     QUARANTINED_FIELD_NUMBER: _builtins.int
+    JOB_BATCHES_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.str
     """Incarnation: a UUID in hexadecimal, made by the registry; empty in Register."""
     worker_id: _builtins.str
@@ -88,6 +89,8 @@ class WorkerCard(_message.Message):
     """
     quarantined: _builtins.bool
     """Whether draining stands for a quarantine, which ends; set by the leading registry."""
+    job_batches: _builtins.bool
+    """Whether it reads messages with several jobs (flint.dispatch.v1.JobBatch); one that does not is sent them one by one."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels."""
@@ -118,10 +121,11 @@ class WorkerCard(_message.Message):
         draining: _builtins.bool = ...,
         lease_ttl_ms: _builtins.int = ...,
         quarantined: _builtins.bool = ...,
+        job_batches: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["register_time", b"register_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "draining", b"draining", "functions", b"functions", "host", b"host", "incarnation", b"incarnation", "labels", b"labels", "lease_id", b"lease_id", "lease_ttl_ms", b"lease_ttl_ms", "pid", b"pid", "pool", b"pool", "quarantined", b"quarantined", "region", b"region", "register_time", b"register_time", "slots", b"slots", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "draining", b"draining", "functions", b"functions", "host", b"host", "incarnation", b"incarnation", "job_batches", b"job_batches", "labels", b"labels", "lease_id", b"lease_id", "lease_ttl_ms", b"lease_ttl_ms", "pid", b"pid", "pool", b"pool", "quarantined", b"quarantined", "region", b"region", "register_time", b"register_time", "slots", b"slots", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
