@@ -69,7 +69,7 @@ class NewRun:
     counted: bool = False  # whether a quota of its namespace may refuse it
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Accepted:
     """What one start became. `same_request` is False when the request id was used for other content.
 
@@ -302,16 +302,14 @@ async def accept_runs(
             return None
     else:
         row = (await connection.execute(statement, parameters)).one()
-    fresh = [
-        Accepted(
-            r.run_id,
-            True,
-            True,
-            datetime.fromtimestamp(created_ms(r.run_id) / 1000, UTC),
-            _QUEUED if r.leg_nonce is None else _RUNNING,
-        )
-        for r in runs
-    ]
+    times: dict[int, datetime] = {}  # mostly one: ids of a batch are drawn at the same moment
+    fresh = []
+    for run in runs:
+        made_ms = created_ms(run.run_id)
+        made_at = times.get(made_ms)
+        if made_at is None:
+            made_at = times[made_ms] = datetime.fromtimestamp(made_ms / 1000, UTC)
+        fresh.append(Accepted(run.run_id, True, True, made_at, _QUEUED if run.leg_nonce is None else _RUNNING))
     if row.inserted == len(runs):
         return fresh
     # Some request ids were in use: find out which, and what became of the starts that used them first.

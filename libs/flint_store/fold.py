@@ -27,7 +27,9 @@ ROW_DIFFERS = "22012"
 """SQLSTATE (division by zero) of a statement that found a row other than its caller remembered it."""
 
 
-@dataclass(frozen=True, slots=True)
+# Rows are never changed after they were made. They are not frozen: that would make each one cost as much again as the
+# rest of what is done for it.
+@dataclass(slots=True)
 class EntryRow:
     """One accepted journal entry. `steps` is a JournalEntry that holds steps and end only."""
 
@@ -40,7 +42,7 @@ class EntryRow:
     end_kind: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RunFold:
     """What one commit changes of one run. `change` is its change number after the commit."""
 

@@ -21,7 +21,7 @@ from flint_store.mail import Mail, load_mail
 __all__ = ["LegOpening", "LegStart", "RunRow", "load_leg_starts", "load_runs", "load_unfinished", "open_legs"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LegOpening:
     """One leg to open. `change` is the run's change number after the commit."""
 

@@ -14,6 +14,7 @@ import os
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from flint_bus import Bus
 from flint_bus.subjects import owner_subject
@@ -38,6 +39,7 @@ from flint_store.legs import LegStart
 __all__ = ["Acceptor", "NewStart"]
 
 _BATCH = 1000
+_NOISE = 11  # random bytes of a start: nine for its id, two for its shard
 _LATE_S = 15.0  # above PostgreSQL's statement timeout
 ENDED = frozenset((runs_pb2.Run.STATE_SUCCEEDED, runs_pb2.Run.STATE_FAILED, runs_pb2.Run.STATE_CANCELLED))
 
@@ -163,7 +165,7 @@ class Acceptor(Lane[_Unit]):
         """Give every start an id in one of my groups, or in any group while I own none."""
         groups = self._holdings.group_count
         now_ms = self._clock.now_ms()
-        noise = os.urandom(9 * sum(len(unit.starts) for unit in batch))
+        noise = os.urandom(_NOISE * sum(len(unit.starts) for unit in batch))
         at = 0
         for unit in batch:
             unit.runs = []
@@ -173,7 +175,8 @@ class Acceptor(Lane[_Unit]):
                     group = owned[self._turn_of]
                 else:
                     group = random.randrange(groups)
-                shard = group + groups * random.randrange((SHARDS - 1 - group) // groups + 1)
+                shards = (SHARDS - 1 - group) // groups + 1  # of the group: group, group + groups, …
+                shard = group + groups * (int.from_bytes(noise[at + 9 : at + _NOISE]) % shards)
                 unit.runs.append(
                     NewRun(
                         run_id=make_run_id(shard, now_ms, noise[at : at + 9]),
@@ -190,7 +193,7 @@ class Acceptor(Lane[_Unit]):
                         counted=start.counted,
                     )
                 )
-                at += 9
+                at += _NOISE
 
     def _assign(self, batch: list[_Unit]) -> dict[bytes, str]:
         """Open first legs with the start where slots are free and nobody waits before them."""
@@ -201,6 +204,7 @@ class Acceptor(Lane[_Unit]):
         if self.holds is not None and self.holds.any:
             return claims  # the queue knows which workflows are on hold
         generation = self._holdings.generation
+        nonces = os.urandom(16 * sum(len(unit.runs) for unit in batch))
         only = self._fleet.only(DEFAULT_POOL, "") if self._fleet.ruled else None
         for unit in batch:
             for run in unit.runs:
@@ -215,7 +219,8 @@ class Acceptor(Lane[_Unit]):
                     before = run.level  # there may be room for more urgent ones
                     continue
                 run.claimant = worker.card.incarnation
-                run.leg_nonce = os.urandom(16)
+                at = 16 * len(claims)
+                run.leg_nonce = nonces[at : at + 16]
                 run.generation = generation
                 claims[run.run_id] = run.claimant
         return claims
@@ -241,7 +246,8 @@ class Acceptor(Lane[_Unit]):
         foreign: dict[int, list[bytes]] = {}
         known: dict[int, list[bytes]] = {}
         stored: list[tuple[_Unit, list[Accepted]]] = []
-        at = 0
+        at = made_ms = 0
+        made_at: datetime | None = None
         for unit in batch:
             mine = answers[at : at + len(unit.starts)]
             for start, run, answer in zip(unit.starts, runs[at : at + len(unit.starts)], mine, strict=True):
@@ -260,7 +266,9 @@ class Acceptor(Lane[_Unit]):
                         self._fleet.release(run.claimant)
                     foreign.setdefault(run.group, []).append(run.run_id)
                     continue
-                created_ms = int(answer.created_at.timestamp() * 1000)
+                if answer.created_at is not made_at:  # that of one moment is one object
+                    made_at = answer.created_at
+                    made_ms = int(made_at.timestamp() * 1000)
                 card = RunCard(
                     run_id=run.run_id,
                     namespace=start.namespace,
@@ -269,7 +277,7 @@ class Acceptor(Lane[_Unit]):
                     definition_hash=start.definition_hash,
                     group=run.group,
                     level=start.level,
-                    created_ms=created_ms,
+                    created_ms=made_ms,
                     trace_id=start.trace_id,
                     phase=Phase.READY,
                     request_id=start.request_id,
@@ -289,7 +297,7 @@ class Acceptor(Lane[_Unit]):
                     card.nonce = run.leg_nonce
                     card.claimant = run.claimant
                     card.generation = run.generation
-                    card.started_ms = created_ms
+                    card.started_ms = made_ms
                     card.progress_at = now
                     opened.append(card)
                 else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -18,6 +17,7 @@ from flint_bus import Bus, BusError
 from flint_bus.subjects import RESETS
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_core.ids import run_id_text
 from flint_ops.logging import get_logger
 from flint_scheduler.cards import RunCard
 from flint_store.branches import branch_range
@@ -33,6 +33,7 @@ _INTEREST_S = 60.0
 _STARTER_S = 600.0
 _MAX_INTERESTS = 100_000
 _MAX_MESSAGE_BYTES = 512 * 1024
+_SUCCEEDED = runs_pb2.Run.STATE_SUCCEEDED
 
 
 class Ending:
@@ -60,7 +61,7 @@ class Announcer:
         self._bus = bus
         self._interests: dict[bytes, dict[str, tuple[float, bool]]] = {}
         self._starters: dict[bytes, tuple[float, str]] = {}  # of runs that wait: until when, who started them
-        self._outgoing: dict[str, list[runs_pb2.RunChange]] = {}
+        self._outgoing: dict[str, list[bytes]] = {}  # batches of one change each: concatenated they are one of all
         self.feed: LifecycleFeed | None = None
         """Told of every change while somebody follows lifecycle events."""
 
@@ -103,9 +104,14 @@ class Announcer:
                 subjects.append(card.watcher)
         if not subjects:
             return
-        change = runs_pb2.RunChange(run=_run(card, ending), steps=steps)
+        batch = dispatch_pb2.ChangeBatch()
+        change = batch.changes.add()
+        _tell(change.run, card, ending)
+        if steps:
+            change.steps.extend(steps)
+        data = batch.SerializeToString()
         for subject in subjects:
-            self._outgoing.setdefault(subject, []).append(change)
+            self._outgoing.setdefault(subject, []).append(data)
 
     def waits(self, card: RunCard) -> None:
         """The run waits, and its card may be dropped: whoever started it is told of its end all the same.
@@ -118,7 +124,8 @@ class Announcer:
     def takes_back(self, card: RunCard, change: int) -> None:
         """A commit follows that takes the run back, as this change: gateways forget the end that they know."""
         run = runs_pb2.Run(name=_name(card), change=change)
-        self._send(RESETS, dispatch_pb2.ChangeBatch(changes=[runs_pb2.RunChange(run=run)]))
+        batch = dispatch_pb2.ChangeBatch(changes=[runs_pb2.RunChange(run=run)])
+        self._send(RESETS, batch.SerializeToString())
 
     def opened(self, card: RunCard, *, with_start: bool = False) -> None:
         """A leg was opened by a commit of its own; `with_start`: by the one that stored the run, which is no change."""
@@ -135,20 +142,17 @@ class Announcer:
             return
         outgoing, self._outgoing = self._outgoing, {}
         for subject, changes in outgoing.items():
-            batch = dispatch_pb2.ChangeBatch()
-            size = 0
-            for change in changes:
-                weight = change.ByteSize()
-                if batch.changes and size + weight > _MAX_MESSAGE_BYTES:
-                    self._send(subject, batch)
-                    batch, size = dispatch_pb2.ChangeBatch(), 0
-                batch.changes.append(change)
-                size += weight
-            self._send(subject, batch)
+            first = size = 0
+            for place, change in enumerate(changes):
+                if size and size + len(change) > _MAX_MESSAGE_BYTES:
+                    self._send(subject, b"".join(changes[first:place]))
+                    first, size = place, 0
+                size += len(change)
+            self._send(subject, b"".join(changes[first:]))
 
-    def _send(self, subject: str, batch: dispatch_pb2.ChangeBatch) -> None:
+    def _send(self, subject: str, batch: bytes) -> None:
         try:
-            self._bus.publish_now(subject, batch.SerializeToString())
+            self._bus.publish_now(subject, batch)
         except BusError as error:
             log.debug("announcement_lost", subject=subject, error=str(error))  # watchers read again on the gap
 
@@ -171,41 +175,44 @@ class Announcer:
             self.feed.tick()
 
 
-def _stamp(ms: int) -> Timestamp:
-    return Timestamp(seconds=ms // 1000, nanos=(ms % 1000) * 1_000_000)
+def _stamp(time: Timestamp, ms: int) -> None:
+    time.seconds, rest = divmod(ms, 1000)
+    if rest:
+        time.nanos = rest * 1_000_000
 
 
 def _name(card: RunCard) -> str:
-    return f"namespaces/{card.namespace}/runs/{UUID(bytes=card.run_id)}"
+    return f"namespaces/{card.namespace}/runs/{run_id_text(card.run_id)}"
 
 
-def _run(card: RunCard, ending: Ending | None) -> runs_pb2.Run:
-    namespace = f"namespaces/{card.namespace}"
-    run = runs_pb2.Run(
-        name=_name(card),
-        workflow=f"{namespace}/workflows/{card.workflow_id}/versions/{card.version}",
-        state=ending.state if ending else card.state,
-        level=card.level,
-        create_time=_stamp(card.created_ms),
-        leg=card.leg,
-        position=card.position,
-        change=card.change,
-        trace_id=card.trace_id.hex(),
-        worker=card.claimant or "" if not ending else "",
-        cancel_requested=card.cancel_requested,
-    )
+def _tell(run: runs_pb2.Run, card: RunCard, ending: Ending | None) -> None:
+    """Fill the run as it is."""
+    namespace = card.namespace
+    run.name = _name(card)
+    run.workflow = f"namespaces/{namespace}/workflows/{card.workflow_id}/versions/{card.version}"
+    run.state = ending.state if ending is not None else card.state
+    run.level = card.level
+    _stamp(run.create_time, card.created_ms)
+    run.leg = card.leg
+    run.position = card.position
+    run.change = card.change
+    run.trace_id = card.trace_id.hex()
+    if card.cancel_requested:
+        run.cancel_requested = True
     if card.request_id and not card.request_id.startswith("~"):
         run.request_id = card.request_id
-    elif card.request_id and (branches := branch_range(card.namespace, card.request_id)) is not None:
+    elif card.request_id and (branches := branch_range(namespace, card.request_id)) is not None:
         run.branches.CopyFrom(branches)
     if card.started_ms:
-        run.start_time.CopyFrom(_stamp(card.started_ms))
+        _stamp(run.start_time, card.started_ms)
     if ending is not None:
-        run.end_time.CopyFrom(_stamp(ending.at_ms))
-        if ending.state == runs_pb2.Run.STATE_SUCCEEDED:
+        _stamp(run.end_time, ending.at_ms)
+        if ending.state == _SUCCEEDED:
             run.output = ending.output
         if ending.error is not None:
             run.error.CopyFrom(ending.error)
-    elif card.wake_at_ms:
-        run.wake_time.CopyFrom(_stamp(card.wake_at_ms))
-    return run
+        return
+    if card.claimant:
+        run.worker = card.claimant
+    if card.wake_at_ms:
+        _stamp(run.wake_time, card.wake_at_ms)

@@ -386,4 +386,8 @@ class Dispatcher:
 
 
 def _openings(cards: Sequence[RunCard], generation: int) -> list[LegOpening]:
-    return [LegOpening(c.run_id, c.change + 1, c.leg + 1, os.urandom(16), c.claimant or "", generation) for c in cards]
+    nonces = os.urandom(16 * len(cards))
+    return [
+        LegOpening(c.run_id, c.change + 1, c.leg + 1, nonces[at : at + 16], c.claimant or "", generation)
+        for at, c in zip(range(0, len(nonces), 16), cards, strict=True)
+    ]

@@ -38,6 +38,7 @@ __all__ = [
 
 _RELEASES = 10
 _RUN = runs_pb2.Run
+_SUCCEEDED = _RUN.STATE_SUCCEEDED
 _END_KINDS = {"succeeded": 1, "failed": 2, "cancelled": 3, "blocked": 4, "yielded": 5}
 _RECORD_STATES = {Phase.READY: _RUN.STATE_QUEUED, Phase.OPENING: _RUN.STATE_QUEUED, Phase.CLOSING: _RUN.STATE_QUEUED}
 
@@ -130,26 +131,12 @@ def accept(draft: Draft, entry: journal_pb2.JournalEntry) -> str:
         _note_awaits(draft.changes(), entry)
         for name in ("awaits_opened", "awaits_closed", "consumed", "taken"):
             entry.ClearField(name)
-    end = entry.end.WhichOneof("end")
+    end = _take_end(draft, entry.end) if entry.HasField("end") else ""
     events = entry.events
-    if end == "succeeded":
-        draft.ending = Ending(_RUN.STATE_SUCCEEDED, 0, output=entry.end.succeeded.output)
-        entry.end.succeeded.ClearField("output")  # it stands in the run's row
-        entry.end.succeeded.SetInParent()
-    elif end == "failed":
-        draft.ending = Ending(_RUN.STATE_FAILED, 0, error=entry.end.failed.error)
-    elif end == "cancelled":
-        draft.ending = Ending(_RUN.STATE_CANCELLED, 0, error=draft.error or draft.card.cancel_error)
-    elif end == "blocked":
-        draft.blocked = True
-        draft.wake_at_ms = entry.end.blocked.wake_at_ms
-        draft.undoing = entry.end.blocked.undoing
-        if entry.end.blocked.HasField("placement"):
-            draft.blocked = False  # it goes on at once, elsewhere
-            draft.placement = entry.end.blocked.placement
-    draft.closed = draft.over = end is not None
+    draft.closed = draft.over = bool(end)
     entry.ClearField("events")
-    entry.ClearField("snapshot")
+    if draft.snapshot is not None:
+        entry.ClearField("snapshot")
     entry.ClearField("run_id")
     entry.ClearField("leg_nonce")
     entry.ClearField("claimant")
@@ -161,11 +148,33 @@ def accept(draft: Draft, entry: journal_pb2.JournalEntry) -> str:
             claimant=draft.card.claimant or "",
             steps=entry.SerializeToString(),
             events=events,
-            end_kind=_END_KINDS.get(end or "", 0),
+            end_kind=_END_KINDS[end] if end else 0,
         )
     )
     if end == "yielded" and entry.end.yielded.asked:
         return "given back"  # for a pause: its worker goes on with others
+    return end
+
+
+def _take_end(draft: Draft, last: journal_pb2.LegEnd) -> str:
+    """Note how the leg ends, and answer it; empty: in a way that this build does not know, so it does not."""
+    end = last.WhichOneof("end")
+    if end == "succeeded":
+        succeeded = last.succeeded
+        draft.ending = Ending(_SUCCEEDED, 0, output=succeeded.output)
+        succeeded.ClearField("output")  # it stands in the run's row
+    elif end == "failed":
+        draft.ending = Ending(_RUN.STATE_FAILED, 0, error=last.failed.error)
+    elif end == "cancelled":
+        draft.ending = Ending(_RUN.STATE_CANCELLED, 0, error=draft.error or draft.card.cancel_error)
+    elif end == "blocked":
+        blocked = last.blocked
+        draft.blocked = True
+        draft.wake_at_ms = blocked.wake_at_ms
+        draft.undoing = blocked.undoing
+        if blocked.HasField("placement"):
+            draft.blocked = False  # it goes on at once, elsewhere
+            draft.placement = blocked.placement
     return end or ""
 
 
@@ -364,7 +373,7 @@ def fold_of(draft: Draft, groups: int) -> RunFold:
         compensates=draft.compensates,
         snapshot=None if ending is not None else draft.snapshot,
         snapshot_position=draft.snapshot_position,
-        output=ending.output if ending is not None and state == _RUN.STATE_SUCCEEDED else None,
+        output=ending.output if ending is not None and state == _SUCCEEDED else None,
         error=error.SerializeToString() if error is not None else None,
         wake_at_ms=wake_at_ms or None,
         ended=ending is not None,

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -74,6 +74,7 @@ _OPENING_S = 0.02
 _COMPANY_S = 0.025
 _MOST_PENDING_BYTES = 32 * 2**20
 _RUN = runs_pb2.Run
+_ACCEPT = Verdict.ACCEPT
 
 
 @dataclass(slots=True)
@@ -131,6 +132,8 @@ class Folder(Lane[Reading | Command]):
         self._room.set()
         self._urgent = asyncio.Event()
         self._judged: list[Reading] = []
+        self._accepted = 0  # entries, not counted by the metric yet
+        self._ended: Counter[runs_pb2.Run.State.ValueType] = Counter()  # runs by state, likewise
         self._ahead: deque[Reading] = deque()
         self._ahead_at = -_URGENT_S  # loop time
         self._overtook = False
@@ -282,6 +285,8 @@ class Folder(Lane[Reading | Command]):
                 else:
                     self._judge_entry(entry, message.sequence, session_id, drafts, unit.ahead)
             unit.entries = []  # judging takes entries apart
+        _VERDICTS[_ACCEPT].inc(self._accepted)
+        self._accepted = 0
         return drafts
 
     def _judge_entry(
@@ -307,10 +312,13 @@ class Folder(Lane[Reading | Command]):
             session=session_id,
             sealing=card.phase is Phase.SEALING,
         )
-        _VERDICTS[verdict].inc()
+        if verdict is _ACCEPT:
+            self._accepted += 1
+        else:
+            _VERDICTS[verdict].inc()
         if verdict is Verdict.GAP and not ahead:  # else it may be the first since the run is urgent
             log.error("journal_gap", run=card.run_id.hex(), index=entry.index, position=position)
-        if verdict not in (Verdict.ACCEPT, Verdict.SEAL):
+        if verdict is not _ACCEPT and verdict is not Verdict.SEAL:
             return
         if draft is None:
             draft = drafts[card.run_id] = draft_of(card, self._holdings.generation)
@@ -363,8 +371,12 @@ class Folder(Lane[Reading | Command]):
         self._clock.heard(at)
         COMMIT_ROWS.labels("fold").observe(len(entries))
         at_ms = int(at.timestamp() * 1000)
+        now = asyncio.get_running_loop().time()
         for draft in drafts:
-            self._committed(draft, at_ms)
+            self._committed(draft, at_ms, now)
+        for state, count in self._ended.items():
+            _ENDED[state].inc(count)
+        self._ended.clear()
         self._announcer.flush()
         changes = [f.awaits for f in folds if f.awaits is not None]
         if changes:
@@ -398,11 +410,10 @@ class Folder(Lane[Reading | Command]):
 
     # -- after the commit ----------------------------------------------------------------------------------------------
 
-    def _committed(self, draft: Draft, at_ms: int) -> None:
+    def _committed(self, draft: Draft, at_ms: int, loop_time: float) -> None:
         card = draft.card
         if self._book.get(card.run_id) is not card:
             return  # stepped down while the commit was under way; whoever owns the run reads it from PostgreSQL
-        loop_time = asyncio.get_running_loop().time()
         card.change += 1
         card.position = draft.position
         card.losses = draft.losses
@@ -430,7 +441,7 @@ class Folder(Lane[Reading | Command]):
             draft.ending.at_ms = at_ms
             self._book.drop(card)
             self._announcer.changed(card, steps, draft.ending)
-            _ENDED[draft.ending.state].inc()
+            self._ended[draft.ending.state] += 1
             self.on_ended(card.request_id)
             self.on_ready()
             return

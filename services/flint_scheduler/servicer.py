@@ -7,7 +7,6 @@ from typing import Any
 from uuid import UUID
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from flint_bus import Bus
@@ -30,10 +29,10 @@ from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.refusals import store_refusals
 from flint_scheduler.schedules import nudge_workflow
-from flint_scheduler.starts import resolve_start
+from flint_scheduler.starts import start_of
 from flint_store import runs_read
 from flint_store.accept import Accepted
-from flint_store.definitions import DefinitionCache
+from flint_store.definitions import DefinitionCache, ResolvedDefinition
 from flint_store.engine import transaction
 
 __all__ = ["SchedulingServicer"]
@@ -85,15 +84,19 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
                 f"{len(self._queue)} runs wait for a slot already (scheduler.queue_limit); try again later",
                 retry_after_s=1.0,
             )
-        results = [pb.AcceptResult() for _ in request.starts]
+        response = pb.AcceptRunsResponse()
+        results: list[pb.AcceptResult] = []
         starts: list[NewStart] = []
         places: list[int] = []
+        known: dict[tuple[str, str, str], ResolvedDefinition] = {}
         for place, start in enumerate(request.starts):
+            result = response.results.add()
+            results.append(result)
             try:
-                starts.append(await self._resolve(start))
+                starts.append(await self._resolve(start, known))
                 places.append(place)
             except Refused as refused:
-                results[place].error.CopyFrom(status_proto(refused))
+                result.error.CopyFrom(status_proto(refused))
         if starts:
             try:
                 answers = await self._acceptor.accept(starts, request.watcher)
@@ -106,7 +109,7 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
                     results[place].error.CopyFrom(status_proto(self._over_quota(accepted.namespace, answer.refused)))
                 else:
                     _fill(results[place], accepted, answer)
-        return pb.AcceptRunsResponse(results=results)
+        return response
 
     def _over_quota(self, namespace: str, which: str) -> Refused:
         quota = self._namespaces.quotas.get(namespace)
@@ -127,9 +130,15 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
             quota=f"namespaces/{namespace}",
         )
 
-    async def _resolve(self, start: pb.Start) -> NewStart:
-        with store_refusals():
-            resolved = await resolve_start(self._cache, start, self._namespaces.level_named)
+    async def _resolve(self, start: pb.Start, known: dict[tuple[str, str, str], ResolvedDefinition]) -> NewStart:
+        """`known`: definitions of the other starts of the request."""
+        key = start.namespace, start.workflow_id, start.version
+        definition = known.get(key) or self._cache.cached(*key)
+        if definition is None:
+            with store_refusals():
+                definition = await self._cache.resolve(*key)
+        known[key] = definition
+        resolved = start_of(definition, start, self._namespaces.level_named)
         resolved.counted = start.namespace in self._namespaces.quotas
         return resolved
 
@@ -204,4 +213,6 @@ def _fill(result: pb.AcceptResult, start: NewStart, answer: Accepted) -> None:
     result.state = answer.state  # type: ignore[assignment]
     result.level = start.level
     at_us = int(answer.created_at.timestamp() * 1_000_000)
-    result.create_time.CopyFrom(Timestamp(seconds=at_us // 1_000_000, nanos=at_us % 1_000_000 * 1000))
+    created = result.create_time
+    created.seconds = at_us // 1_000_000
+    created.nanos = at_us % 1_000_000 * 1000

@@ -13,9 +13,9 @@ from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2 as pb
 from flint_core.queue_hints import NOTHING, HintInvalid, StartHints, resolve_hints
 from flint_rpc.errors import ErrorReason, Refused
 from flint_scheduler.accept import NewStart
-from flint_store.definitions import DefinitionCache
+from flint_store.definitions import DefinitionCache, ResolvedDefinition
 
-__all__ = ["DEFAULT_LEVEL", "LevelNamed", "level_named", "resolve_start"]
+__all__ = ["DEFAULT_LEVEL", "LevelNamed", "level_named", "resolve_start", "start_of"]
 
 DEFAULT_LEVEL = 5
 """Level of runs for which neither the start nor the definition names one."""
@@ -47,6 +47,11 @@ async def resolve_start(
     known = cache.cached(start.namespace, start.workflow_id, start.version)
     if known is None:
         known = await cache.resolve(start.namespace, start.workflow_id, start.version)
+    return start_of(known, start, levels)
+
+
+def start_of(known: ResolvedDefinition, start: pb.Start, levels: LevelNamed) -> NewStart:
+    """The start of a workflow whose definition is known. Raises Refused like `resolve_start`."""
     queue = known.queue
     if start.HasField("level"):
         level = start.level
@@ -69,7 +74,8 @@ async def resolve_start(
             ) from error
     # What makes two starts the same request: everything that was sent, the version as it was asked for.
     sent = start.level if start.HasField("level") else start.level_name or DEFAULT_LEVEL
-    digest = blake2b(start.input, digest_size=16)
+    data = start.input
+    digest = blake2b(data, digest_size=16)
     digest.update(f"\0{start.workflow_id}\0{start.version}\0{sent}".encode())
     if said is not NOTHING:
         digest.update(f"\0{said}".encode())
@@ -83,7 +89,7 @@ async def resolve_start(
         request_id=start.request_id,
         request_hash=digest.digest(),
         trace_id=start.trace_id or os.urandom(16),
-        input=start.input or b"{}",
+        input=data or b"{}",
         hints=hints,
     )
 
