@@ -21,6 +21,7 @@ from flint_core.payloads import references_in_json
 from flint_core.queueing import QueueHints
 from flint_store.arrays import bools, byteas, integers, texts, uuids
 from flint_store.fence import FENCE, OwnerSession
+from flint_store.hot import execute_hot
 
 __all__ = ["Accepted", "NewRun", "Parent", "Quota", "accept_runs"]
 
@@ -297,11 +298,11 @@ async def accept_runs(
     parameters |= references | hints | asked
     statement = _STATEMENTS[session is not None, parented, bool(references), bool(hints), bool(asked)]
     if session is not None:
-        row = (await connection.execute(statement, parameters | session.parameters())).one()
+        row = await execute_hot(connection, statement, parameters | session.parameters())
         if row.held == 0:
             return None
     else:
-        row = (await connection.execute(statement, parameters)).one()
+        row = await execute_hot(connection, statement, parameters)
     times: dict[int, datetime] = {}  # mostly one: ids of a batch are drawn at the same moment
     fresh = []
     for run in runs:

@@ -18,6 +18,7 @@ from flint_store.arrays import bools, byteas, integers, texts, uuids
 from flint_store.await_changes import AWAIT_PARTS, AwaitChanges, await_parameters
 from flint_store.control_changes import CONTROL_PARTS, control_parameters, has_control
 from flint_store.fence import FENCE, Fenced, OwnerSession
+from flint_store.hot import execute_hot
 from flint_store.payloads import use_in_messages
 from flint_store.permit_changes import PERMIT_PARTS, PermitChange, permit_parameters
 
@@ -182,7 +183,7 @@ async def fold_runs(
     if any(f.placement is not None for f in folds):
         parameters["placements"] = byteas([f.placement for f in folds])
         statement = _placed(statement.text)
-    row = (await connection.execute(statement, parameters | session.parameters())).one()
+    row = await execute_hot(connection, statement, parameters | session.parameters())
     if row.held == 0:
         raise Fenced(session)
     at: datetime = row.at

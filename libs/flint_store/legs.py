@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from flint_core.queueing import Placement, QueueHints
 from flint_store.arrays import integers, texts, uuids
 from flint_store.fence import FENCE, Fenced, OwnerSession
+from flint_store.hot import execute_hot
 from flint_store.mail import Mail, load_mail
 
 __all__ = ["LegOpening", "LegStart", "RunRow", "load_leg_starts", "load_runs", "load_unfinished", "open_legs"]
@@ -137,21 +138,16 @@ LOAD_RUNS = text(f"{_ROW} WHERE r.run_id = ANY(CAST(:run_ids AS uuid[])) ORDER B
 
 async def open_legs(connection: AsyncConnection, session: OwnerSession, openings: Sequence[LegOpening]) -> datetime:
     """Open the legs in one commit; answers the time. Raises `Fenced`, or a DataError when a row had changed."""
-    row = (
-        await connection.execute(
-            OPEN_LEGS,
-            session.parameters()
-            | {
-                "run_ids": uuids([o.run_id for o in openings]),
-                "changes": integers([o.change for o in openings]),
-                "legs": integers([o.leg for o in openings]),
-                "nonces": uuids([o.nonce for o in openings]),
-                "claimants": texts([o.claimant for o in openings]),
-                "generations": integers([o.generation for o in openings]),
-                "expected": len(openings),
-            },
-        )
-    ).one()
+    parameters = session.parameters() | {
+        "run_ids": uuids([o.run_id for o in openings]),
+        "changes": integers([o.change for o in openings]),
+        "legs": integers([o.leg for o in openings]),
+        "nonces": uuids([o.nonce for o in openings]),
+        "claimants": texts([o.claimant for o in openings]),
+        "generations": integers([o.generation for o in openings]),
+        "expected": len(openings),
+    }
+    row = await execute_hot(connection, OPEN_LEGS, parameters)
     if row.held == 0:
         raise Fenced(session)
     at: datetime = row.at

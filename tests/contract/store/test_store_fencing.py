@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from flint_core.ids import group_of_run, make_run_id
 from flint_ops.config import PostgresSettings
@@ -334,7 +334,7 @@ async def ended(engine: AsyncEngine, session: OwnerSession) -> bool:
 
 @pytest.mark.parametrize("awaits", [False, True])
 async def test_a_fold_touches_only_the_rows_it_names(
-    engine: AsyncEngine, lane: AsyncEngine, definition: int, awaits: bool
+    engine: AsyncEngine, lane: AsyncEngine, definition: int, awaits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On tables that have grown, every node of the plan that reads them goes through an index."""
     session = await owner(engine, "s1")
@@ -361,14 +361,18 @@ async def test_a_fold_touches_only_the_rows_it_names(
     captured: dict[str, object] = {}
     used: list[TextClause] = []
 
-    class Recorder:
-        async def execute(self, statement: TextClause, parameters: dict[str, object]) -> object:
-            used.append(statement)
-            captured.update(parameters)
-            raise StopAsyncIteration
+    class Seen(Exception):
+        pass
 
-    with pytest.raises((StopAsyncIteration, RuntimeError)):
-        await fold_runs(Recorder(), session, [f for f, _ in folds], [e for _, e in folds])  # type: ignore[arg-type]
+    async def record(connection: AsyncConnection, statement: TextClause, parameters: dict[str, object]) -> object:
+        used.append(statement)
+        captured.update(parameters)
+        raise Seen
+
+    monkeypatch.setattr(fold_module, "execute_hot", record)
+    async with lane.connect() as connection:
+        with pytest.raises(Seen):
+            await fold_runs(connection, session, [f for f, _ in folds], [e for _, e in folds])
     assert used == [fold_module.FOLD_AND_AWAITS if awaits else fold_module.FOLD]
     async with lane.connect() as connection:
         plan = await connection.execute(text("EXPLAIN " + used[0].text), captured)
