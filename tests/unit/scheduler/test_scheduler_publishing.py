@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
+from flint_bus.errors import AppendUnknown
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
 from flint_core.ids import make_run_id
 from flint_scheduler.accept import Acceptor, NewStart, _Unit
@@ -47,7 +48,7 @@ class Connection:
 class Accepting:
     """An acceptor whose batch of starts has just been committed."""
 
-    def __init__(self, units: int, starts: int) -> None:
+    def __init__(self, units: int, starts: int, *, batches: bool = False) -> None:
         self.bus = Connection()
         bus = cast(Any, self.bus)
         holdings = Holdings(1)
@@ -55,7 +56,8 @@ class Accepting:
         holdings.groups[0].settled = True
         self.book, queue = RunBook(), ReadyQueue()
         fleet = FleetView(overcommit=1.0, lease_ttl_s=5)
-        fleet.snapshot({"w": registry_pb2.WorkerCard(incarnation="w", worker_id="w", slots=1000)}, set())
+        card = registry_pb2.WorkerCard(incarnation="w", worker_id="w", slots=1000, job_batches=batches)
+        fleet.snapshot({"w": card}, set())
         shares = Shares(queue)
         clock = RecordClock()
         permits = cast(Permits, SimpleNamespace())
@@ -104,3 +106,15 @@ async def test_starts_that_are_stored_are_answered_though_their_jobs_cannot_be_s
     accepting.settle()
     assert all(unit.done.result()[0].created for unit in accepting.units)
     assert {card.phase for card in accepting.book} == {Phase.OPEN}, "recovery asks the worker for their legs"
+
+
+async def test_legs_of_a_commit_are_one_message_and_all_are_asked_for_when_it_is_not_confirmed() -> None:
+    accepting = Accepting(units=3, starts=2, batches=True)
+    accepting.settle()
+    assert len(accepting.bus.sent) == 1
+    assert accepting.bus.sent[0][1] == [False] * 3, "nobody had been answered"
+    assert [card.job_sequence for card in accepting.book] == [1, 2, 3, 4, 5, 6]
+    assert all(card.progress_at for card in accepting.book)
+    accepting.bus.acknowledged[0].set_exception(AppendUnknown("no answer in time"))
+    await accepting.dispatcher.drain()
+    assert {card.progress_at for card in accepting.book} == {0.0}, "recovery asks the worker for each of them at once"

@@ -49,3 +49,21 @@ async def test_urgent_jobs_are_offered_as_they_arrive_and_the_others_in_order_of
     assert intake._sort(kept[:3], jobs) == 2, "the one that cannot be read is none"
     assert intake._sort(kept[3:], jobs) == 2
     assert [job.leg_nonce for level in jobs for job in level] == [b"raised", b"first", b"second", b"unknown level"]
+
+
+async def test_urgent_jobs_of_a_batch_are_offered_as_it_arrives_and_its_others_wait_with_the_rest() -> None:
+    pace, table = Pace(), Table()
+    intake = Intake(cast(Any, SimpleNamespace(pace=pace)), "jobs", cast(Any, table))
+
+    def batch(*levels: int) -> StoredMessage:
+        jobs = [dispatch_pb2.Job(leg_nonce=b"%d" % n, level=level) for n, level in enumerate(levels)]
+        data = dispatch_pb2.JobBatch(jobs=[job.SerializeToString() for job in jobs]).SerializeToString()
+        return StoredMessage("jobs", 1, data, None)
+
+    assert intake._arrives(batch(URGENT, URGENT)), "nothing of it is left for the reader"
+    assert not intake._arrives(batch(URGENT, NORMAL, 1))
+    assert not intake._arrives(message(b"alone", NORMAL))
+    assert table.offered == [b"0", b"1", b"0"]
+    jobs: list[deque[dispatch_pb2.Job]] = [deque() for _ in range(LEVELS)]
+    assert intake._sort(range(2), jobs) == 3
+    assert [job.leg_nonce for level in jobs for job in level] == [b"2", b"1", b"alone"]
