@@ -50,6 +50,8 @@ FAILED: Final = "failed"
 _MOST_CHUNKS: Final = 1_000
 _INLINE_BYTES: Final = 65_536
 """What the outputs of all chunks may take together without references, about."""
+_TOGETHER: Final = 16
+"""Branches of a chunk that run at once, if that leaves enough chunks to run."""
 _ITEMS_BYTES: Final = 16_384
 """A collection below this size stands in the request itself."""
 
@@ -159,14 +161,23 @@ def divide(items: list[Any], spread: Spread, payload_bytes: int) -> tuple[dict[s
 
 def concatenated(parts: Iterable[bytes]) -> bytes:
     """One JSON array of the members of several, none of which is parsed: they were written by this program."""
-    inner = [part.strip()[1:-1] for part in parts]
-    return b"[" + b",".join(piece for piece in inner if piece.strip()) + b"]"
+    stripped = (part.strip() for part in parts)
+    inner = [memoryview(part)[1:-1] for part in stripped if part[1:-1].strip()]
+    return b"".join((b"[", b",".join(inner), b"]"))
 
 
 def layout(count: int, size: int, most: int, spread: Spread) -> tuple[int, int]:
-    """(chunks at a time, branches at a time in each), so that no more than `most` branches run at once."""
-    window = max(1, min(-(-count // size), most, spread.window))
-    return window, max(1, min(size, most // window))
+    """(chunks at a time, branches at a time in each), so that no more than `most` branches run at once.
+
+    The more branches of a chunk run at once, the more of what they do is recorded together. So beyond
+    `spread.chunks`, which is enough to occupy the workers, the branches that may run are given to fewer chunks, until
+    each has `_TOGETHER`.
+    """
+    chunks = -(-count // size)
+    window = max(1, min(chunks, most, spread.window))
+    together = min(_TOGETHER, most // max(spread.chunks, 1))
+    at_once = max(1, min(size, max(most // window, together)))
+    return max(1, min(window, most // at_once)), at_once
 
 
 def branch_input(request: BranchesRequest, number: int) -> dict[str, Any]:

@@ -34,6 +34,8 @@ _PR_SET_PDEATHSIG: Final = 1
 _PROGRAMS: Final = 256
 """Compiled programs that one evaluator keeps; each has some 100 KiB."""
 _DETAIL: Final = 500
+_MUCH_S: Final = 0.01
+"""An expression that took so much processor time may have taken much memory."""
 _CALLSITE: Final = re.compile(r" at <top-level>, line \d+(?:, column \d+)?:?")
 
 
@@ -81,7 +83,7 @@ def _evaluate(programs: _Programs, source: str, variables: tuple[str, ...], body
 
 
 def _large(programs: _Programs, source: str, variables: tuple[str, ...], options: Any, body: bytes) -> bytes:
-    from flint_jq.large import first_mismatch, taken_apart  # noqa: PLC0415 - loaded before the doors close, if at all
+    from flint_jq.large import divided, evaluated, first_mismatch, taken_apart  # noqa: PLC0415 - loaded before the doors close, if at all
 
     try:
         value = orjson.loads(body) if not source else None
@@ -90,15 +92,19 @@ def _large(programs: _Programs, source: str, variables: tuple[str, ...], options
     if "schema" in options:
         return b"V" + orjson.dumps(first_mismatch(value, options["schema"]))
     if source:
-        answer = _evaluate(programs, source, variables, body.decode(), LARGEST)
-        if answer[:1] != b"V":
-            return answer
-        results = orjson.loads(answer[1:])
-        if len(results) > 1:
-            return b"Ethe expression has more than one result"
-        value = results[0] if results else None
-        del answer, results
-    packed = taken_apart(value, options)
+        plain = evaluated(source, variables, body)
+        if plain is not None:
+            (value,) = plain
+        else:
+            answer = _evaluate(programs, source, variables, body.decode(), LARGEST)
+            if answer[:1] != b"V":
+                return answer
+            results = orjson.loads(answer[1:])
+            if len(results) > 1:
+                return b"Ethe expression has more than one result"
+            value = results[0] if results else None
+            del answer, results
+    packed = divided(value, options) if "spread" in options else taken_apart(value, options)
     if len(packed) > options["output_bytes"]:
         return f"Othe result has {len(packed)} bytes, the limit is {options['output_bytes']}".encode()
     return b"L" + packed
@@ -170,15 +176,19 @@ def _limit(memory_bytes: int) -> None:
 
 def _serve(output_bytes: int, alarm_s: float) -> None:
     programs = _Programs()
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's: others give back by themselves
     _write(1, b"R")
     while (head := _read_frame(0)) is not None and (body := _read_frame(0)) is not None:
         within_s, *question = orjson.loads(head)
         signal.setitimer(signal.ITIMER_REAL, alarm_s)
         signal.setitimer(signal.ITIMER_PROF, within_s)
         answer = _answer(programs, question, body, output_bytes)
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        left_s, _ = signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         _write(1, answer)
+        del head, body, answer
+        if give_back is not None and within_s - left_s > _MUCH_S:
+            give_back(0)  # what a large value took would stay with this process, for all the time that it idles
 
 
 def main() -> None:

@@ -50,8 +50,8 @@ class EvaluatorPool:
     `size` processes; `evaluate_ms` of processor time per expression, so that an honest one survives on a busy machine;
     `patience`: it is given up after so many times that in wall time, 5 s at least, counted from when its turn comes;
     `memory_bytes` per process beyond what it needs itself; `output_bytes` of JSON per result; `waiting` questions in
-    the queue at most; `large`: it also answers `take_apart` and `mismatch`. `within_ms` of a question may shorten its
-    time.
+    the queue at most; `large`: it also answers `take_apart`, `divide` and `mismatch`. `within_ms` of a question may
+    shorten its time.
     For one event loop. `start` before use, `close` at the end.
     """
 
@@ -138,6 +138,15 @@ class EvaluatorPool:
         """
         options = {"limit": limit, "redact": list(redact), "output_bytes": self._output_bytes}
         return unpack(await self._ask(LARGE, source, list(names), body, options, within_ms))
+
+    async def divide(
+        self, body: bytes, spread: Sequence[int], limit: int, *, within_ms: int | None = None
+    ) -> tuple[bytes, list[bytes]]:
+        """A large collection, JSON, divided among branches: what `flint_core.branches.divide` gives, as JSON, and the
+        values that it stores, in order; `{"count": -1}` when it is no array. Raises what `evaluate` raises.
+        """
+        options = {"limit": limit, "spread": list(spread), "output_bytes": self._output_bytes}
+        return unpack(await self._ask(LARGE, "", [], body, options, within_ms))
 
     async def mismatch(self, body: bytes, schema: Any, *, within_ms: int | None = None) -> str | None:
         """Why a large value, JSON, does not match a JSON Schema; None when it does. Raises what `evaluate` raises."""

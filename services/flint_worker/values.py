@@ -19,7 +19,7 @@ import orjson
 
 from flint_bus.payloads import PayloadClient, PayloadMissing, PayloadsUnavailable, PayloadTooLarge
 from flint_bus.room import Room
-from flint_core.branches import Spread, concatenated, divide, payload_of
+from flint_core.branches import concatenated, payload_of
 from flint_core.effects import Deferred, Evaluate
 from flint_core.payloads import (
     Payload,
@@ -35,6 +35,7 @@ from flint_jq.pool import single
 from flint_ops.config import LimitSettings
 from flint_ops.logging import get_logger
 from flint_worker.executors import RawJson
+from flint_worker.relief import Relief
 
 __all__ = ["Values"]
 
@@ -62,9 +63,19 @@ class Values:
         self._limits = limits
         self._evaluators: EvaluatorPool | None = None
         self._starting = asyncio.Lock()
+        self._relief = Relief()
         # Of the whole, half is for arguments of running calls; what is left is for outcomes and evaluations.
         self._calls = Room(limits.values_in_memory_bytes // 2)
         self._room = Room(limits.values_in_memory_bytes - limits.values_in_memory_bytes // 2)
+
+    @asynccontextmanager
+    async def _holding(self, room: Room, size: int) -> AsyncIterator[None]:
+        """Room for a large value while the block lasts; what it took is given back to the system afterwards."""
+        async with room.hold(size):
+            try:
+                yield
+            finally:
+                self._relief.soon()
 
     @property
     def payload_bytes(self) -> int:
@@ -78,6 +89,7 @@ class Values:
 
     async def close(self) -> None:
         """Ends the evaluators."""
+        self._relief.close()
         if self._evaluators is not None:
             await self._evaluators.close()
 
@@ -91,7 +103,7 @@ class Values:
 
         `redact`: texts that are replaced first. Raises PayloadsUnavailable, EvaluationFailed (not JSON, too much).
         """
-        async with self._room.hold(_OVERHEAD * len(encoded)):
+        async with self._holding(self._room, _OVERHEAD * len(encoded)):
             try:
                 evaluators = await self._large_evaluators()
                 small, pieces = await evaluators.take_apart(
@@ -101,13 +113,13 @@ class Values:
                 raise PayloadsUnavailable(str(error)) from None
             return await self._stored(namespace, run_id, small, pieces)
 
-    async def _stored(self, namespace: str, run_id: bytes, small: bytes, pieces: list[bytes]) -> Any:
-        payloads: list[Payload] = []
+    async def _stored(
+        self, namespace: str, run_id: bytes, small: bytes, pieces: list[bytes], *, strict: bool = True
+    ) -> Any:
         for piece in pieces:
             digest = await asyncio.to_thread(hashlib.sha256, piece)
-            payloads.append(Payload(Reference(digest.hexdigest(), len(piece)), piece))
-        for payload in payloads:
-            await self._client.put(namespace, payload, run_id)
+            payload = Payload(Reference(digest.hexdigest(), len(piece)), piece)
+            await self._client.put(namespace, payload, run_id, strict=strict)
         return orjson.loads(small)
 
     @asynccontextmanager
@@ -124,7 +136,7 @@ class Values:
         depth = 0
         while True:
             self._within(need, len(known), depth)
-            async with room.hold(_OVERHEAD * need):
+            async with self._holding(room, _OVERHEAD * need):
                 texts = {reference: await self._client.get(namespace, reference) for reference in known}
                 inner = {r: await asyncio.to_thread(references_in_json, texts[r]) for r in known}
                 fresh = [part for parts in inner.values() for part in parts if part not in known]
@@ -210,17 +222,16 @@ class Values:
         size = sum(reference.size for reference in named)
         if size > self.value_bytes:
             raise PayloadTooLarge(f"the value has {size} bytes; the limit is {self.value_bytes}")
-        async with self._room.hold(_OVERHEAD * size):
+        async with self._holding(self._room, _OVERHEAD * size):
             texts = {reference: await self._client.get(namespace, reference) for reference in named}
             if question.operation == "divide":
-                items = await asyncio.to_thread(orjson.loads, texts.pop(named[0]))
-                if not isinstance(items, list):
-                    return {"count": -1}
-                spread = Spread(*question.variables["spread"])
-                division, payloads = await asyncio.to_thread(divide, items, spread, self.payload_bytes)
-                del items
-                await self.keep(namespace, run_id, payloads)
-                return division
+                text = texts.pop(named[0])
+                evaluators = await self._large_evaluators()
+                small, pieces = await evaluators.divide(
+                    text, question.variables["spread"], self.payload_bytes, within_ms=self._within_ms(text)
+                )
+                del text
+                return await self._stored(namespace, run_id, small, pieces, strict=False)
             whole = concatenated(_array(part, texts) for part in question.input)
             texts.clear()
             if len(whole) <= self.payload_bytes:
@@ -253,7 +264,7 @@ class Values:
     async def _answer(self, namespace: str, run_id: bytes, answer: bytes) -> Any:
         if len(answer) <= self.payload_bytes:
             return single(orjson.loads(answer))
-        async with self._room.hold(_OVERHEAD * len(answer)):
+        async with self._holding(self._room, _OVERHEAD * len(answer)):
             evaluators = await self._large_evaluators()
             body = b"[%s,{},0]" % answer
             small, pieces = await evaluators.take_apart(

@@ -15,6 +15,7 @@ from flint_core.effects import CancelEffect, Effect, Evaluate
 from flint_core.engine.frames import NO_VARIABLES, Frame, Strand
 from flint_core.events import Evaluated, EvaluateFailed
 from flint_core.expressions import Expression, ExpressionFault
+from flint_core.expressions.reads import Read, needed
 from flint_core.payloads import Payload, holds_reference, is_reference
 from flint_core.problems import Problem, ProblemType
 from flint_core.traces import StepTrace
@@ -169,9 +170,9 @@ class DataFlow:
                 if part.fast and not _looks_into_reference(part, data, seen):
                     result = part.evaluate(data, seen, self.now)
                     if in_text and holds_reference(result):
-                        result = self._evaluate(frame, part.source, data, seen)
+                        result = self._evaluate(frame, part.source, *_needed(part, data, seen))
                 else:
-                    result = self._evaluate(frame, part.source, data, seen)
+                    result = self._evaluate(frame, part.source, *_needed(part, data, seen))
             except ExpressionFault as error:
                 raise Fault(self._expression_problem(frame, error.detail)) from None
             if in_text and holds_reference(result):
@@ -320,12 +321,14 @@ class DataFlow:
 
 
 def _looks_into_reference(part: Expression, data: Any, variables: dict[str, Any]) -> bool:
-    """Whether the expression needs the content of a reference. One that only walks past it does not."""
-    if part.path is None:
-        return holds_reference(data) or any(holds_reference(value) for value in variables.values())
-    root, keys = part.path
-    value = data if root is None else variables.get(root)
-    for key in keys:
+    """Whether the expression needs the content of a reference. One that walks past it, or hands it on, does not."""
+    return part.reads is None or any(
+        _meets_reference(data if read.root is None else variables.get(read.root), read) for read in part.reads
+    )
+
+
+def _meets_reference(value: Any, read: Read) -> bool:
+    for key in read.keys:
         if is_reference(value):
             return True
         if type(value) is dict and type(key) is str:
@@ -334,7 +337,20 @@ def _looks_into_reference(part: Expression, data: Any, variables: dict[str, Any]
             value = value[key]
         else:
             return False
-    return False
+    return read.whole and holds_reference(value)
+
+
+def _needed(part: Expression, data: Any, variables: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Input and variables without what the expression surely does not read: so that it is not fetched."""
+    if part.reads is None:
+        return data, variables
+    if all(read.root is not None for read in part.reads):
+        data = None
+    elif part.fast:
+        data = needed(data, None, part.reads)
+    if part.fast:
+        variables = {name: needed(value, name, part.reads) for name, value in variables.items()}
+    return data, variables
 
 
 def located(problem: Problem, frame: Frame) -> Problem:

@@ -10,38 +10,36 @@ from flint_core.expressions import values
 from flint_core.expressions.errors import ExpressionFault, ExpressionSyntaxError
 from flint_core.expressions.evaluator import Environment, Evaluator, Nothing, build
 from flint_core.expressions.lexer import Token, tokenize
-from flint_core.expressions.parser import Identity, Index, Literal, Node, NotFast, Variable, parse
+from flint_core.expressions.parser import NotFast, parse
+from flint_core.expressions.reads import Read, reads, reads_of_jq
 from flint_core.expressions.work import EASY, Budget, TooMuch, demand
 
 __all__ = ["Expression", "compile_expression", "expression_of_tokens"]
-
-
-Path = tuple[str | None, tuple[str | int, ...]]
 
 
 class Expression:
     """A compiled expression. Immutable; safe to share between threads and runs.
 
     `source`: the jq text, without `${ }`. `names`: the variables it may use, without `$`. `fast`: `evaluate` works; if
-    not, a guarded jq must evaluate `source`. `path`: where the expression does nothing but walk down constant names and
-    positions, what it starts from (a variable's name, or None for the input) and these; else None. `effort`: how many
-    times over it may build what it is given; beyond `work.EASY` it is metered.
+    not, a guarded jq must evaluate `source`. `reads`: what it reads of the input, and if it is fast of the variables;
+    None: whatever it can see. `effort`: how many times over it may build what it is given; beyond `work.EASY` it is
+    metered.
     """
 
-    __slots__ = ("_evaluator", "effort", "fast", "names", "path", "source")
+    __slots__ = ("_evaluator", "effort", "fast", "names", "reads", "source")
 
     def __init__(
         self,
         source: str,
         names: frozenset[str],
         evaluator: Evaluator | None,
-        path: Path | None = None,
+        reads: tuple[Read, ...] | None = None,
         effort: float = 1.0,
     ) -> None:
         self.source = source
         self.names = names
         self.fast = evaluator is not None
-        self.path = path
+        self.reads = reads
         self.effort = effort
         self._evaluator = evaluator
 
@@ -92,23 +90,9 @@ def expression_of_tokens(source: str, tokens: tuple[Token, ...], variables: froz
     try:
         tree = parse(tokens)
         evaluator = build(tree)
-        return Expression(source, names, evaluator, _path(tree), max(demand(tree)))
+        return Expression(source, names, evaluator, reads(tree), max(demand(tree)))
     except NotFast:
-        return Expression(source, names, None)
-
-
-def _path(tree: Node) -> Path | None:
-    keys: list[str | int] = []
-    while isinstance(tree, Index):
-        key = tree.key.value if isinstance(tree.key, Literal) else None
-        if type(key) is not str and type(key) is not int:
-            return None
-        keys.append(key)
-        tree = tree.base
-    keys.reverse()
-    if isinstance(tree, Variable):
-        return tree.name, tuple(keys)
-    return (None, tuple(keys)) if isinstance(tree, Identity) else None
+        return Expression(source, names, None, reads_of_jq(tokens))
 
 
 def _flat(tokens: tuple[Token, ...]) -> list[Token]:

@@ -199,6 +199,26 @@ do:
     assert max(grown.values()) < 150 * 2**20, grown  # whatever the number of iterations
 
 
+async def test_iterations_do_not_fetch_the_large_input_that_they_do_not_read(house: House) -> None:
+    name = await house.apply(
+        """
+do:
+  - each:
+      metadata: {flint: {parallel: 500}}
+      for: {each: n, in: '${ .items }'}
+      do:
+        - mine: {set: {n: '${ $n.n }', pad: '${ $n.pad | ascii_upcase }', of: '${ $workflow.input.name + "!" }'}}
+  - check: {set: '${ {size: length, first: .[0], last: .[-1]} }'}
+"""
+    )
+    items = [{"n": n, "pad": "x" * 4_000} for n in range(1_000)]  # of 4 MB, a thousand times, nothing would come soon
+    run = await execute(house, name, {"name": "a", "items": items}, 240)
+    assert run.error is None
+    ends = [{"n": n, "pad": "X" * 4_000, "of": "a!"} for n in (0, 999)]
+    assert run.output == {"size": 1_000, "first": ends[0], "last": ends[1]}
+    assert len(await branch_runs(house, run.id)) > 10
+
+
 def _memory(house: House) -> dict[str, int]:
     """Resident bytes of the services' own processes."""
     services = ("gateway", "scheduler", "worker")

@@ -65,6 +65,15 @@ def test_no_more_at_once_than_asked_for(count, size, most):
     assert window <= -(-count // size)
 
 
+@pytest.mark.parametrize(
+    ("count", "most", "expected"),
+    [(1_000, 1_000, (63, 15)), (100_000, 1_000, (66, 15)), (100_000, 100, (100, 1)), (100_000, 10_000, (200, 50))],
+)
+def test_branches_are_recorded_together_as_long_as_the_workers_are_occupied(count, most, expected):
+    spread = Spread(32)
+    assert layout(count, chunk_size(count, spread), most, spread) == expected
+
+
 def test_arrays_are_joined_without_being_read():
     assert concatenated([b"[]", b"[1, 2]", b" [ ] ", b'[{"a":[]}]', b"[]"]) == b'[1, 2,{"a":[]}]'
     assert concatenated([]) == b"[]"
