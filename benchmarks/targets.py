@@ -130,6 +130,7 @@ TARGETS: tuple[Target, ...] = (
     ),
     *_shorter("W3 1,000 branches with join", "fan_s", 0.4),
     _own("W3 100,000 branches with join", "fan_100k_s", 20.0, "s"),
+    _own("W3 100,000 branches, most that a process kept of memory", "fan_100k_kept_mib", 40.0, "MiB"),
     *_shorter("W4 start → step begins, idle, median", "begin_ms", 1.0),
     *_shorter("W4 start → step begins, idle, p99", "begin_p99", 1.0),
     *_shorter("W4 start → step begins, half load, median", "begin_half_ms", 1.0),
