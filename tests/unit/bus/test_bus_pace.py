@@ -21,10 +21,13 @@ class Machine:
         return sizes
 
 
-def test_turns_are_whole_while_nobody_is_in_a_hurry() -> None:
+def test_turns_are_large_while_nobody_is_in_a_hurry_but_none_is_long() -> None:
     machine = Machine()
     assert machine.portion.first() == 128
-    assert machine.turns(3, 1.0) == [128, 128, 128]
+    assert machine.turns(3, 0.007) == [128, 128, 128]
+    assert machine.turns(5, 0.02) == [64, 32, 16, 16, 16], "no fewer than in a hurry"
+    assert machine.turns(3, 0.001) == [19, 22, 25]
+    assert machine.turns(30, 0.001)[-1] == 128
 
 
 def test_in_a_hurry_a_turn_that_costs_too_much_is_followed_by_a_smaller_one_until_it_is_short() -> None:
@@ -47,6 +50,6 @@ def test_a_hurry_is_over_after_a_second_and_a_pause_counts_as_no_turn() -> None:
     assert machine.turns(1, 0.0015) == [16]
     machine.now_s = 1.0
     assert not machine.pace.hurried
-    assert machine.turns(1, 5.0) == [128]
+    assert machine.turns(2, 5.0) == [128, 64], "the first is not judged by a turn of another kind"
     machine.pace.hurry()
-    assert machine.turns(1, 0.0015) == [16], "what was spent in between is nobody's turn"
+    assert machine.turns(2, 0.003) == [16, 8]
