@@ -201,15 +201,16 @@ class Acceptor(Lane[_Unit]):
         before = self._queue.most_urgent(DEFAULT_POOL)  # only runs more urgent than those that wait
         if before == URGENT or not self._dispatcher.can_open():
             return claims
-        if self.holds is not None and self.holds.any:
-            return claims  # the queue knows which workflows are on hold
+        holds = self.holds if self.holds is not None and self.holds.any else None
         generation = self._holdings.generation
         nonces = os.urandom(16 * sum(len(unit.runs) for unit in batch))
         only = self._fleet.only(DEFAULT_POOL, "") if self._fleet.ruled else None
         for unit in batch:
-            for run in unit.runs:
+            for start, run in zip(unit.starts, unit.runs, strict=True):
                 if run.level >= before:
                     continue
+                if holds is not None and holds.holds(start.namespace, start.workflow_id):
+                    continue  # the queue parks it
                 if only is not None and run.namespace != only:
                     continue  # the pool is another's
                 if run.hints is not None or run.namespace in self._shares.limited:

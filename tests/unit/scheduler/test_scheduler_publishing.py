@@ -1,4 +1,4 @@
-"""The order of what follows a commit of starts: jobs first, then answers."""
+"""Starts whose first leg opens in their own commit: which they are, and what follows: jobs first, then answers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from flint_scheduler.accept import Acceptor, NewStart, _Unit
 from flint_scheduler.announce import Announcer
 from flint_scheduler.cards import Phase, RunBook
 from flint_scheduler.clock import RecordClock
+from flint_scheduler.control.holds import Holds
 from flint_scheduler.dispatch import Dispatcher
 from flint_scheduler.fleet import FleetView
 from flint_scheduler.holdings import GroupHolding, Holdings
@@ -36,6 +37,7 @@ class Connection:
         self.sent: list[tuple[str, list[bool]]] = []
         self.acknowledged: list[asyncio.Future[int]] = []
         self.broken = False
+        self.connected = asyncio.Event()
 
     def append_now(self, subject: str, data: bytes, **_: object) -> asyncio.Future[int]:
         if self.broken:
@@ -58,6 +60,7 @@ class Accepting:
         fleet = FleetView(overcommit=1.0, lease_ttl_s=5)
         card = registry_pb2.WorkerCard(incarnation="w", worker_id="w", slots=1000, job_batches=batches)
         fleet.snapshot({"w": card}, set())
+        holdings.generation = 1
         shares = Shares(queue)
         clock = RecordClock()
         permits = cast(Permits, SimpleNamespace())
@@ -118,3 +121,20 @@ async def test_legs_of_a_commit_are_one_message_and_all_are_asked_for_when_it_is
     accepting.bus.acknowledged[0].set_exception(AppendUnknown("no answer in time"))
     await accepting.dispatcher.drain()
     assert {card.progress_at for card in accepting.book} == {0.0}, "recovery asks the worker for each of them at once"
+
+
+async def test_while_a_workflow_is_on_hold_others_begin_at_once_all_the_same() -> None:
+    accepting = Accepting(units=2, starts=3)
+    accepting.bus.connected.set()
+    holds = Holds(NOTHING, accepting.book)
+    accepting.acceptor.holds = holds
+    for unit in accepting.units:
+        for start, run in zip(unit.starts, unit.runs, strict=True):
+            run.leg_nonce = run.claimant = None
+            start.workflow_id = run.request_id
+    held, other, _ = accepting.units[0].starts
+    holds._held = frozenset({("n", held.workflow_id), ("another", other.workflow_id)})
+    claims = accepting.acceptor._assign(accepting.units)
+    begun = [run.leg_nonce is not None for unit in accepting.units for run in unit.runs]
+    assert begun == [False, True, True, True, True, True]
+    assert len(claims) == 5
