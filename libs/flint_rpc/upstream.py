@@ -200,3 +200,19 @@ class Client(Generic[_Stub]):
         calls = [select(stub) for stub in self._stubs]
         response: _Response = await self._upstream._call(calls, request, timeout_s, attempt_timeout_s, prefer)
         return response
+
+    def stream(
+        self, select: Callable[[_Stub], grpc.aio.StreamStreamMultiCallable[_Request, _Response]], index: int
+    ) -> grpc.aio.StreamStreamCall[_Request, _Response] | None:
+        """A stream to one replica, without a deadline; None while that replica rests. What breaks it is the caller's to
+        bear.
+        """
+        replica = self._upstream._replicas[index]
+        if replica.rests_until > time.monotonic():
+            return None
+        return select(self._stubs[index])(metadata=self._upstream._metadata)
+
+    def silent(self, index: int) -> None:
+        """A replica did not answer on a stream: others are preferred for a moment."""
+        self._upstream._replicas[index].failed()
+        self._upstream._failovers.inc()

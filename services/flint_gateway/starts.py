@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
+from flint_gateway.accepting import AcceptStreams
 from flint_ops import failpoints, metrics
 from flint_rpc.errors import ErrorReason, Refused, component_unavailable
 from flint_rpc.upstream import Client
@@ -36,6 +37,9 @@ BATCH_BYTES = 8 * 2**20
 
 _TIMEOUT_S = 8.0
 """Then a start is refused with a hint; below the time after which the client library leaves a silent gateway."""
+_ATTEMPT_S = 5.0
+"""A replica that is silent this long is left for the next one."""
+_LEAST_S = 1.0
 _BESIDE_STARTS = 100
 """So many waiting starts go beside a batch under way."""
 _LATE_S = 0.05
@@ -96,6 +100,7 @@ class StartBatcher:
         self._starts = 0
         self._bytes = 0
         self._lane_count = lanes
+        self._streams = AcceptStreams(client, lanes)
         self._idle: deque[asyncio.Future[None]] = deque()
         self._turns = 0
         self._closed = False
@@ -114,6 +119,7 @@ class StartBatcher:
         for task in self._lanes:
             task.cancel()
         await asyncio.gather(*self._lanes, return_exceptions=True)
+        self._streams.close()
         while self._waiting:
             _fail([self._waiting.popleft()], component_unavailable("gateway", "it is stopping"))
         _WAITING.set(0)
@@ -205,9 +211,7 @@ class StartBatcher:
         if failpoints.ARMED:
             failpoints.reach("start.before")
         try:
-            response = await self._client.call(
-                lambda stub: stub.AcceptRuns, request, self._timeout_s, prefer=index % max(1, self._lane_count)
-            )
+            response = await self._accept(request, index % max(1, self._lane_count))
         except Refused as error:
             if error.code in _SPLIT_ON and len(batch) > 1:
                 # One caller's start must not fail the others': halve until it is alone.
@@ -234,6 +238,18 @@ class StartBatcher:
             if not submission.answer.done():
                 submission.answer.set_result(results[position:end])
             position = end
+
+    async def _accept(
+        self, request: scheduling_pb2.AcceptRunsRequest, replica: int
+    ) -> scheduling_pb2.AcceptRunsResponse:
+        begun = time.monotonic()
+        response = await self._streams.accept(request, replica, min(_ATTEMPT_S, self._timeout_s))
+        if response is not None:
+            return response
+        left_s = max(_LEAST_S, self._timeout_s - (time.monotonic() - begun))
+        return await self._client.call(
+            lambda stub: stub.AcceptRuns, request, left_s, attempt_timeout_s=_ATTEMPT_S, prefer=replica
+        )
 
 
 def _fail(batch: Sequence[_Submission], error: Refused) -> None:

@@ -334,6 +334,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     log.info("serving", address=server.address)
     try:
         await lifecycle.stopping.wait()
+        servicer.streams.close()
         await server.stop(mine.drain_s / 2)
         async with asyncio.timeout(mine.drain_s):
             await steward.stop()

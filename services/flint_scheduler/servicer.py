@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2_grpc
 from flint_ops.config import Settings
 from flint_rpc.errors import ErrorReason, Refused, component_unavailable, field_invalid, status_proto
 from flint_scheduler.accept import Acceptor, NewStart
+from flint_scheduler.accept_streams import AcceptStreams
 from flint_scheduler.cards import Phase, RunBook
 from flint_scheduler.control.applying import Applied, apply_once
 from flint_scheduler.holdings import Holdings
@@ -72,6 +74,7 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
         self._bus = bus
         self._namespaces = namespaces
         self._limit = settings.scheduler.queue_limit
+        self.streams = AcceptStreams(self.AcceptRuns)
 
     async def AcceptRuns(self, request: pb.AcceptRunsRequest, context: Context) -> pb.AcceptRunsResponse:
         """Accept a batch of starts; each succeeds or fails for itself."""
@@ -110,6 +113,13 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
                 else:
                     _fill(results[place], accepted, answer)
         return response
+
+    async def AcceptRunsStream(
+        self, request_iterator: AsyncIterator[pb.AcceptRunsStreamRequest], context: Context
+    ) -> AsyncIterator[pb.AcceptRunsStreamResponse]:
+        """Accept one batch after the other."""
+        async for response in self.streams.serve(request_iterator, context):
+            yield response
 
     def _over_quota(self, namespace: str, which: str) -> Refused:
         quota = self._namespaces.quotas.get(namespace)

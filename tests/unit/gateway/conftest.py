@@ -90,7 +90,7 @@ class Scheduler(pb_grpc.SchedulingServiceServicer, pb_grpc.PrincipalServiceServi
         self.record = record
         self.gate = asyncio.Event()
         self.gate.set()
-        self.accepts = 0
+        self.accepts = self.streamed = 0
         self.lose_answers = False
         self.full = False
 
@@ -139,6 +139,11 @@ class Scheduler(pb_grpc.SchedulingServiceServicer, pb_grpc.PrincipalServiceServi
         if self.lose_answers:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the answer got lost after the commit")
         return response
+
+    async def AcceptRunsStream(self, requests: Any, context: Any) -> AsyncIterator[pb.AcceptRunsStreamResponse]:
+        async for request in requests:
+            self.streamed += 1
+            yield pb.AcceptRunsStreamResponse(answer=await self.AcceptRuns(request.batch, context))
 
     async def ReadRuns(self, request: pb.ReadRunsRequest, context: Any) -> pb.ReadRunsResponse:
         self.record.reads += 1

@@ -150,6 +150,54 @@ class AcceptRunsResponse(_message.Message):
 Global___AcceptRunsResponse: _TypeAlias = AcceptRunsResponse  # noqa: Y015
 
 @_typing.final
+class AcceptRunsStreamRequest(_message.Message):
+    """Request of AcceptRunsStream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def batch(self) -> Global___AcceptRunsRequest:
+        """The batch, within the limits of AcceptRuns."""
+
+    def __init__(
+        self,
+        *,
+        batch: Global___AcceptRunsRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptRunsStreamRequest: _TypeAlias = AcceptRunsStreamRequest  # noqa: Y015
+
+@_typing.final
+class AcceptRunsStreamResponse(_message.Message):
+    """Response of AcceptRunsStream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answer(self) -> Global___AcceptRunsResponse:
+        """What became of the batch that was sent last."""
+
+    def __init__(
+        self,
+        *,
+        answer: Global___AcceptRunsResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptRunsStreamResponse: _TypeAlias = AcceptRunsStreamResponse  # noqa: Y015
+
+@_typing.final
 class AcceptResult(_message.Message):
     """What became of one start."""
 

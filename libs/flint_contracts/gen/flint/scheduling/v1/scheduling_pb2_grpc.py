@@ -40,6 +40,11 @@ class SchedulingServiceStub:
                 request_serializer=flint_dot_scheduling_dot_v1_dot_scheduling__pb2.AcceptRunsRequest.SerializeToString,
                 response_deserializer=flint_dot_scheduling_dot_v1_dot_scheduling__pb2.AcceptRunsResponse.FromString,
                 _registered_method=True)
+        self.AcceptRunsStream = channel.stream_stream(
+                '/flint.scheduling.v1.SchedulingService/AcceptRunsStream',
+                request_serializer=flint_dot_scheduling_dot_v1_dot_scheduling__pb2.AcceptRunsStreamRequest.SerializeToString,
+                response_deserializer=flint_dot_scheduling_dot_v1_dot_scheduling__pb2.AcceptRunsStreamResponse.FromString,
+                _registered_method=True)
         self.CancelRuns = channel.unary_unary(
                 '/flint.scheduling.v1.SchedulingService/CancelRuns',
                 request_serializer=flint_dot_scheduling_dot_v1_dot_scheduling__pb2.CancelRunsRequest.SerializeToString,
@@ -88,6 +93,14 @@ class SchedulingServiceServicer:
 
     def AcceptRuns(self, request, context):
         """Accepts a batch of starts in one group commit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcceptRunsStream(self, request_iterator, context):
+        """The same, one batch after the other on a stream that stays open: each is answered before the next is read. A batch
+        that fails as a whole ends the stream; so does this replica when it stops. Whoever got no answer asks AcceptRuns.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,6 +169,11 @@ def add_SchedulingServiceServicer_to_server(servicer, server):
                     servicer.AcceptRuns,
                     request_deserializer=flint_dot_scheduling_dot_v1_dot_scheduling__pb2.AcceptRunsRequest.FromString,
                     response_serializer=flint_dot_scheduling_dot_v1_dot_scheduling__pb2.AcceptRunsResponse.SerializeToString,
+            ),
+            'AcceptRunsStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.AcceptRunsStream,
+                    request_deserializer=flint_dot_scheduling_dot_v1_dot_scheduling__pb2.AcceptRunsStreamRequest.FromString,
+                    response_serializer=flint_dot_scheduling_dot_v1_dot_scheduling__pb2.AcceptRunsStreamResponse.SerializeToString,
             ),
             'CancelRuns': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelRuns,
@@ -226,6 +244,33 @@ class SchedulingService:
             '/flint.scheduling.v1.SchedulingService/AcceptRuns',
             flint_dot_scheduling_dot_v1_dot_scheduling__pb2.AcceptRunsRequest.SerializeToString,
             flint_dot_scheduling_dot_v1_dot_scheduling__pb2.AcceptRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcceptRunsStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/flint.scheduling.v1.SchedulingService/AcceptRunsStream',
+            flint_dot_scheduling_dot_v1_dot_scheduling__pb2.AcceptRunsStreamRequest.SerializeToString,
+            flint_dot_scheduling_dot_v1_dot_scheduling__pb2.AcceptRunsStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,10 @@ class SchedulingServiceStub:
     def __new__(cls, channel: _aio.Channel) -> SchedulingServiceAsyncStub: ...
     AcceptRuns: _grpc.UnaryUnaryMultiCallable[_scheduling_pb2.AcceptRunsRequest, _scheduling_pb2.AcceptRunsResponse]
     """Accepts a batch of starts in one group commit."""
+    AcceptRunsStream: _grpc.StreamStreamMultiCallable[_scheduling_pb2.AcceptRunsStreamRequest, _scheduling_pb2.AcceptRunsStreamResponse]
+    """The same, one batch after the other on a stream that stays open: each is answered before the next is read. A batch
+    that fails as a whole ends the stream; so does this replica when it stops. Whoever got no answer asks AcceptRuns.
+    """
     CancelRuns: _grpc.UnaryUnaryMultiCallable[_scheduling_pb2.CancelRunsRequest, _scheduling_pb2.CancelRunsResponse]
     """Stores a cancel in the inboxes of runs."""
     ReadRuns: _grpc.UnaryUnaryMultiCallable[_scheduling_pb2.ReadRunsRequest, _scheduling_pb2.ReadRunsResponse]
@@ -59,6 +63,10 @@ class SchedulingServiceAsyncStub(SchedulingServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     AcceptRuns: _aio.UnaryUnaryMultiCallable[_scheduling_pb2.AcceptRunsRequest, _scheduling_pb2.AcceptRunsResponse]  # type: ignore[assignment]
     """Accepts a batch of starts in one group commit."""
+    AcceptRunsStream: _aio.StreamStreamMultiCallable[_scheduling_pb2.AcceptRunsStreamRequest, _scheduling_pb2.AcceptRunsStreamResponse]  # type: ignore[assignment]
+    """The same, one batch after the other on a stream that stays open: each is answered before the next is read. A batch
+    that fails as a whole ends the stream; so does this replica when it stops. Whoever got no answer asks AcceptRuns.
+    """
     CancelRuns: _aio.UnaryUnaryMultiCallable[_scheduling_pb2.CancelRunsRequest, _scheduling_pb2.CancelRunsResponse]  # type: ignore[assignment]
     """Stores a cancel in the inboxes of runs."""
     ReadRuns: _aio.UnaryUnaryMultiCallable[_scheduling_pb2.ReadRunsRequest, _scheduling_pb2.ReadRunsResponse]  # type: ignore[assignment]
@@ -86,6 +94,16 @@ class SchedulingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scheduling_pb2.AcceptRunsResponse, _abc.Awaitable[_scheduling_pb2.AcceptRunsResponse]]:
         """Accepts a batch of starts in one group commit."""
+
+    @_abc_1.abstractmethod
+    def AcceptRunsStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_scheduling_pb2.AcceptRunsStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_scheduling_pb2.AcceptRunsStreamResponse], _abc.AsyncIterator[_scheduling_pb2.AcceptRunsStreamResponse]]:
+        """The same, one batch after the other on a stream that stays open: each is answered before the next is read. A batch
+        that fails as a whole ends the stream; so does this replica when it stops. Whoever got no answer asks AcceptRuns.
+        """
 
     @_abc_1.abstractmethod
     def CancelRuns(
