@@ -7,6 +7,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,30 +75,39 @@ async def rival_turn(
         now.notes.append(f"{kind.name}: {what}")
         console.print(f"[red]round {number + 1}: {kind.name}: {what}")
 
+    try:
+        async with asyncio.timeout(TURN_S):
+            await _turn(kind, stack, record.figures, number, size, left_out)
+    except Missing as why:
+        left_out(str(why))
+    except TimeoutError:
+        left_out(f"its turn was not over within {TURN_S:g} s")
+    except Exception as error:  # a rival that fails keeps nobody else from being measured
+        left_out(f"{type(error).__name__}: {error}"[:1000])
+    now.took_s[kind.name] = round(time.monotonic() - began, 1)
+
+
+async def _turn(
+    kind: type[Rival], stack: RunningStack, figures: Figures, number: int, size: float, left_out: Callable[[str], None]
+) -> None:
+    """Measures all that makes sense for it. Raises Missing when it cannot be measured (any more)."""
     database = f"rival_{kind.__name__.lower()}_{number}_{os.getpid()}"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         rival = kind(Path(folder), _create(stack, database) if kind.uses_postgres else "")
         try:
-            async with asyncio.timeout(TURN_S):
-                await rival.install()
-                await rival.start()
-                for name, request, factor in _requests(kind, size):
-                    try:
-                        await _measure(rival, stack, record.figures, name, request, factor)
-                    except Lost as why:
-                        left_out(f"{name or 'warming up'}, and what comes after it: {why}")
-                        break
-                    except Missing as why:
-                        left_out(f"{name or 'warming up'}: {why}")
-        except Missing as why:
-            left_out(str(why))
-        except TimeoutError:
-            left_out(f"its turn was not over within {TURN_S:g} s")
+            await rival.install()
+            await rival.start()
+            for name, request, factor in _requests(kind, size):
+                try:
+                    await _measure(rival, stack, figures, name, request, factor)
+                except Lost as why:
+                    raise Missing(f"{name or 'warming up'}, and what comes after it: {why}") from why
+                except Missing as why:
+                    left_out(f"{name or 'warming up'}: {why}")
         finally:
             await rival.stop()
             if kind.uses_postgres:
                 _drop(stack, database)
-    now.took_s[kind.name] = round(time.monotonic() - began, 1)
 
 
 _LEAST = 20
