@@ -56,8 +56,8 @@ class Engine:
         if steps != 1:
             raise ValueError("a job has no durable steps")
         began = time.perf_counter()
-        for _ in range(runs // 100):
-            await noop.batch_defer_async(*({} for _ in range(100)))
+        for at in range(0, runs, 100):
+            await noop.batch_defer_async(*({} for _ in range(min(100, runs - at))))
         await self._drained()
         return {"rate": runs / (time.perf_counter() - began)}
 
