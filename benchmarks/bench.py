@@ -123,15 +123,6 @@ async def flint_round(
     for callers in (50, 500):
         note(f"w2_{callers}", 10 * await workloads.singly(flint, "bench-ten", int(2000 * size), callers))
     note("fan_s", await workloads.fan_out(flint, 1000))
-    if size >= 1:
-        await fanout.apply(flint, "noop")
-        await fanout.fan_out(stack, flint, "noop", 1_000)
-        fan = await fanout.fan_out(stack, flint, "noop", 100_000)
-        assert not fan.problem, fan.problem
-        note("fan_100k_s", fan.seconds)
-        note("fan_100k_cpu_s", sum(fan.cpu_s.values()))
-        note("fan_100k_most_mib", fan.peak_mib)
-        note("fan_100k_kept_mib", fan.growth_mib)
     begin = await workloads.begins(flint, int(200 * size))
     note("begin_ms", begin.median)
     note("begin_p99", begin.p99)
@@ -142,6 +133,15 @@ async def flint_round(
     pressing = await workloads.urgent(flint, queued)
     note("urgent_ms", pressing.median)
     note("urgent_p99", pressing.p99)
+    if size >= 1:
+        await fanout.apply(flint, "noop")
+        await fanout.fan_out(stack, flint, "noop", 1_000)
+        fan = await fanout.fan_out(stack, flint, "noop", 100_000)
+        assert not fan.problem, fan.problem
+        note("fan_100k_s", fan.seconds)
+        note("fan_100k_cpu_s", sum(fan.cpu_s.values()))
+        note("fan_100k_most_mib", fan.peak_mib)
+        note("fan_100k_kept_mib", fan.growth_mib)
 
 
 def what(asked: argparse.Namespace) -> dict[str, Any]:
