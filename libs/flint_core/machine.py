@@ -70,7 +70,6 @@ __all__ = [
 _SNAPSHOT: Final = 1
 _ANSWERS: Final = (Evaluated, EvaluateFailed)  # a union written where it is asked for is made anew each time
 _COMMANDS: Final = (CancelRequested, ResetBegun)
-_OUTCOMES: Final = (CallSucceeded, CallFailed)
 _SPILL_DEPTH: Final = 1
 """`spill` puts references no deeper than the members of a value."""
 
@@ -187,7 +186,8 @@ class Machine:
             return
         self._queue.append(event)
         if not isinstance(event, _COMMANDS):
-            self._queued[event.effect_id] = self._queued.get(event.effect_id, 0) + 1
+            effect_id, queued = event.effect_id, self._queued
+            queued[effect_id] = queued[effect_id] + 1 if effect_id in queued else 1
 
     def advance(self, budget: int) -> bool:
         """Do at most `budget` moves of pure work. True when more can be done at once, without new events."""
@@ -217,8 +217,10 @@ class Machine:
     def take_effects(self) -> list[Effect]:
         """Effects since the last time, in order; those that an event already noted answers are kept back."""
         kernel = self._kernel
-        effects: list[Effect] = list(kernel.cancelled)
-        kernel.cancelled.clear()
+        effects: list[Effect] = []
+        if kernel.cancelled:
+            effects += kernel.cancelled
+            kernel.cancelled.clear()
         if kernel.outbox:
             if self._queued:
                 held = {key: effect for key, effect in kernel.outbox.items() if key in self._queued}
@@ -319,6 +321,9 @@ class Machine:
     # --- inside
 
     def _take_up(self, event: Event) -> None:
+        if isinstance(event, CallSucceeded):
+            self._succeeded(event)
+            return
         kernel = self._kernel
         if isinstance(event, CancelRequested):
             kernel.now = max(kernel.now, event.at_ms)
@@ -332,9 +337,7 @@ class Machine:
             begin_generation(kernel, event.generation, event.at_ms, self._effect)
             return
         effect_id = event.effect_id
-        left = self._queued.pop(effect_id) - 1
-        if left:
-            self._queued[effect_id] = left
+        self._unqueue(effect_id)
         if effect_id == RUN_TIMER and isinstance(event, TimerFired):
             kernel.now = max(kernel.now, event.at_ms)
             kernel.overdue()
@@ -364,24 +367,48 @@ class Machine:
             return
         frame.args = None
         frame.started = event.started_ms
-        if isinstance(event, CallSucceeded):
-            kernel.large = kernel.large or holds_reference(event.output, _SPILL_DEPTH)
-            if not frame.plan.detached:
-                frame.value, frame.size = event.output, weight_of(event.output, event.size)
-            frame.phase = frame.plan.after_body
-            kernel.wake(strand)
-        else:
-            kernel.fault(strand, located(event.problem, frame), event.retry_after_ms)
+        kernel.fault(strand, located(event.problem, frame), event.retry_after_ms)
+
+    def _succeeded(self, event: CallSucceeded) -> None:
+        """Of all events this one is the usual: what the others go through is written out for it."""
+        effect_id, output, started_ms, at_ms, size = event
+        self._unqueue(effect_id)
+        kernel = self._kernel
+        owner = kernel.owners.get(effect_id)
+        if owner is None:
+            return
+        strand, frame = owner
+        plan = frame.plan
+        if frame.effect != effect_id or not plan.function or plan.awaits or frame.moving:
+            return  # no call is what the effect asks for
+        del kernel.owners[effect_id]
+        kernel.outbox.pop(effect_id, None)
+        if at_ms > kernel.now:
+            kernel.now = at_ms
+        if not kernel.large and holds_reference(output, _SPILL_DEPTH):
+            kernel.large = True
+        frame.effect = 0
+        frame.args = None
+        frame.started = started_ms
+        if not plan.detached:
+            frame.value, frame.size = output, weight_of(output, size)
+        frame.phase = plan.after_body
+        kernel.wake(strand)
+
+    def _unqueue(self, effect_id: int) -> None:
+        left = self._queued.pop(effect_id) - 1
+        if left:
+            self._queued[effect_id] = left
 
     @staticmethod
-    def _answers(event: CallSucceeded | CallFailed | TimerFired | Received | Moved, frame: Frame) -> bool:
+    def _answers(event: CallFailed | TimerFired | Received | Moved, frame: Frame) -> bool:
         """Whether the event is of the kind that the effect asks for."""
         plan = frame.plan
         of_body = frame.effect == event.effect_id
         if of_body and (plan.awaits or _is_spread(frame)):
             return isinstance(event, Received)
         if of_body and plan.function:
-            return isinstance(event, Moved) if frame.moving else isinstance(event, _OUTCOMES)
+            return isinstance(event, Moved) if frame.moving else isinstance(event, CallFailed)
         return isinstance(event, TimerFired)
 
     def _fire(self, strand: Strand, frame: Frame, effect_id: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -94,13 +94,22 @@ class Caller:
             if call.may_defer and has_deferred(arguments):
                 redaction = Redaction(self._resolver.values_in(arguments))
             executor = self._executors.get(call.function)
+            if executor is None:
+                raise ExecutionFailed(_not_here(call))
             if large:
                 raw = getattr(executor, "raw_arguments", ())
                 async with AsyncExitStack() as held:
-                    contents = await self._resolved(held, arguments, raw, call.step, lease, origin)
-                    output = await self._execute(call, executor, contents, lease, origin, report, redaction, started_ms)
+                    arguments = await self._resolved(held, arguments, raw, call.step, lease, origin)
+                    if redaction is not None:
+                        arguments = await self._resolver.resolve(arguments, started_ms, call.step)
+                    output = await self._begun(call, executor, arguments, lease, origin, report, redaction, started_ms)
+                    del arguments
             else:
-                output = await self._execute(call, executor, arguments, lease, origin, report, redaction, started_ms)
+                if redaction is not None:
+                    arguments = await self._resolver.resolve(arguments, started_ms, call.step)
+                output = await self._begun(call, executor, arguments, lease, origin, report, redaction, started_ms)
+            if failpoints.ARMED:
+                failpoints.reach("call.after")
             if output is not None and output is not True and output is not False:
                 output, size = await self._checked(output, call.step, redaction, lease, origin)
             if call.cache_key:
@@ -151,29 +160,18 @@ class Caller:
                 # The step has not begun: an outage of the store is not its failure.
                 _log.warning("large_arguments_wait_for_store", step=step, error=str(error))
 
-    async def _execute(
-        self,
+    @staticmethod
+    def _begun(
         call: Call,
-        executor: Executor | None,
+        executor: Executor,
         arguments: Any,
         lease: Lease,
         origin: Origin,
         report: Callable[[float | None, str], None],
         redaction: Redaction | None,
         started_ms: int,
-    ) -> Any:
-        if redaction is not None:
-            arguments = await self._resolver.resolve(arguments, started_ms, call.step)
-        if executor is None:
-            raise ExecutionFailed(
-                Problem(
-                    ProblemType.CONFIGURATION,
-                    400,
-                    "Function not available",
-                    f"this worker cannot execute «{call.function}»",
-                    call.step,
-                )
-            )
+    ) -> Coroutine[Any, Any, Any]:
+        """The execution, which is awaited at once: nothing may come between the look at the lease and it (R6)."""
         if not lease.valid():
             raise LegStopped("lease")
         deadline_ms = call.deadline_ms
@@ -192,10 +190,7 @@ class Caller:
         )
         if failpoints.ARMED:
             failpoints.reach("call.before")
-        output = await executor.execute(resolved)
-        if failpoints.ARMED:
-            failpoints.reach("call.after")
-        return output
+        return executor.execute(resolved)
 
     @staticmethod
     def _defect(call: Call, defect: BaseException) -> Problem:
@@ -266,6 +261,11 @@ class Caller:
                 problem.type, problem.status, problem.title, problem.detail[:_DETAIL_LIMIT], problem.instance
             )
         return CallFailed(call.effect_id, problem, started_ms, at_ms, retry_after_ms)
+
+
+def _not_here(call: Call) -> Problem:
+    detail = f"this worker cannot execute «{call.function}»"
+    return Problem(ProblemType.CONFIGURATION, 400, "Function not available", detail, call.step)
 
 
 def _check_depth(output: Any, step: str) -> None:

@@ -152,16 +152,17 @@ class Effects:
         """Whether exactly one call is to begin and nothing else can happen meanwhile but a command from outside."""
         return len(self.calls) == 1 and not self.running and not self.timers and not self.awaits
 
-    async def run_alone(self, perform: Perform) -> None:
-        """The usual case, without a task of its own. Cancelling the leg's task cancels the call."""
+    def begin_alone(self) -> Call:
+        """The usual case: the call runs in the leg's own task, and is cancelled with that. `end_alone` must follow."""
         effect_id, call = self.calls.popitem()
         self.progress[effect_id] = Progress(call)
         self.alone = True
-        try:
-            self.inbox.append(await perform(call))
-        finally:
-            self.alone = False
-            del self.progress[effect_id]
+        return call
+
+    def end_alone(self, call: Call) -> None:
+        """The call has ended, however."""
+        self.alone = False
+        del self.progress[call.effect_id]
 
     def begin(self, perform: Perform) -> None:
         """Begins all calls that were asked for, each in a task."""

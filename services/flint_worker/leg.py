@@ -507,16 +507,22 @@ class Leg:
     async def _begin_calls(self) -> None:
         """Whether the lease allows it is looked at by each call."""
         self.begun = True
-        if not self._effects.single:
-            self._effects.begin(self._perform)
+        effects = self._effects
+        if not effects.single:
+            effects.begin(self._perform)
             return
+        call = effects.begin_alone()
         try:
-            await self._effects.run_alone(self._perform)
+            effects.inbox.append(await self._perform(call))
         except asyncio.CancelledError:
             if self._dropped or not self._cancel_requested or self.task is None:
                 raise
+        finally:
+            effects.end_alone(call)
+        if not self._cancel_requested:
+            return
         # A cancel of the run interrupted the call, not the leg: the machine is told of it next.
-        while self._cancel_requested and not self._dropped and self.task is not None and self.task.cancelling():
+        while not self._dropped and self.task is not None and self.task.cancelling():
             self.task.uncancel()
 
     def _perform(self, call: Call) -> Coroutine[Any, Any, CallSucceeded | CallFailed]:

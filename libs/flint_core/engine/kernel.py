@@ -66,6 +66,12 @@ End = Succeeded | Failed | Cancelled
 
 CONTINUE: Final = Flow()
 
+# Asked for with every task: looked up once.
+_CONTINUE: Final = FlowKind.CONTINUE
+_EXIT: Final = FlowKind.EXIT
+_END: Final = FlowKind.END
+_SUCCEEDED: Final = StepState.SUCCEEDED
+
 
 class Kernel(Room):
     """State of one run and the moves on it."""
@@ -168,13 +174,15 @@ class Kernel(Room):
 
     def emit_call(self, strand: Strand, frame: Frame) -> None:
         """Ask for the call that the frame describes."""
-        frame.effect = self.effect_id()
-        self.owners[frame.effect] = (strand, frame)
-        if frame.plan.place is not self.place and frame.plan.place != self.place:
+        effect_id = frame.effect = self.next_effect
+        self.next_effect = effect_id + 1
+        self.owners[effect_id] = (strand, frame)
+        place = frame.plan.place
+        if place is not self.place and place != self.place:
             frame.moving = True
-            self.outbox[frame.effect] = self.move_of(frame)
+            self.outbox[effect_id] = self.move_of(frame)
         else:
-            self.outbox[frame.effect] = self.call_of(strand, frame)
+            self.outbox[effect_id] = self.call_of(strand, frame)
 
     def move_of(self, frame: Frame) -> Move:
         """Where the frame's call is to be executed; the same after a restore."""
@@ -297,10 +305,11 @@ class Kernel(Room):
 
     def leave(self, strand: Strand, frame: Frame) -> None:
         """The top task ended well with `frame.value`; hand it to the scope around it."""
-        flow = frame.flow or frame.plan.flow
-        if frame.plan.compensation is not None:
+        plan = frame.plan
+        flow = frame.flow or plan.flow
+        if plan.compensation is not None:
             self._note(frame)
-        self.close(strand, StepState.SUCCEEDED, None)
+        self.close(strand, _SUCCEEDED, None)
         if self.end is None:
             self._hand_over(strand, frame, flow)
 
@@ -318,17 +327,17 @@ class Kernel(Room):
         self.notes[key] = note
 
     def _hand_over(self, strand: Strand, frame: Frame, flow: Flow) -> None:
-        if strand.stack and strand.stack[-1].cursor == strand.stack[-1].plan.core:
-            strand.stack[-1].flow, flow = flow, CONTINUE  # what comes after an extended task waits for its extension
+        parent = strand.stack[-1] if strand.stack else None
+        if parent is not None and parent.cursor == parent.plan.core:
+            parent.flow, flow = flow, CONTINUE  # what comes after an extended task waits for its extension
         kind = flow.kind
-        if kind is FlowKind.END or kind == FlowKind.END:
+        if kind == _END:
             self.end_run(strand, frame.value)
-        elif strand.stack:
-            parent = strand.stack[-1]
+        elif parent is not None:
             parent.value, parent.size = frame.value, frame.size
-            if kind == FlowKind.CONTINUE:
+            if kind == _CONTINUE:
                 parent.cursor += 1
-            elif kind == FlowKind.EXIT:
+            elif kind == _EXIT:
                 parent.cursor = SCOPE_LEFT
             else:
                 if flow.position <= parent.cursor:
@@ -341,7 +350,8 @@ class Kernel(Room):
 
     def close(self, strand: Strand, state: StepState, problem: Problem | None) -> None:
         """Take the top frame off the strand, with its timers and branches, and record how it ended."""
-        frame = strand.stack.pop()
+        stack = strand.stack
+        frame = stack.pop()
         if frame.deadline:
             self.retract(frame.deadline)
             frame.deadline = 0
@@ -356,12 +366,13 @@ class Kernel(Room):
             frame.branches = None
         if frame.held:
             self.hold(frame, 0)
-        if strand.stack and strand.stack[-1].used < frame.used:
-            strand.stack[-1].used = frame.used
+        if stack and stack[-1].used < frame.used:
+            stack[-1].used = frame.used
         plan = frame.plan
-        if plan.index == 0 or plan.kind == "iteration" or frame is self.entry:
+        kind = plan.kind
+        if plan.index == 0 or kind == "iteration" or frame is self.entry:
             return
-        if state is StepState.SUCCEEDED and plan.keep:
+        if state is _SUCCEEDED and plan.keep:
             self.keep_output(strand, plan.index, frame.value, frame.size)
         if plan.core >= 0 and frame.station:
             return  # the extended task has told of itself
@@ -371,7 +382,7 @@ class Kernel(Room):
                 frame.iteration,
                 frame.attempt,
                 state,
-                plan.kind,
+                kind,
                 plan.function,
                 frame.started,
                 self.now,
