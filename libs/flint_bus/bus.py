@@ -20,6 +20,7 @@ from flint_bus.messages import StoredMessage, status_of
 from flint_bus.pace import Pace
 from flint_bus.streams import StreamAdmin, StreamState
 from flint_bus.subscription import MessageHandler, Subscription
+from flint_bus.telling import Telling
 from flint_bus.wire import Handler, Wire
 from flint_ops import failpoints
 from flint_ops.config import JournalSettings, NatsSettings
@@ -29,6 +30,7 @@ __all__ = ["Bus"]
 
 _APPENDS_IN_FLIGHT: Final = 16_384
 _REQUESTS_IN_FLIGHT: Final = 4_096
+_HEADERS_BYTES: Final = 1024
 _UNSENT_LIMIT_BYTES: Final = 8 * 2**20
 _CONNECT_TIMEOUT_S: Final = 2
 _RECONNECT_WAIT_S: Final = 0.2
@@ -58,8 +60,10 @@ class Bus:
         token = uuid.uuid4().hex
         self.pace = Pace()
         """Of the event loop's turns, as far as messages fill them."""
-        self._acks = Inbox(f"_INBOX.{token}.a.", _APPENDS_IN_FLIGHT, self.pace)
+        self._acks = Inbox(f"_INBOX.{token}.a.", _APPENDS_IN_FLIGHT)
         self._answers = Inbox(f"_INBOX.{token}.r.", _REQUESTS_IN_FLIGHT)
+        self.telling = Telling(self.pace)
+        """For those who tell many at a time."""
         self._listeners: dict[int, tuple[str, str, Handler]] = {}
         self._listener_sids: dict[int, int] = {}
         self._next_listener = 0
@@ -88,6 +92,7 @@ class Bus:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
             self._supervisor = None
+        self.telling.close()
         self._acks.close()
         self._answers.close()
         await self._wire.close()
@@ -106,6 +111,11 @@ class Bus:
     def max_payload(self) -> int:
         """The largest message the server takes, bytes."""
         return int(self._wire.max_payload)
+
+    @property
+    def max_append(self) -> int:
+        """The largest message that can be appended, bytes: beside it there are headers."""
+        return self.max_payload - _HEADERS_BYTES
 
     async def _open_wire(self) -> None:
         wire = Wire()
@@ -253,14 +263,11 @@ class Bus:
         stream: str,
         expected_sequence: int | None = None,
         timeout_s: float = 5.0,
-        patient: bool = False,
     ) -> int:
         """Stores one message and returns its sequence. Many may be outstanding (16,384, then callers wait).
 
-        `expected_sequence` is the last sequence of the subject (0: it has no message). `patient`: where many
-        acknowledgements come at the same time, this one may be told some turns of the event loop later. Raises
-        SequenceMismatch, StreamMissing, StreamFull, AppendRefused, AppendUnknown, MessageTooLarge. Appends of one task
-        are sent in order.
+        `expected_sequence` is the last sequence of the subject (0: it has no message). Raises SequenceMismatch,
+        StreamMissing, StreamFull, AppendRefused, AppendUnknown, MessageTooLarge. Appends of one task are sent in order.
         """
         if not self.connected.is_set():
             try:
@@ -279,7 +286,6 @@ class Bus:
             stream=stream,
             expected_sequence=expected_sequence,
             timeout_s=timeout_s,
-            patient=patient,
         )
 
     def append_now(
@@ -291,7 +297,6 @@ class Bus:
         stream: str,
         expected_sequence: int | None = None,
         timeout_s: float = 5.0,
-        patient: bool = False,
     ) -> asyncio.Future[int]:
         """Like `append`, without a coroutine: sends at once and returns the future of the sequence.
 
@@ -299,9 +304,9 @@ class Bus:
         with AppendUnknown. Raises MessageTooLarge at once.
         """
         wire = self._wire
-        if len(data) > wire.max_payload - 1024:
-            raise MessageTooLarge(f"{len(data)} bytes; the server takes {wire.max_payload - 1024} beside headers")
-        reply, future = self._acks.reply_to(read_ack, timeout_s, AppendUnknown, patient=patient)
+        if len(data) > self.max_append:
+            raise MessageTooLarge(f"{len(data)} bytes; the server takes {self.max_append} beside headers")
+        reply, future = self._acks.reply_to(read_ack, timeout_s, AppendUnknown)
         if failpoints.ARMED:
             failpoints.reach("append.before")
             future.add_done_callback(lambda _: failpoints.reach("append.after"))

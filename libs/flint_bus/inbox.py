@@ -5,9 +5,6 @@ task and no timer per message. Answers that come after their deadline find no to
 
 The sweep runs only while somebody waits, and goes through them only when the earliest deadline has come. When the
 connection breaks, `fail_all` tells everybody at once.
-
-Whoever is told runs in the same turn of the event loop as all others who were told. So where hundreds wait, those who
-can are patient: they are told a few in each turn, in order, and what comes meanwhile is read and written in between.
 """
 
 from __future__ import annotations
@@ -18,22 +15,18 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from flint_bus.pace import Pace, Portion
 from flint_bus.wire import Wire
 
 __all__ = ["Inbox"]
 
 _SWEEP_S: Final = 0.05
-_AT_ONCE: Final = 128
-_AT_ONCE_IN_A_HURRY: Final = 16
-"""Patient answers that are told in one turn of the event loop; see `pace`."""
 
 Settle = Callable[[bytes, bytes | None], Any]
 """Makes the result of an answer (payload, raw headers), or raises."""
 
 
 class _Waiting:
-    __slots__ = ("deadline", "future", "on_timeout", "patient", "settle")
+    __slots__ = ("deadline", "future", "on_timeout", "settle")
 
     def __init__(
         self,
@@ -41,19 +34,17 @@ class _Waiting:
         settle: Settle,
         deadline: float,
         on_timeout: Callable[[str], Exception],
-        patient: bool,
     ) -> None:
         self.future = future
         self.settle = settle
         self.deadline = deadline
         self.on_timeout = on_timeout
-        self.patient = patient
 
 
 class Inbox:
     """Answers to what was asked with `reply_to`. `limit` bounds how many may be outstanding."""
 
-    def __init__(self, prefix: str, limit: int, pace: Pace | None = None) -> None:
+    def __init__(self, prefix: str, limit: int) -> None:
         self._prefix = prefix
         self._cut = len(prefix)
         self._limit = limit
@@ -63,11 +54,6 @@ class Inbox:
         self._loop = asyncio.get_running_loop()
         self._sweep: asyncio.TimerHandle | None = None
         self._earliest = math.inf  # no deadline of those who wait is before it
-        self._untold: deque[tuple[_Waiting, bytes, bytes | None]] = deque()
-        self._portion = Portion(pace or Pace(), _AT_ONCE, _AT_ONCE_IN_A_HURRY)
-        self._at_once = 0  # in this turn of the loop
-        self._told = 0  # patient ones, in this turn of the loop
-        self._telling = False
 
     def attach(self, wire: Wire) -> None:
         """Listens on a (new) connection."""
@@ -97,19 +83,16 @@ class Inbox:
                     raise
 
     def reply_to(
-        self, settle: Settle, timeout_s: float, on_timeout: Callable[[str], Exception], *, patient: bool = False
+        self, settle: Settle, timeout_s: float, on_timeout: Callable[[str], Exception]
     ) -> tuple[str, asyncio.Future[Any]]:
-        """A fresh reply subject and the future of its answer. `on_timeout` makes the exception when none comes.
-
-        `patient`: where many are told at the same time, this one may come some turns of the event loop later.
-        """
+        """A fresh reply subject and the future of its answer. `on_timeout` makes the exception when none comes."""
         self._next += 1
         token = b"%x" % self._next
         future: asyncio.Future[Any] = self._loop.create_future()
         deadline = self._loop.time() + timeout_s
         if deadline < self._earliest:
             self._earliest = deadline
-        self._waiting[token] = _Waiting(future, settle, deadline, on_timeout, patient)
+        self._waiting[token] = _Waiting(future, settle, deadline, on_timeout)
         if self._sweep is None:
             self._sweep = self._loop.call_later(_SWEEP_S, self._expire)
         return f"{self._prefix}{self._next:x}", future
@@ -127,40 +110,14 @@ class Inbox:
         if self._sweep is not None:
             self._sweep.cancel()
             self._sweep = None
-        while self._untold:
-            _tell(*self._untold.popleft())
         self.fail_all("the bus was closed")
 
     def _on_answer(self, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         entry = self._waiting.pop(subject[self._cut :], None)
         if self._queue:
             self._wake()
-        if entry is None:
-            return
-        if not entry.patient:
+        if entry is not None:
             _tell(entry, data, headers)
-            return
-        if not self._telling:
-            self._telling = True
-            self._at_once = self._portion.first()
-            self._loop.call_soon(self._tell_more)
-        if self._told < self._at_once:
-            self._told += 1
-            _tell(entry, data, headers)
-        else:
-            self._untold.append((entry, data, headers))
-
-    def _tell_more(self) -> None:
-        """A turn of the loop later: the next of the patient ones."""
-        untold = self._untold
-        self._at_once = self._portion.next()
-        self._told = min(len(untold), self._at_once)
-        for _ in range(self._told):
-            _tell(*untold.popleft())
-        if self._told:
-            self._loop.call_soon(self._tell_more)
-        else:
-            self._telling = False
 
     def _expire(self) -> None:
         self._sweep = None

@@ -33,12 +33,12 @@ __all__ = [
     "hints_subject",
     "job_subject",
     "journal_filter",
+    "journal_lane_subject",
     "journal_stream",
     "journal_subject",
     "lifecycle_subject",
     "owner_subject",
     "permits_subject",
-    "run_of_journal_subject",
     "watcher_subject",
 ]
 
@@ -96,18 +96,18 @@ def journal_stream(generation: int) -> str:
 
 
 def journal_subject(generation: int, group: int, run_id: bytes) -> str:
-    """Where a run's entries go."""
+    """Where a run's SEALs go, and the entries of its urgent legs."""
     return f"flint.journal.{generation}.{group}.{run_id.hex()}"
+
+
+def journal_lane_subject(generation: int, group: int, lane: str) -> str:
+    """Where entries of one worker's legs go. `lane` is hexadecimal and shorter than a run's id."""
+    return f"flint.journal.{generation}.{group}.{lane}"
 
 
 def journal_filter(generation: int, group: int | None = None) -> str:
     """All entries of a group, or of the whole generation."""
     return f"flint.journal.{generation}.>" if group is None else f"flint.journal.{generation}.{group}.*"
-
-
-def run_of_journal_subject(subject: str) -> bytes:
-    """The run's id in a journal subject."""
-    return bytes.fromhex(subject[subject.rindex(".") + 1 :])
 
 
 def job_subject(region: str, pool: str, incarnation: str) -> str:

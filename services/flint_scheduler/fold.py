@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
@@ -79,13 +79,13 @@ _ACCEPT = Verdict.ACCEPT
 
 @dataclass(slots=True)
 class Reading:
-    """Messages of one group's journal, read under one holding, with the entries in them (None: not decodable)."""
+    """Messages of one group's journal, read under one holding, and the entries in them (None: not decodable)."""
 
     holding: GroupHolding
     generation: int
     messages: list[StoredMessage]
     read_at: float
-    entries: list[journal_pb2.JournalEntry | None] = field(default_factory=list)
+    entries: list[tuple[StoredMessage, journal_pb2.JournalEntry | None]] = field(default_factory=list)
     ahead: bool = False  # it overtakes; the same entries come again in their place
     size: int = 0  # bytes
 
@@ -94,8 +94,8 @@ class Reading:
 
     def decode(self) -> bool:
         """Parse the entries; True when somebody waits for one of them: it ends or seals a leg, or opens an await."""
-        self.entries = [_decode(m) for m in self.messages]
-        return any(e is not None and (e.seal or e.HasField("end") or e.awaits_opened) for e in self.entries)
+        self.entries = [(message, entry) for message in self.messages for entry in _decode(message)]
+        return any(e is not None and (e.seal or e.HasField("end") or e.awaits_opened) for _, e in self.entries)
 
 
 class _Differs(Exception):
@@ -170,13 +170,14 @@ class Folder(Lane[Reading | Command]):
 
     def _overtake(self, reading: Reading) -> None:
         get = self._book.get
-        urgent = [
-            message
-            for message, entry in zip(reading.messages, reading.entries, strict=True)
+        urgent = {
+            message.sequence: message
+            for message, entry in reading.entries
             if entry is not None and (card := get(entry.run_id)) is not None and card.level == URGENT
-        ]
+        }
         if urgent:
-            self._ahead.append(Reading(reading.holding, reading.generation, urgent, reading.read_at, ahead=True))
+            ahead = list(urgent.values())  # with the others' entries in them
+            self._ahead.append(Reading(reading.holding, reading.generation, ahead, reading.read_at, ahead=True))
             self._ahead_at = reading.read_at
 
     def _take(self) -> list[Reading | Command]:
@@ -205,7 +206,9 @@ class Folder(Lane[Reading | Command]):
         self._urgent.clear()
 
     def _weight(self, unit: Reading | Command) -> int:
-        return len(unit.messages) + unit.size // 4096 if isinstance(unit, Reading) else 1
+        if not isinstance(unit, Reading):
+            return 1
+        return max(len(unit.messages), len(unit.entries)) + unit.size // 4096
 
     def _refuse(self, unit: Reading | Command, error: Exception) -> None:
         """Entries stay in the journal, inbox rows in PostgreSQL; after a defect both are read again."""
@@ -278,7 +281,7 @@ class Folder(Lane[Reading | Command]):
             self._judged.append(unit)
             if not unit.entries:
                 unit.decode()  # judged again after a commit that failed
-            for message, entry in zip(unit.messages, unit.entries, strict=True):
+            for message, entry in unit.entries:
                 if entry is None:
                     ENTRIES.labels("undecodable").inc()
                     log.error("journal_entry_undecodable", subject=message.subject, sequence=message.sequence)
@@ -316,6 +319,8 @@ class Folder(Lane[Reading | Command]):
             self._accepted += 1
         else:
             _VERDICTS[verdict].inc()
+        if verdict is Verdict.STALE:
+            self._tell_former(card, entry)
         if verdict is Verdict.GAP and not ahead:  # else it may be the first since the run is urgent
             log.error("journal_gap", run=card.run_id.hex(), index=entry.index, position=position)
         if verdict is not _ACCEPT and verdict is not Verdict.SEAL:
@@ -332,6 +337,12 @@ class Folder(Lane[Reading | Command]):
                 close_cancelled(draft)
             elif card.pausing:
                 pause_closed(draft)
+
+    def _tell_former(self, card: RunCard, entry: journal_pb2.JournalEntry) -> None:
+        """A leg goes on although a later one is open: it was closed over its worker, who did not hear of it."""
+        former = card.nonce is not None and not entry.seal and entry.leg < card.leg and not entry.HasField("end")
+        if former and self._fleet.get(entry.claimant) is not None:
+            self.on_drop(card.run_id, entry.claimant, entry.leg_nonce)
 
     def _obey(self, command: Command, drafts: dict[bytes, Draft]) -> None:
         card = command.card
@@ -506,13 +517,14 @@ class Folder(Lane[Reading | Command]):
                 FOLD_LAG.observe(now - unit.read_at)
 
 
-def _decode(message: StoredMessage) -> journal_pb2.JournalEntry | None:
+def _decode(message: StoredMessage) -> Sequence[journal_pb2.JournalEntry | None]:
+    """The entries of one message: one, or several that travelled together."""
     entry = journal_pb2.JournalEntry()
     try:
         entry.ParseFromString(message.data)
     except DecodeError:
-        return None
-    return entry
+        return (None,)
+    return entry.together or (entry,)
 
 
 _VERDICTS = {verdict: ENTRIES.labels(verdict.value) for verdict in Verdict}

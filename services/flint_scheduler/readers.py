@@ -29,6 +29,7 @@ log = get_logger(__name__)
 
 _CREATE_GRACE_S = 2.0
 _RETRY_S = 0.3
+_BATCH = 100  # messages, of up to 100 entries each
 
 
 class Readers:
@@ -75,7 +76,7 @@ class Readers:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                messages = await consumer.next_batch(500)
+                messages = await consumer.next_batch(_BATCH)
                 holding.received = max(holding.received, messages[-1].sequence)
                 await self._folder.read(Reading(holding, generation, messages, loop.time()))
         except StreamLost as error:

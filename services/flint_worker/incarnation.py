@@ -16,6 +16,7 @@ from flint_ops.config import WorkerSettings
 from flint_ops.logging import get_logger
 from flint_worker.control import Control
 from flint_worker.intake import Intake
+from flint_worker.lanes import Lanes
 from flint_worker.lease import Lease
 from flint_worker.leg import Leg, LegServices
 from flint_worker.registration import Heartbeats, Registrar
@@ -45,7 +46,8 @@ class Incarnation:
         self._registrar = registrar
         self._unfinished_calls: Callable[[], int] = lambda: services.caller.unfinished
         self.lease = lease
-        self.table = LegTable(lease.incarnation, settings.slots, lambda job: Leg(job, lease, services))
+        self._lanes = Lanes(bus, lease)
+        self.table = LegTable(lease.incarnation, settings.slots, lambda job: Leg(job, lease, services, self._lanes))
         self._control = Control(lease.incarnation, self.table)
         self._intake = Intake(bus, job_subject(settings.region, settings.pool, lease.incarnation), self.table)
         self._hints = Hints(bus, lambda: self.table.running, self.table.busy)
@@ -112,6 +114,7 @@ class Incarnation:
             _, left = await asyncio.wait(ending, timeout=_DROP_S)
             if left:
                 _log.error("legs_do_not_stop", legs=len(left))
+        await self._lanes.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

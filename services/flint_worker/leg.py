@@ -53,6 +53,7 @@ from flint_worker.calls import Caller, Origin
 from flint_worker.definitions import Definitions, DefinitionUnknown
 from flint_worker.effects import Effects, Progress
 from flint_worker.journal import JournalWriter, LegStopped
+from flint_worker.lanes import Lanes
 from flint_worker.lease import Lease
 from flint_worker.rebuilding import read_record
 from flint_worker.records import add_awaits, set_end, step_records
@@ -131,7 +132,7 @@ class Leg:
         "task",
     )
 
-    def __init__(self, job: dispatch_pb2.Job, lease: Lease, services: LegServices) -> None:
+    def __init__(self, job: dispatch_pb2.Job, lease: Lease, services: LegServices, lanes: Lanes) -> None:
         self.job = job
         self.run_id = run_id_text(job.run_id)
         self.begun = False
@@ -140,7 +141,7 @@ class Leg:
         self._trace_id: str = job.trace_id.hex()
         self._lease = lease
         self._services = services
-        self._journal = JournalWriter(services.bus, lease, job)
+        self._journal = JournalWriter(services.bus, lease, job, lanes)
         self._effects = Effects(job.awaits)
         self._machine: Machine
         self._loaded = False
@@ -244,9 +245,9 @@ class Leg:
         """Its journal is gone: stop as soon as nothing is in progress."""
         self._giving_up = True
         if self.in_progress:
-            self._effects.on_quiet = self._journal.give_up.set
+            self._effects.on_quiet = self._journal.give_up
         else:
-            self._journal.give_up.set()
+            self._journal.give_up()
         self._effects.wake()
 
     def drop(self) -> None:

@@ -38,6 +38,8 @@ class Canon:
 
     def _forget(self, st: State) -> State:
         rules = self.moves.rules
+        if self.moves.lanes:
+            st = self._job_forgotten(st)
         rows = {st.row.leg} | ({st.former.leg} if st.former is not None else set())
         cards = {s.card.leg for s in st.schedulers if s.card is not None} | {
             s.snapshot.leg for s in st.schedulers if s.snapshot is not None
@@ -55,11 +57,23 @@ class Canon:
             and (c.session in sessions and c.leg in cards if c.answer else c.incarnation in incarnations)
         )
         journal = st.journal
-        if rules.leg_check and rules.cas:
+        # In lanes entries keep their writers and sequences: what a lane holds last is expected.
+        if rules.leg_check and rules.cas and not self.moves.lanes:
             journal = tuple(e if e is None or e.leg in live else _dead(e, st.row.session) for e in journal)
         appends = frozenset(a for a in st.appends if self._matters(st, a))
         workers = (_remember(st.workers[0], live), _remember(st.workers[1], live))
         return st._replace(journal=journal, jobs=jobs, controls=controls, appends=appends, workers=workers)
+
+    def _job_forgotten(self, st: State) -> State:
+        """Jobs and cards tell nothing of lanes, nor does anything of another generation's stream."""
+        first, second = (
+            s._replace(
+                card=s.card._replace(expected=0) if s.card is not None and s.card.expected > 0 else s.card,
+                job=s.job and s.job._replace(expected=0),
+            )
+            for s in st.schedulers
+        )
+        return st._replace(jobs=frozenset(j._replace(expected=0) for j in st.jobs), schedulers=(first, second))
 
     def _matters(self, st: State, append: Append) -> bool:
         leg = st.workers[append.worker].leg
@@ -69,12 +83,19 @@ class Canon:
             return True
         if append.generation != st.stream or append.entry in st.journal:
             return False
+        if self.moves.lanes:
+            return True
         return append.expected >= len(st.journal) or (append.expected == 0 and bool(st.budget[_PURGE]))
 
     def _trim(self, st: State) -> State:
         """Leave out dead entries at the front, and count sequences from there."""
         rules = self.moves.rules
-        if st.budget[_TAIL] or st.damaged or not (rules.generation and rules.sequence_generation and rules.cas):
+        if (
+            self.moves.lanes
+            or st.budget[_TAIL]
+            or st.damaged
+            or not (rules.generation and rules.sequence_generation and rules.cas)
+        ):
             return st
         cut = 0
         while cut < len(st.journal) - 1 and ((e := st.journal[cut]) is None or e.leg == 0):

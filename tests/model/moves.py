@@ -26,10 +26,11 @@ def card_of(row: Row) -> Card:
 class Moves:
     """What is the same for all actors of one scenario."""
 
-    def __init__(self, rules: Rules, steps: int, budget: dict[str, int], check: Check) -> None:
+    def __init__(self, rules: Rules, steps: int, budget: dict[str, int], check: Check, *, lanes: bool) -> None:
         self.rules = rules
         self.steps = steps
         self.check = check
+        self.lanes = lanes
         self.may_fail_over = budget.get("failover", 0) > 0
 
     def spend(self, st: State, fault: str) -> State | None:
@@ -81,6 +82,17 @@ class Moves:
         """The subject's last sequence: 0 when all of its entries are gone."""
         return len(st.journal) if st.journal and st.journal[-1] is not None else 0
 
+    def last_in_lane(self, st: State, incarnation: int) -> int:
+        """The last sequence of what this incarnation appended; 0 when all of it is gone."""
+        return next(
+            (
+                i
+                for i in range(len(st.journal), 0, -1)
+                if (e := st.journal[i - 1]) and not e.seal and e.writer == incarnation
+            ),
+            0,
+        )
+
     def alive(self, st: State, incarnation: int) -> bool:
         """Whether the incarnation's lease holds."""
         return any(w.incarnation == incarnation and w.valid for w in st.workers)
@@ -106,6 +118,9 @@ class Moves:
         if st.damaged or not st.row.leg or row.leg == st.row.leg or "I6" not in self.check.properties:
             return
         whole = [(i, e) for i, e in enumerate(st.journal, 1) if e is not None and not e.seal]
+        if self.lanes:  # what comes to a lane behind the SEAL was told to nobody who goes on: _arrive sees to that
+            seals = [i for i, e in enumerate(st.journal, 1) if e == Entry(st.row.leg, st.row.session, ())]
+            whole = [(i, e) for i, e in whole if not seals or i < seals[0]]
         open_leg = st.row._replace(history=row.history)
         card = card_of(open_leg)
         left = fold(open_leg, card, whole, -1, 0, self.steps, self.rules)

@@ -53,6 +53,8 @@ class Rules:
     seal_own: bool = True  # only a SEAL of the owner's session, for a leg that it is sealing, closes the leg
     seal_doubt: bool = True  # after a SEAL without an answer the next leg gets a fresh one
     seal_again: bool = True  # a SEAL that is not read (its stream lost its tail) is appended again
+    lane: bool = True  # in a lane, a leg goes on behind what the lane's other legs have appended
+    lane_first: bool = True  # the first entry of a leg is not held for lost when the lane lost others' entries
     generation: bool = True  # stream names carry a generation
     sequence_generation: bool = True  # an expected sequence is used in the generation that it comes from only
 

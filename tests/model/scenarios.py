@@ -35,11 +35,18 @@ class Scenario:
     rules: Rules = field(default=ALL_ON)
     steps: int = 2
     from_start: bool = False
+    lanes: bool = False  # entries go to the worker's lane (decision 0027), not to the run's subject
 
     def model(self) -> Model:
         """The model to be explored."""
         return Model(
-            self.rules, self.budget, self.faults, self.properties, steps=self.steps, from_start=self.from_start
+            self.rules,
+            self.budget,
+            self.faults,
+            self.properties,
+            steps=self.steps,
+            from_start=self.from_start,
+            lanes=self.lanes,
         )
 
 
@@ -62,6 +69,13 @@ COMPLETE: dict[str, Scenario] = {
     "tail-2": Scenario(_mix("tail_loss", "worker_crash"), 2, _SAFE),
     "duties-2": Scenario(_DUTIES | _mix("worker_crash"), 2),
     "fenced-2": Scenario(_mix("session_lapse", "give"), 2, steps=1),
+    "lanes-processes-1": Scenario(_PROCESSES | _DUTIES, 1, lanes=True),
+    "lanes-stores-1": Scenario(_STORES, 1, _SAFE, lanes=True),
+    "lanes-workers-2": Scenario(_mix("worker_crash", "lease_lapse"), 2, steps=1, lanes=True),
+    "lanes-messages-2": Scenario(_mix("drop", "unanswered", "duplicate", "worker_crash"), 2, lanes=True),
+    "lanes-journal-2": Scenario(_mix("journal_loss", "worker_crash", "drop", "unanswered"), 2, lanes=True),
+    "lanes-tail-2": Scenario(_mix("tail_loss", "block"), 2, _SAFE, lanes=True),
+    "lanes-duties-2": Scenario(_mix("block", "purge"), 2, lanes=True),
     "failover-2": Scenario(_mix("failover", "scheduler_crash", "worker_crash"), 2, _RECORD),
 }
 
@@ -74,6 +88,11 @@ FULL: dict[str, Scenario] = {
     "stores-2-one-step": Scenario(_STORES, 2, _SAFE, steps=1),
     "starts-2": Scenario(_STARTS, 2, from_start=True, steps=1),
     "journal-3": Scenario(_mix("journal_loss", "worker_crash", "drop", "unanswered"), 3),
+    "lanes-processes-2": Scenario(_PROCESSES, 2, lanes=True),
+    "lanes-stores-2-one-step": Scenario(_STORES, 2, _SAFE, steps=1, lanes=True),
+    "lanes-workers-2-two-steps": Scenario(_mix("worker_crash", "lease_lapse", times=2), 2, lanes=True),
+    "lanes-tail-2-crash": Scenario(_mix("tail_loss", "worker_crash", "block"), 2, _SAFE, lanes=True),
+    "lanes-duties-2-all": Scenario(_DUTIES | _mix("worker_crash"), 2, lanes=True),
     "failover-2-all": Scenario(_FAILOVER, 2, _RECORD),
     "failover-3-one-step": Scenario(_FAILOVER, 3, _RECORD, steps=1),
 }
@@ -124,5 +143,17 @@ BROKEN: dict[str, tuple[str, Scenario]] = {
     "streams without generation": _off("I6", "generation", "journal_loss", "worker_crash", at_once=2),
     "sequences of another generation": _off(
         "I8", "sequence_generation empty_subject", "journal_loss", "worker_crash", at_once=2
+    ),
+    "lanes: entries of any leg": _off("I3", "leg_check claimant", "worker_crash", lanes=True),
+    "lanes: entries may be left out": _off("I3", "gap_check", "tail_loss", lanes=True),
+    "lanes: work without a lease": _off("I6", "lease", "lease_lapse", lanes=True),
+    "lanes: closed by the deadline alone": _off("I6", "permission", "suspicion", lanes=True),
+    "lanes: running legs are released": _off("I6", "release_idle", "suspicion", lanes=True),
+    "lanes: no barrier": _off("I6", "barrier", "worker_crash", lanes=True),
+    "lanes: appends are given up": _off("I8", "retry", "drop", lanes=True),
+    "lanes: a purged lane is another's": _off("I8", "empty_subject", "purge", lanes=True),
+    "lanes: each leg begins anew": _off("I8", "lane lane_first", "block", lanes=True),
+    "lanes: sequences of another generation": _off(
+        "I8", "sequence_generation empty_subject lane_first", "journal_loss", lanes=True
     ),
 }

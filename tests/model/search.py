@@ -35,6 +35,7 @@ class Model:
         *,
         steps: int = 2,
         from_start: bool = False,
+        lanes: bool = False,
     ) -> None:
         unknown = budget.keys() - set(FAULTS)
         if unknown:
@@ -43,7 +44,7 @@ class Model:
         self.properties = properties
         self._from_start = from_start
         self._budget = (*(budget.get(f, 0) for f in FAULTS), faults)
-        self._moves = Moves(rules, steps, budget, Check(properties))
+        self._moves = Moves(rules, steps, budget, Check(properties), lanes=lanes)
         self._owner, self._worker = Owner(self._moves), WorkerSteps(self._moves)
         self._journal, self._stores = JournalSteps(self._moves), StoreSteps(self._moves)
         self.canon = Canon(self._moves)

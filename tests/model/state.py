@@ -1,7 +1,8 @@
 """What a state consists of: one run, two schedulers, two workers, the stores and what is under way between them.
 
 Identities (of legs, sessions, incarnations, versions of the row) are small numbers, 0 for none; a fresh one is one more
-than any in the state. Sequences are positions in the run's subject, from 1. Everything is immutable and hashable.
+than any in the state. Sequences are positions in the run's subject, from 1; with lanes, in what the group's stream
+holds of the run. Everything is immutable and hashable.
 """
 
 from __future__ import annotations
@@ -150,6 +151,7 @@ class Worker(NamedTuple):
     taken: frozenset[int] = frozenset()
     revoked: frozenset[int] = frozenset()
     leg: Leg | None = None
+    lane: tuple[int, int] = (0, 0)  # generation and last sequence of what the incarnation appended to its lane
 
 
 class Card(NamedTuple):

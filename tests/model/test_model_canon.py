@@ -17,7 +17,20 @@ def _next(model: Model, state: State) -> set[State]:
     return {model.canon(after) for _, _, after in model.successors(state)}
 
 
-@pytest.mark.parametrize("name", ["processes-1", "starts-1", "stores-1", "duties-2", "failover-2", "tail-2"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "processes-1",
+        "starts-1",
+        "stores-1",
+        "duties-2",
+        "failover-2",
+        "tail-2",
+        "lanes-processes-1",
+        "lanes-tail-2",
+        "lanes-duties-2",
+    ],
+)
 def test_a_state_and_its_picture_can_do_the_same(name: str) -> None:
     model = COMPLETE[name].model()
     first = model.canon(model.initial())

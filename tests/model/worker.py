@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.moves import Emit, Moves
-from model.state import BLOCKED, EXECUTED, YIELDED, Append, Control, Entry, Item, Leg, State, Worker, steps_of
+from model.state import BLOCKED, EXECUTED, YIELDED, Append, Control, Entry, Item, Job, Leg, State, Worker, steps_of
 
 __all__ = ["WorkerSteps"]
 
@@ -71,11 +71,19 @@ class WorkerSteps:
             if not moves.takes(worker, job):
                 emit(f"W{w} refuses the job of leg {job.leg}", True, rest)
             elif worker.leg is None:
-                leg = Leg("ready", job.leg, job.history, job.expected, job.generation)
+                leg = Leg("ready", job.leg, job.history, self._expected(worker, job), job.generation)
                 took = worker._replace(leg=leg, taken=worker.taken | {job.leg})
                 emit(f"W{w} takes the job of leg {job.leg}", True, moves.worker(rest, w, took))
                 if (y := moves.spend(st, "duplicate")) is not None:
                     emit(f"W{w} takes the job of leg {job.leg} (it comes AGAIN)", False, moves.worker(y, w, took))
+
+    def _expected(self, worker: Worker, job: Job) -> int:
+        """What the leg's first append expects: the job tells the run's subject, the worker knows its own lane."""
+        rules = self.moves.rules
+        if not self.moves.lanes:
+            return job.expected
+        generation, last = worker.lane
+        return last if rules.lane and (generation == job.generation or not rules.sequence_generation) else 0
 
     # -- release -----------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from flint_rpc.upstream import Upstream
 from flint_worker.control import Control
 from flint_worker.intake import Intake
 from flint_worker.journal import JournalWriter, LegStopped
+from flint_worker.lanes import Lanes
 from flint_worker.lease import Lease
 from flint_worker.records import timestamp
 from flint_worker.registration import Heartbeats, Registrar
@@ -70,13 +71,13 @@ class FleetPlan:
 class SimulatedLeg:
     """What `LegTable` needs of a leg: it ends after its time, and gives the run back when it is told to."""
 
-    def __init__(self, bus: Bus, job: dispatch_pb2.Job, lease: Lease) -> None:
+    def __init__(self, bus: Bus, job: dispatch_pb2.Job, lease: Lease, lanes: Lanes) -> None:
         self.job = job
         self.run_id = job.run_id.hex()
         self.begun = False
         self.in_progress = False
         self.task: asyncio.Task[str] | None = None
-        self._journal = JournalWriter(bus, lease, job)
+        self._journal = JournalWriter(bus, lease, job, lanes)
         self._back = asyncio.Event()
         self._asked = False
 
@@ -122,7 +123,7 @@ class SimulatedLeg:
         self._back.set()
 
     def give_up(self) -> None:
-        self._journal.give_up.set()
+        self._journal.give_up()
         self._back.set()
 
     def drop(self) -> None:
@@ -221,7 +222,9 @@ class SimulatedWorker:
             await self._live(lease, interval_s)
 
     async def _live(self, lease: Lease, interval_s: float) -> None:
-        table = self._table = LegTable(lease.incarnation, self._settings.slots, lambda job: self._leg(job, lease))
+        lanes = Lanes(self._bus, lease)
+        slots = self._settings.slots
+        table = self._table = LegTable(lease.incarnation, slots, lambda job: self._leg(job, lease, lanes))
         subject = job_subject(self._settings.region, self._settings.pool, lease.incarnation)
         intake = Intake(self._bus, subject, table)
         beats = Heartbeats(self._registrar, lease, interval_s, lambda: table.held, self.drain_requested.set)
@@ -245,13 +248,14 @@ class SimulatedWorker:
             for task in (*tasks, *ends, reading):
                 task.cancel()
             await asyncio.gather(*legs, *tasks, *ends, reading, return_exceptions=True)
+            await lanes.close()
             await subscription.close()
         if left:
             await self._registrar.deregister(lease)
 
-    def _leg(self, job: dispatch_pb2.Job, lease: Lease) -> Any:
+    def _leg(self, job: dispatch_pb2.Job, lease: Lease, lanes: Lanes) -> Any:
         self.legs += 1
-        return SimulatedLeg(self._bus, job, lease)
+        return SimulatedLeg(self._bus, job, lease, lanes)
 
 
 class SimulatedFleet:

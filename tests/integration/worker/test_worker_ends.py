@@ -76,12 +76,13 @@ class Refusing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.bus, name)
 
-    async def append(self, *arguments: Any, **options: Any) -> int:
+    def append_now(self, *arguments: Any, **options: Any) -> asyncio.Future[int]:
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         if self.times:
             self.times -= 1
-            raise AppendRefused("header too large (err_code 10099)")
-        sequence: int = await self.bus.append(*arguments, **options)
-        return sequence
+            answer.set_exception(AppendRefused("header too large (err_code 10099)"))
+            return answer
+        return self.bus.append_now(*arguments, **options)
 
 
 async def test_an_entry_that_is_refused_ends_the_run(bench: Bench) -> None:

@@ -79,7 +79,7 @@ async def test_the_next_leg_goes_on_where_the_record_ends_and_executes_nothing_a
 
 
 async def test_a_leg_behind_a_seal_stops_without_a_word(bench: Bench) -> None:
-    job = bench.job(bench.define(https(3)))
+    job = bench.job(bench.define(https(3)), level=0)  # on its run's own subject
     bench.probe.hold = asyncio.Event()
     task = bench.leg(job).start()
     await bench.probe.begun.wait()
@@ -368,17 +368,20 @@ async def test_a_lost_journal_is_held_until_the_owner_says_so(own_bench: Bench) 
     assert len(bench.probe.calls) == 1
 
 
-async def test_an_acknowledgement_that_was_lost_is_found_again(bench: Bench) -> None:
+@pytest.mark.parametrize("level", [0, 5])
+async def test_an_acknowledgement_that_was_lost_is_found_again(bench: Bench, level: int) -> None:
     """R9: the entry was stored, the answer was not seen; the subject's last message is mine."""
-    job = bench.job(bench.define(https(2)))
+    job = bench.job(bench.define(https(2)), level=level)
     bench.probe.hold = asyncio.Event()
     leg = bench.leg(job)
     task = leg.start()
     await bench.probe.begun.wait()
     # What the leg is about to append, stored before it does.
-    await bench.bus.append(
-        journal_subject(1, 0, job.run_id), b"", msg_id=f"{job.leg_nonce.hex()}.1", stream=STREAM, expected_sequence=0
-    )
+    lane = leg._journal._lane
+    assert (lane._subject == journal_subject(1, 0, job.run_id)) == (level == 0)
+    assert (lane._name == job.leg_nonce.hex()) == (level == 0)
+    data = journal_pb2.JournalEntry(run_id=job.run_id).SerializeToString()
+    await bench.bus.append(lane._subject, data, msg_id=f"{lane._name}.1", stream=STREAM, expected_sequence=0)
     bench.probe.hold.set()
     assert await task == "succeeded"
     assert [entry.index for entry in await bench.entries(job)] == [0, 2]

@@ -9,9 +9,9 @@ from typing import Any
 
 import orjson
 
-from flint_bus import Bus, Subscription, journal_stream
+from flint_bus import Bus, StoredMessage, Subscription, journal_stream
 from flint_bus.payloads import PayloadClient
-from flint_bus.subjects import DEFINITIONS, journal_subject
+from flint_bus.subjects import DEFINITIONS, journal_filter, journal_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_core.definition import compile_definition
@@ -26,6 +26,7 @@ from flint_worker.calls import Caller
 from flint_worker.definitions import Definitions
 from flint_worker.executors import Executor, ResolvedCall
 from flint_worker.executors.noop import NoopExecutor
+from flint_worker.lanes import Lanes
 from flint_worker.lease import Lease
 from flint_worker.leg import Leg, LegServices
 from flint_worker.secrets import SecretResolver
@@ -69,6 +70,7 @@ class Bench:
         self.probe = probe
         self.programs: dict[bytes, Program] = {}
         self.lease = Lease(INCARNATION, 1, boottime(), 300)
+        self.lanes = Lanes(bus, self.lease)
         self._answering: Subscription | None = None
         self.evaluators: EvaluatorPool
 
@@ -100,6 +102,7 @@ class Bench:
     async def close(self) -> None:
         if self._answering is not None:
             await self._answering.close()
+        await self.lanes.close()
         await self.services.definitions.close()
         await self.services.values.close()
         await self.evaluators.close()
@@ -136,6 +139,7 @@ class Bench:
             "input": orjson.dumps(input if input is not None else {}),
             "create_time_ms": now_ms(),
             "trace_id": bytes(16),
+            "level": 5,
         }
         values.update(fields)
         return dispatch_pb2.Job(**values)
@@ -169,7 +173,9 @@ class Bench:
         )
 
     def leg(self, job: dispatch_pb2.Job, lease: Lease | None = None) -> Leg:
-        return Leg(job, lease or self.lease, self.services)
+        own = lease is not None or self.services.bus is not self.bus
+        lanes = Lanes(self.services.bus, lease or self.lease) if own else self.lanes
+        return Leg(job, lease or self.lease, self.services, lanes)
 
     async def run(self, job: dispatch_pb2.Job, timeout_s: float = 20) -> str:
         """Runs one leg to its end; how it ended."""
@@ -177,17 +183,22 @@ class Bench:
             return await self.leg(job).run()
 
     async def entries(self, job: dispatch_pb2.Job) -> list[journal_pb2.JournalEntry]:
-        """What the run's journal holds, in order, SEALs included."""
-        found: list[journal_pb2.JournalEntry] = []
-        last = await self.bus.last_message(STREAM, journal_subject(1, 0, job.run_id))
+        """What the journal holds of the run, in order, SEALs included."""
+        return [entry for _, entry in await self.stored() if entry.run_id == job.run_id]
+
+    async def stored(self) -> list[tuple[StoredMessage, journal_pb2.JournalEntry]]:
+        """What the journal of group 0 holds: each entry, with the message in which it travelled."""
+        found: list[tuple[StoredMessage, journal_pb2.JournalEntry]] = []
+        last = await self.bus.last_message(STREAM, journal_filter(1, 0))
         if last is None:
             return found
-        consumer = self.bus.consume(STREAM, journal_subject(1, 0, job.run_id), 1)
+        consumer = self.bus.consume(STREAM, journal_filter(1, 0), 1)
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while True:
                     for message in await consumer.next_batch():
-                        found.append(journal_pb2.JournalEntry.FromString(message.data))
+                        entry = journal_pb2.JournalEntry.FromString(message.data)
+                        found += [(message, one) for one in entry.together or (entry,)]
                         if message.sequence == last.sequence:
                             return found
         finally:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from flint_contracts.gen.flint.runs.v1 import runs_pb2 as flint_dot_runs_dot_v1_dot_runs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66lint/journal/v1/journal.proto\x12\x10\x66lint.journal.v1\x1a\x18\x66lint/runs/v1/runs.proto\"\xf9\x02\n\x0cJournalEntry\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x11\n\tleg_nonce\x18\x02 \x01(\x0c\x12\x0b\n\x03leg\x18\x03 \x01(\x05\x12\x10\n\x08\x63laimant\x18\x04 \x01(\t\x12\r\n\x05index\x18\x05 \x01(\x03\x12\x0c\n\x04seal\x18\x06 \x01(\x08\x12(\n\x05steps\x18\x07 \x03(\x0b\x32\x19.flint.runs.v1.StepRecord\x12\x0e\n\x06\x65vents\x18\x08 \x01(\x0c\x12\x10\n\x08snapshot\x18\t \x01(\x0c\x12%\n\x03\x65nd\x18\n \x01(\x0b\x32\x18.flint.journal.v1.LegEnd\x12\x14\n\x0cseal_session\x18\x0b \x01(\x0c\x12\x34\n\rawaits_opened\x18\x0c \x03(\x0b\x32\x1d.flint.journal.v1.AwaitOpened\x12\x15\n\rawaits_closed\x18\r \x03(\t\x12\x10\n\x08\x63onsumed\x18\x0e \x03(\t\x12\x13\n\x0b\x63ompensates\x18\x0f \x01(\x08\x12\r\n\x05taken\x18\x1e \x03(\t\"\xf7\x01\n\x0b\x41waitOpened\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x04kind\x18\x02 \x01(\x0e\x32\".flint.journal.v1.AwaitOpened.Kind\x12\x0c\n\x04step\x18\x03 \x01(\t\x12\x11\n\titeration\x18\x04 \x01(\t\x12\x0f\n\x07request\x18\x05 \x01(\x0c\x12\x14\n\x0copen_time_ms\x18\x06 \x01(\x03\"a\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_EVENTS\x10\x01\x12\x11\n\rKIND_APPROVAL\x10\x02\x12\x0c\n\x08KIND_RUN\x10\x03\x12\x11\n\rKIND_BRANCHES\x10\x04\"\xfb\x01\n\x06LegEnd\x12\x30\n\tsucceeded\x18\x01 \x01(\x0b\x32\x1b.flint.journal.v1.SucceededH\x00\x12*\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x18.flint.journal.v1.FailedH\x00\x12\x30\n\tcancelled\x18\x03 \x01(\x0b\x32\x1b.flint.journal.v1.CancelledH\x00\x12,\n\x07\x62locked\x18\x04 \x01(\x0b\x32\x19.flint.journal.v1.BlockedH\x00\x12,\n\x07yielded\x18\x05 \x01(\x0b\x32\x19.flint.journal.v1.YieldedH\x00\x42\x05\n\x03\x65nd\"\x1b\n\tSucceeded\x12\x0e\n\x06output\x18\x01 \x01(\x0c\"/\n\x06\x46\x61iled\x12%\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x16.flint.runs.v1.Problem\"\x0b\n\tCancelled\"^\n\x07\x42locked\x12\x12\n\nwake_at_ms\x18\x01 \x01(\x03\x12\x0f\n\x07undoing\x18\x02 \x01(\x08\x12.\n\tplacement\x18\x03 \x01(\x0b\x32\x1b.flint.journal.v1.Placement\"8\n\tPlacement\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\r\n\x05level\x18\x03 \x01(\t\"\x18\n\x07Yielded\x12\r\n\x05\x61sked\x18\x01 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x66lint/journal/v1/journal.proto\x12\x10\x66lint.journal.v1\x1a\x18\x66lint/runs/v1/runs.proto\"\xab\x03\n\x0cJournalEntry\x12\x0e\n\x06run_id\x18\x01 \x01(\x0c\x12\x11\n\tleg_nonce\x18\x02 \x01(\x0c\x12\x0b\n\x03leg\x18\x03 \x01(\x05\x12\x10\n\x08\x63laimant\x18\x04 \x01(\t\x12\r\n\x05index\x18\x05 \x01(\x03\x12\x0c\n\x04seal\x18\x06 \x01(\x08\x12(\n\x05steps\x18\x07 \x03(\x0b\x32\x19.flint.runs.v1.StepRecord\x12\x0e\n\x06\x65vents\x18\x08 \x01(\x0c\x12\x10\n\x08snapshot\x18\t \x01(\x0c\x12%\n\x03\x65nd\x18\n \x01(\x0b\x32\x18.flint.journal.v1.LegEnd\x12\x14\n\x0cseal_session\x18\x0b \x01(\x0c\x12\x34\n\rawaits_opened\x18\x0c \x03(\x0b\x32\x1d.flint.journal.v1.AwaitOpened\x12\x15\n\rawaits_closed\x18\r \x03(\t\x12\x10\n\x08\x63onsumed\x18\x0e \x03(\t\x12\x13\n\x0b\x63ompensates\x18\x0f \x01(\x08\x12\r\n\x05taken\x18\x1e \x03(\t\x12\x30\n\x08together\x18\x1f \x03(\x0b\x32\x1e.flint.journal.v1.JournalEntry\"\xf7\x01\n\x0b\x41waitOpened\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x04kind\x18\x02 \x01(\x0e\x32\".flint.journal.v1.AwaitOpened.Kind\x12\x0c\n\x04step\x18\x03 \x01(\t\x12\x11\n\titeration\x18\x04 \x01(\t\x12\x0f\n\x07request\x18\x05 \x01(\x0c\x12\x14\n\x0copen_time_ms\x18\x06 \x01(\x03\"a\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_EVENTS\x10\x01\x12\x11\n\rKIND_APPROVAL\x10\x02\x12\x0c\n\x08KIND_RUN\x10\x03\x12\x11\n\rKIND_BRANCHES\x10\x04\"\xfb\x01\n\x06LegEnd\x12\x30\n\tsucceeded\x18\x01 \x01(\x0b\x32\x1b.flint.journal.v1.SucceededH\x00\x12*\n\x06\x66\x61iled\x18\x02 \x01(\x0b\x32\x18.flint.journal.v1.FailedH\x00\x12\x30\n\tcancelled\x18\x03 \x01(\x0b\x32\x1b.flint.journal.v1.CancelledH\x00\x12,\n\x07\x62locked\x18\x04 \x01(\x0b\x32\x19.flint.journal.v1.BlockedH\x00\x12,\n\x07yielded\x18\x05 \x01(\x0b\x32\x19.flint.journal.v1.YieldedH\x00\x42\x05\n\x03\x65nd\"\x1b\n\tSucceeded\x12\x0e\n\x06output\x18\x01 \x01(\x0c\"/\n\x06\x46\x61iled\x12%\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x16.flint.runs.v1.Problem\"\x0b\n\tCancelled\"^\n\x07\x42locked\x12\x12\n\nwake_at_ms\x18\x01 \x01(\x03\x12\x0f\n\x07undoing\x18\x02 \x01(\x08\x12.\n\tplacement\x18\x03 \x01(\x0b\x32\x1b.flint.journal.v1.Placement\"8\n\tPlacement\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\r\n\x05level\x18\x03 \x01(\t\"\x18\n\x07Yielded\x12\r\n\x05\x61sked\x18\x01 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,23 +33,23 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'flint.journal.v1.journal_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOURNALENTRY']._serialized_start=79
-  _globals['_JOURNALENTRY']._serialized_end=456
-  _globals['_AWAITOPENED']._serialized_start=459
-  _globals['_AWAITOPENED']._serialized_end=706
-  _globals['_AWAITOPENED_KIND']._serialized_start=609
-  _globals['_AWAITOPENED_KIND']._serialized_end=706
-  _globals['_LEGEND']._serialized_start=709
-  _globals['_LEGEND']._serialized_end=960
-  _globals['_SUCCEEDED']._serialized_start=962
-  _globals['_SUCCEEDED']._serialized_end=989
-  _globals['_FAILED']._serialized_start=991
-  _globals['_FAILED']._serialized_end=1038
-  _globals['_CANCELLED']._serialized_start=1040
-  _globals['_CANCELLED']._serialized_end=1051
-  _globals['_BLOCKED']._serialized_start=1053
-  _globals['_BLOCKED']._serialized_end=1147
-  _globals['_PLACEMENT']._serialized_start=1149
-  _globals['_PLACEMENT']._serialized_end=1205
-  _globals['_YIELDED']._serialized_start=1207
-  _globals['_YIELDED']._serialized_end=1231
+  _globals['_JOURNALENTRY']._serialized_end=506
+  _globals['_AWAITOPENED']._serialized_start=509
+  _globals['_AWAITOPENED']._serialized_end=756
+  _globals['_AWAITOPENED_KIND']._serialized_start=659
+  _globals['_AWAITOPENED_KIND']._serialized_end=756
+  _globals['_LEGEND']._serialized_start=759
+  _globals['_LEGEND']._serialized_end=1010
+  _globals['_SUCCEEDED']._serialized_start=1012
+  _globals['_SUCCEEDED']._serialized_end=1039
+  _globals['_FAILED']._serialized_start=1041
+  _globals['_FAILED']._serialized_end=1088
+  _globals['_CANCELLED']._serialized_start=1090
+  _globals['_CANCELLED']._serialized_end=1101
+  _globals['_BLOCKED']._serialized_start=1103
+  _globals['_BLOCKED']._serialized_end=1197
+  _globals['_PLACEMENT']._serialized_start=1199
+  _globals['_PLACEMENT']._serialized_end=1255
+  _globals['_YIELDED']._serialized_start=1257
+  _globals['_YIELDED']._serialized_end=1281
 # @@protoc_insertion_point(module_scope)
