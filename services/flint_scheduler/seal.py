@@ -1,8 +1,8 @@
 """The SEAL: the owner's barrier in a run's journal (R8, R9, R10).
 
-It is a write, so whatever was appended before it has a lower sequence. What the former claimant tries to append after it
-is refused: by JetStream on the run's own subject, because its expected sequence is no longer the last, and by the fold
-in a worker's lane (decision 0027). Its sequence is the next leg's first expected one on the run's subject.
+It is a write, so whatever was appended before it has a lower sequence. What the former claimant tries to append after
+it is refused: by JetStream on the run's own subject, because its expected sequence is no longer the last, and by the
+fold in a worker's lane (decision 0027). Its sequence is the next leg's first expected one on the run's subject.
 """
 
 from __future__ import annotations

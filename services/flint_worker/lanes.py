@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Iterable
 from functools import partial
 from typing import Final
 
@@ -31,14 +30,14 @@ from flint_bus import (
 )
 from flint_bus.subjects import journal_lane_subject, journal_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
-from flint_contracts.gen.flint.journal.v1 import journal_pb2
+from flint_contracts.journal import FRAME_BYTES, together
 from flint_core.queueing import URGENT
 from flint_ops.clock import boottime
 from flint_ops.logging import get_logger
 from flint_worker.lease import Lease
 from flint_worker.telemetry import APPEND_RETRIES, APPENDS
 
-__all__ = ["Lane", "Lanes", "LegStopped", "Member", "together"]
+__all__ = ["Lane", "Lanes", "LegStopped", "Member"]
 
 _PURGED_AFTER_S: Final = 8.0
 """Below the smallest `journal.keep_folded_s`."""
@@ -49,8 +48,6 @@ _LONGEST_PAUSE_S: Final = 1.0
 _TOGETHER: Final = 100
 _TOGETHER_BYTES: Final = 256 * 1024
 """Entries that travel together, and their size. A larger entry travels alone."""
-_FRAME_BYTES: Final = 7
-"""What `together` adds to an entry, at most."""
 
 _log = get_logger("flint_worker.lanes")
 
@@ -64,26 +61,6 @@ class LegStopped(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-def together(entries: Iterable[bytes]) -> bytes:
-    """A JournalEntry that holds these encoded ones as `together`."""
-    parts: list[bytes] = []
-    for entry in entries:
-        parts += (_TOGETHER_TAG, _varint(len(entry)), entry)
-    return b"".join(parts)
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
-
-
-_TOGETHER_TAG: Final = _varint(journal_pb2.JournalEntry.TOGETHER_FIELD_NUMBER << 3 | 2)  # 2: its length follows
 
 
 class Member:
@@ -242,7 +219,7 @@ class Lane:
             if append.member.joined not in (None, self.losses):
                 append.fail(LegStopped("superseded"))
                 continue
-            room -= len(append.data) + _FRAME_BYTES
+            room -= len(append.data) + FRAME_BYTES
             if taken and (room < 0 or append.alone):
                 break
             taken.append(queue.popleft())

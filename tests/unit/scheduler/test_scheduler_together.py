@@ -10,6 +10,7 @@ import pytest
 from flint_bus import StoredMessage
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.registry.v1 import registry_pb2
+from flint_contracts.journal import together
 from flint_core.queueing import URGENT
 from flint_scheduler.announce import Announcer
 from flint_scheduler.cards import Phase, RunBook, RunCard
@@ -19,7 +20,6 @@ from flint_scheduler.fold import Folder, Reading
 from flint_scheduler.holdings import GroupHolding, Holdings
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.shares import Shares
-from flint_worker.lanes import together
 
 NORMAL = 5
 SESSION = bytes(16)

@@ -1,0 +1,33 @@
+"""Journal entries that travel together, put into one message as they are: each was encoded before, once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from flint_contracts.gen.flint.journal.v1 import journal_pb2
+
+__all__ = ["FRAME_BYTES", "together"]
+
+FRAME_BYTES: Final = 7
+"""What `together` adds to an entry, at most."""
+
+
+def together(entries: Iterable[bytes]) -> bytes:
+    """A JournalEntry that holds these encoded ones as `together`."""
+    parts: list[bytes] = []
+    for entry in entries:
+        parts += (_TAG, _varint(len(entry)), entry)
+    return b"".join(parts)
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+_TAG: Final = _varint(journal_pb2.JournalEntry.TOGETHER_FIELD_NUMBER << 3 | 2)  # 2: its length follows
