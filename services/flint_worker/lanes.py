@@ -242,8 +242,8 @@ class Lane:
         self.unsure = False
         self._expected = sequence
         self._stored_at = boottime()
-        APPENDS.inc(len(message.appends))
         for append in message.appends:
+            APPENDS.inc()
             if self._shared:
                 self._bus.telling.tell(partial(append.succeed, self.losses))
             else:
