@@ -25,7 +25,9 @@ import orjson
 import uvloop
 
 from flint_bus import Bus
+from flint_bus.pace import Pace
 from flint_bus.subjects import definition_subject
+from flint_bus.telling import Telling
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_core.definition import compile_definition
 from flint_core.ids import make_run_id
@@ -38,6 +40,7 @@ from flint_worker.branches import BranchInputs
 from flint_worker.calls import Caller
 from flint_worker.definitions import Definitions
 from flint_worker.executors.noop import NoopExecutor
+from flint_worker.lanes import Lanes
 from flint_worker.lease import Lease
 from flint_worker.leg import Leg, LegServices
 from flint_worker.secrets import SecretResolver
@@ -65,23 +68,27 @@ _SHAPES: dict[str, tuple[list[dict[str, Any]], bytes]] = {
 class _Acknowledging:
     """As much of a bus as legs need."""
 
+    max_append = 2**20
+
     def __init__(self) -> None:
         self.appends = 0
         self.bytes = 0
         self.programs: dict[str, Program] = {}
+        self.telling = Telling(Pace())
 
     async def request(self, subject: str, data: bytes, timeout_s: float) -> bytes:
         """The only request of a leg: for its definition."""
         encoded = self.programs[subject].encode()
         return dispatch_pb2.DefinitionResponse(program=encoded).SerializeToString()
 
-    async def append(self, subject: str, data: bytes, **_: Any) -> int:
+    def append_now(self, subject: str, data: bytes, **_: Any) -> asyncio.Future[int]:
+        """Stored in the next turn of the event loop."""
         self.appends += 1
         self.bytes += len(data)
         loop = asyncio.get_running_loop()
         stored: asyncio.Future[int] = loop.create_future()
         loop.call_soon(stored.set_result, self.appends)
-        return await stored
+        return stored
 
 
 def _program(do: list[dict[str, Any]]) -> Program:
@@ -117,7 +124,8 @@ class _Worker:
         self._sequence = 0
 
     def _leg(self, services: LegServices) -> Callable[[dispatch_pb2.Job], Leg]:
-        return lambda job: Leg(job, self._lease, services)
+        lanes = Lanes(services.bus, self._lease)
+        return lambda job: Leg(job, self._lease, services, lanes)
 
     def jobs(self, program: Program, given: bytes, count: int) -> list[bytes]:
         """Jobs as they come from the stream."""

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import AsyncIterator
 
 import pytest
 
+from flint_bus import Bus
+from flint_bus.messages import Message
+from flint_bus.subjects import JOBS_STREAM, control_subject
+from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_core.ids import run_id_text
 from flint_sdk import (
     AsyncRunHandle,
     ResetPointNotFound,
@@ -31,6 +38,24 @@ def came(world: Outside) -> list[str]:
 
 def post(world: Outside, step: str) -> str:
     return f"{{ call: http, with: {{ method: post, endpoint: '{world.url}/steps/{step}' }} }}"
+
+
+@contextlib.asynccontextmanager
+async def cancels_told(house: House) -> AsyncIterator[set[str]]:
+    """Ids of the runs whose workers are told meanwhile that they were cancelled."""
+    told: set[str] = set()
+
+    def hear(message: Message) -> None:
+        request = dispatch_pb2.ControlRequest.FromString(message.data)
+        told.update(run_id_text(leg.run_id) for leg in request.cancel.legs)
+
+    bus = await Bus.connect(house.stack.settings.nats, name="test")
+    try:
+        await bus.subscribe(control_subject("*"), hear)
+        await bus.stream_state(JOBS_STREAM)  # answered: the server knows the subscription, too
+        yield told
+    finally:
+        await bus.close()
 
 
 async def reaches(house: House, handle: AsyncRunHandle, state: RunState) -> Run:
@@ -170,9 +195,12 @@ do:
     world.gate.clear()
     handle = await started(house, world, text)
     await until_came(world, ["a"])
-    await house.flint.cancel(handle.id, "late", grace_s=600)
-    with pytest.raises(RunEnding):
-        await house.flint.pause(handle.id)
+    async with cancels_told(house) as told:
+        await house.flint.cancel(handle.id, "late", grace_s=600)
+        with pytest.raises(RunEnding):
+            await house.flint.pause(handle.id)
+        # The cancel is answered when it is stored. Only once the worker was told does the run end behind this step.
+        await eventually(lambda: handle.id in told)
     world.gate.set()
     run = await house.flint.wait(handle.id, WAIT_S)
     assert run.state is RunState.CANCELLED
