@@ -77,16 +77,14 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
         self.streams = AcceptStreams(self.AcceptRuns)
 
     async def AcceptRuns(self, request: pb.AcceptRunsRequest, context: Context) -> pb.AcceptRunsResponse:
-        """Accept a batch of starts; each succeeds or fails for itself."""
+        """Accept a batch of starts; each succeeds or fails for itself. Those for which there is no room are refused one
+        by one, or the call as a whole when there is none at all, so that another replica is asked.
+        """
         if not 1 <= len(request.starts) <= self._settings.limits.batch_size:
             raise field_invalid(("starts", f"must hold 1 to {self._settings.limits.batch_size} starts"))
-        if len(self._queue) + self._acceptor.waiting_starts + len(request.starts) > self._limit:
-            raise Refused(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                ErrorReason.ERROR_REASON_QUEUE_FULL,
-                f"{len(self._queue)} runs wait for a slot already (scheduler.queue_limit); try again later",
-                retry_after_s=1.0,
-            )
+        room = self._limit - len(self._queue) - self._acceptor.waiting_starts
+        if room <= 0:
+            raise self._full()
         response = pb.AcceptRunsResponse()
         results: list[pb.AcceptResult] = []
         starts: list[NewStart] = []
@@ -95,6 +93,9 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
         for place, start in enumerate(request.starts):
             result = response.results.add()
             results.append(result)
+            if len(starts) >= room:
+                result.error.CopyFrom(status_proto(self._full()))
+                continue
             try:
                 starts.append(await self._resolve(start, known))
                 places.append(place)
@@ -120,6 +121,14 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
         """Accept one batch after the other."""
         async for response in self.streams.serve(request_iterator, context):
             yield response
+
+    def _full(self) -> Refused:
+        return Refused(
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            ErrorReason.ERROR_REASON_QUEUE_FULL,
+            f"{len(self._queue)} runs wait for a slot already (scheduler.queue_limit); try again later",
+            retry_after_s=1.0,
+        )
 
     def _over_quota(self, namespace: str, which: str) -> Refused:
         quota = self._namespaces.quotas.get(namespace)

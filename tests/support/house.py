@@ -6,6 +6,7 @@ would never send, and readers of the record and of the processes' own figures.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -16,11 +17,12 @@ from uuid import UUID
 import grpc
 
 from flint_bus import Bus, journal_stream
-from flint_bus.streams import call_api
+from flint_bus.subjects import journal_filter
 from flint_contracts.gen.flint.approvals.v1.approvals_pb2_grpc import ApprovalServiceStub
 from flint_contracts.gen.flint.events.v1.events_pb2_grpc import EventServiceStub
 from flint_contracts.gen.flint.fleet.v1.fleet_pb2_grpc import FleetServiceStub
 from flint_contracts.gen.flint.identity.v1.identity_pb2_grpc import IdentityServiceStub
+from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.payloads.v1.payloads_pb2_grpc import PayloadServiceStub
 from flint_contracts.gen.flint.runs.v1.runs_pb2_grpc import RunServiceStub
 from flint_contracts.gen.flint.workflows.v1.workflows_pb2_grpc import WorkflowServiceStub
@@ -93,14 +95,24 @@ class House:
         """A process's own figures."""
         return await read_metrics(self.stack.addresses[f"{name}/ops"])
 
-    async def journal_messages(self, run: str) -> int:
-        """How many messages JetStream holds of a run."""
+    async def journal_entries(self, run: str) -> int:
+        """How many entries of a run JetStream holds."""
         generation = await self.record.generation()
         group = await self.record.number("SELECT group_id FROM run WHERE run_id = CAST(:r AS uuid)", r=run)
-        subject = f"flint.journal.{generation}.{group}.{UUID(run).hex}"
-        asked = {"subjects_filter": subject}
-        document = await call_api(self.bus.request, f"STREAM.INFO.{journal_stream(generation)}", asked, 5.0)
-        return sum((document["state"].get("subjects") or {}).values())
+        stream, subjects = journal_stream(generation), journal_filter(generation, group)
+        last = await self.bus.last_message(stream, subjects)
+        read = found = 0
+        consumer = self.bus.consume(stream, subjects)
+        try:
+            async with asyncio.timeout(60):
+                while last is not None and read < last.sequence:
+                    for message in await consumer.next_batch(500):
+                        entry = journal_pb2.JournalEntry.FromString(message.data)
+                        found += sum(each.run_id == UUID(run).bytes for each in entry.together or [entry])
+                        read = message.sequence
+        finally:
+            await consumer.close()
+        return found
 
 
 def definition(body: str, name: str, version: str = "1.0.0") -> str:

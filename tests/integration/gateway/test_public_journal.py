@@ -34,7 +34,7 @@ async def test_ten_effectful_steps_are_ten_entries_and_one_leg(house: House) -> 
         "SELECT index, end_kind FROM run_entry WHERE run_id = CAST(:r AS uuid) ORDER BY index", r=run.id
     )
     assert rows == [(n, 1 if n == 10 else 0) for n in range(1, 11)]
-    assert await house.journal_messages(run.id) == 10
+    assert await house.journal_entries(run.id) == 10
     entries = [entry async for entry in house.flint.history(run.id)]
     assert [[step.step for step in entry.steps] for entry in entries] == [[f"/do/{n}/s{n}"] for n in range(10)]
 
@@ -43,7 +43,7 @@ async def test_pure_steps_cost_no_entry_of_their_own(house: House) -> None:
     body = "do:\n" + "".join(f"  - p{n}: {{set: {{n: {n}}}}}\n" for n in range(20)) + "  - s: {call: noop}\n"
     run = await house.run(body)
     # Nothing is recorded before the call; its outcome and the run's end are one entry, with the traces of all steps.
-    assert await house.journal_messages(run.id) == run.position == 1
+    assert await house.journal_entries(run.id) == run.position == 1
 
 
 async def commits_of(house: House, runs: int, name: str) -> int:

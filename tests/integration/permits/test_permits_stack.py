@@ -13,8 +13,8 @@ import pytest_asyncio
 
 from flint_contracts.gen.flint.runs.v1 import control_pb2, runs_pb2
 from flint_contracts.gen.flint.runs.v1.control_pb2_grpc import RunControlServiceStub
-from flint_sdk import QueueFull, StartRequest
-from flint_sdk._errors import error_from_rpc
+from flint_sdk import AsyncFlint, QueueFull, StartRequest
+from flint_sdk._errors import error_from_rpc, error_from_status
 from support.holders import Holders, holders_world, most_at_once
 from support.house import House, open_house
 from support.stack import eventually
@@ -73,7 +73,9 @@ async def test_a_key_of_three_never_shows_four_holders(house: House, world: Hold
         return len(set((await house.record.owners()).values())) == 2
 
     await eventually(shared_out, timeout_s=60)
-    started = await asyncio.gather(*(house.flint.start(workflow, {"url": world.url, "shop": "s1"}) for _ in range(200)))
+    given = {"url": world.url, "shop": "s1"}
+    async with AsyncFlint(house.stack.gateway, house.stack.admin_key, coalesce_starts=False) as each_by_itself:
+        started = await asyncio.gather(*(each_by_itself.start(workflow, given) for _ in range(200)))
     ids = [handle.id for handle in started]
     owners = await house.record.number(
         "SELECT count(DISTINCT g.session_id) FROM run r JOIN shard_group g USING (group_id)"
@@ -227,3 +229,21 @@ async def test_a_flood_is_accepted_or_told_to_come_back_and_nothing_is_dropped(h
     for run in accepted:
         assert (await house.flint.wait(run, 60.0)).state == "SUCCEEDED"
     await house.flint.delete_limit("flood")
+
+
+async def test_of_a_batch_beyond_the_queue_as_many_are_started_as_fit(house: House) -> None:
+    workflow = await apply(house, "level: 5", NOTHING)
+    one = runs_pb2.StartRunRequest(parent="namespaces/default", workflow_id=workflow)
+    batch = runs_pb2.StartRunsRequest(parent="namespaces/default", requests=[one] * (QUEUE + 50))
+    answer = await house.raw.runs.StartRuns(batch, metadata=house.raw.metadata)
+    accepted = [each.response.run.name for each in answer.results if each.WhichOneof("result") == "response"]
+    refused = [error_from_status(each.error) for each in answer.results if each.WhichOneof("result") == "error"]
+    assert 1 <= len(accepted) <= QUEUE
+    assert len(accepted) + len(refused) == QUEUE + 50
+    assert all(isinstance(error, QueueFull) and error.retry_after_s for error in refused)
+    for run in accepted:
+        assert (await house.flint.wait(run, 60.0)).state == "SUCCEEDED"
+    handles = await house.flint.start_many([StartRequest(workflow, {}) for _ in range(QUEUE + 50)], timeout_s=60)
+    for handle in handles:
+        assert not isinstance(handle, Exception), handle
+        assert await handle.result(60.0) == {"done": True}
