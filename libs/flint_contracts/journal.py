@@ -7,7 +7,7 @@ from typing import Final
 
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 
-__all__ = ["FRAME_BYTES", "together"]
+__all__ = ["FRAME_BYTES", "together", "varint"]
 
 FRAME_BYTES: Final = 7
 """What `together` adds to an entry, at most."""
@@ -17,11 +17,12 @@ def together(entries: Iterable[bytes]) -> bytes:
     """A JournalEntry that holds these encoded ones as `together`."""
     parts: list[bytes] = []
     for entry in entries:
-        parts += (_TAG, _varint(len(entry)), entry)
+        parts += (_TAG, varint(len(entry)), entry)
     return b"".join(parts)
 
 
-def _varint(number: int) -> bytes:
+def varint(number: int) -> bytes:
+    """A number as protobuf writes it: seven bits a byte, the lowest first."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
@@ -30,4 +31,4 @@ def _varint(number: int) -> bytes:
     return bytes(encoded)
 
 
-_TAG: Final = _varint(journal_pb2.JournalEntry.TOGETHER_FIELD_NUMBER << 3 | 2)  # 2: its length follows
+_TAG: Final = varint(journal_pb2.JournalEntry.TOGETHER_FIELD_NUMBER << 3 | 2)  # 2: its length follows

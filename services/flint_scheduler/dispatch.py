@@ -41,7 +41,6 @@ log = get_logger(__name__)
 
 _BATCH = 200
 _APPEND_TIMEOUT_S = 5.0
-_HEADER_BYTES = 1024
 _RETRY_S = 0.5
 
 
@@ -311,7 +310,6 @@ class Dispatcher:
         session = self._holdings.session
         session_id = session.session_id.bytes if session is not None else b""
         now_ms = self._clock.now_ms()
-        most_bytes = self._bus.max_payload - _HEADER_BYTES
         appends: list[tuple[Parcel, asyncio.Future[int]]] = []
         for incarnation, mine in by_worker.items():
             worker = self._fleet.get(incarnation)
@@ -321,7 +319,7 @@ class Dispatcher:
             else:
                 # It ended between commit and publication; recovery closes the leg. Nobody reads this address.
                 subject = job_subject("gone", "gone", incarnation)
-            for parcel in self._writer.pack(mine, worker, session_id, now_ms, most_bytes):
+            for parcel in self._writer.pack(mine, worker, session_id, now_ms, self._bus.max_append):
                 self._append(subject, parcel, appends)
         return appends
 

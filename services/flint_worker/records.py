@@ -15,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_contracts.journal import varint
 from flint_core.effects import Await, AwaitKind
 from flint_core.machine import End, Failed, StepTrace, Succeeded
 from flint_core.problems import Problem
@@ -67,7 +68,7 @@ def step_records(traces: Iterable[StepTrace]) -> bytes:
             error = problem_proto(problem, _STEP_DETAIL_LIMIT)
             record += runs_pb2.StepRecord(error=error).SerializeToString()
         size = len(record)
-        parts += (_STEP_TAG, _LENGTHS[size] if size < len(_LENGTHS) else _length(size), record)
+        parts += (_STEP_TAG, _LENGTHS[size] if size < len(_LENGTHS) else varint(size), record)
     return b"".join(parts)
 
 
@@ -87,17 +88,7 @@ def _end(ms: int) -> bytes:
     return runs_pb2.StepRecord(end_time=timestamp(ms)).SerializeToString()
 
 
-def _length(size: int) -> bytes:
-    """A size as protobuf writes it: seven bits a byte, the lowest first."""
-    written = bytearray()
-    while size > 0x7F:
-        written.append(size & 0x7F | 0x80)
-        size >>= 7
-    written.append(size)
-    return bytes(written)
-
-
-_LENGTHS: Final = [_length(size) for size in range(512)]
+_LENGTHS: Final = [varint(size) for size in range(512)]
 
 
 def add_awaits(entry: journal_pb2.JournalEntry, opened: Iterable[tuple[Await, bytes]], at_ms: int) -> None:

@@ -30,7 +30,7 @@ NOTHING = cast(Any, None)
 class Connection:
     """What is sent, and who had been answered by then."""
 
-    max_payload = 2**20
+    max_append = 2**20
 
     def __init__(self) -> None:
         self.units: list[_Unit] = []
