@@ -28,8 +28,9 @@ class Prefect(Rival):
         "server, telemetry off; 16 flows at a time"
     )
     share = 0.015
-    without = frozenset({"fan_s", "begin_half_ms"})
-    """A thousand steps of one run take minutes; and its rate is too low for a half of it to be a load."""
+    without = frozenset({"fan_s", "begin_half_ms", "w2_50", "w2_500", "w2_batch"})
+    """A thousand steps of one run take minutes; its rate is too low for a half of it to be a load; and with 16 flows at
+    a time it makes no difference how many more wait."""
 
     async def install(self) -> None:
         self._python = await python_packages("prefect", _PACKAGES)

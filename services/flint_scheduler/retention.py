@@ -2,7 +2,7 @@
 
     resting ── every sweep_s ──▶ versions with runs that are old enough ──▶ a page of them ──▶ a batch deleted ─┐
        ▲                                                   ▲                                                    │
-       └── jobs, backfills, workers ◀── no page is left ───┴────────────── at most runs_per_s ◀─────────────────┘
+       └── jobs, backfills, workers ◀── no page is left ───┴───────────────── a rest after each ◀───────────────┘
 
 A run's id tells when it was created, so the old ones are a range of an index that is there for lists: ending a run
 costs nothing for its deletion later. Each batch is one commit under the session's fence (`flint_store.retention`);
@@ -30,7 +30,7 @@ from flint_store import retention as store
 from flint_store.command_requests import delete_old_requests
 from flint_store.fence import Fenced, OwnerSession
 
-__all__ = ["DAY_S", "FOR_EVER", "Retention", "keep_s_of"]
+__all__ = ["DAY_S", "FOR_EVER", "Retention", "keep_s_of", "rest_s"]
 
 log = get_logger(__name__)
 
@@ -51,6 +51,15 @@ def keep_s_of(cluster_s: float, namespace_days: int, workflow_s: int | None) -> 
     if namespace_days:
         return 0 if namespace_days == FOR_EVER else namespace_days * DAY_S
     return cluster_s
+
+
+def rest_s(deleted: int, took_s: float, settings: RetentionSettings) -> float:
+    """How long to rest after a commit that took so long: for `work_share` of the time, and at most `runs_per_s`.
+
+    The share follows what the database can do: a busy one is given more rest, and an idle one lets retention keep up
+    with any rate at which runs end.
+    """
+    return max(deleted / settings.runs_per_s - took_s, took_s * (1 / settings.work_share - 1), 0.0)
 
 
 class Retention:
@@ -128,15 +137,17 @@ class Retention:
             for batch in self._batches([run for run in page if run.old]):
                 if self._holdings.session is not session:
                     return deleted
+                began = time.monotonic()
                 gone = await self._record.transaction(
                     partial(store.delete_runs, session=session, run_ids=batch, keep_s=keep_s)
                 )
+                took_s = time.monotonic() - began
                 deleted += gone.runs
                 RETENTION_DELETED.labels("runs").inc(gone.runs)
                 RETENTION_DELETED.labels("records").inc(gone.records)
                 if gone.runs < len(batch):
                     self._kept(batch)
-                await asyncio.sleep(gone.runs / self._settings.runs_per_s)
+                await asyncio.sleep(rest_s(gone.runs, took_s, self._settings))
             if len(page) < _PAGE:
                 return deleted
             after = page[-1].run_id
@@ -165,24 +176,28 @@ class Retention:
         """What runs took; seen to by the owner of group 0. A time of its own: runs may be kept for ever."""
         delete = partial(delete_old_requests, session=session, keep_s=self._settings.request_ids_s, limit=_OTHERS)
         while 0 in groups and self._holdings.session is session:
+            began = time.monotonic()
             rows = await self._record.transaction(delete)
+            took_s = time.monotonic() - began
             RETENTION_DELETED.labels("command_request").inc(rows)
             if rows < _OTHERS:
                 return
-            await asyncio.sleep(rows / self._settings.runs_per_s)
+            await asyncio.sleep(rest_s(rows, took_s, self._settings))
 
     async def _others(self, session: OwnerSession, groups: Sequence[int]) -> None:
         """What belongs to no run follows the cluster's own time."""
         keep_s = self._settings.keep_s
         more = keep_s > 0
         while more and self._holdings.session is session:
+            began = time.monotonic()
             gone = await self._record.transaction(
                 partial(store.delete_unowned, session=session, groups=groups, keep_s=keep_s, limit=_OTHERS)
             )
+            took_s = time.monotonic() - began
             for kind, rows in gone.by_kind.items():
                 RETENTION_DELETED.labels(kind).inc(rows)
             more = max(gone.by_kind.values()) == _OTHERS
-            await asyncio.sleep(gone.records / self._settings.runs_per_s)
+            await asyncio.sleep(rest_s(gone.records, took_s, self._settings))
 
 
 def _first_id(at_ms: int) -> bytes:

@@ -177,7 +177,13 @@ class RetentionSettings(_Section):
     batch_entries: int = Field(
         10_000, ge=1, le=1_000_000, description="their journal entries in it at most, unless one run alone has more"
     )
-    runs_per_s: float = Field(200.0, gt=0, le=100_000, description="runs that one scheduler deletes in a second")
+    runs_per_s: float = Field(5_000.0, gt=0, le=100_000, description="most runs that a scheduler deletes in a second")
+    work_share: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of its time, while there are old runs, in which a scheduler deletes; it rests in the others",
+    )
 
 
 class EventSettings(_Section):
