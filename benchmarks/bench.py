@@ -112,11 +112,15 @@ async def flint_round(
     def plainly(runs: int) -> Awaitable[float]:
         return workloads.plainly(stack.gateway, stack.admin_key, "bench-one", runs, 128)
 
+    def in_one_call(runs: int) -> Awaitable[float]:
+        return workloads.in_one_call(stack.gateway, stack.admin_key, "bench-one", runs, 128)
+
     def batches(workflow: str) -> Callable[[int], Awaitable[float]]:
         return lambda runs: workloads.in_batches(flint, workflow, runs)
 
     await metered("w1", "1 step, singly", int(8000 * size), 1, singly("bench-one"))
-    await metered("w1_plain", "1 step, plain gRPC", int(4000 * size), 1, plainly)
+    await metered("w1_plain", "1 step, plain gRPC: two calls", int(4000 * size), 1, plainly)
+    await metered("w1_one_call", "1 step, plain gRPC: one call", int(4000 * size), 1, in_one_call)
     await metered("w1_batch", "1 step, in hundreds", int(20000 * size), 1, batches("bench-one"))
     await metered("w2", "10 steps, singly", int(2000 * size), 10, singly("bench-ten"))
     await metered("w2_batch", "10 steps, in hundreds", int(4000 * size), 10, batches("bench-ten"))

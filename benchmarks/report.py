@@ -38,6 +38,7 @@ FLINT: tuple[tuple[str, str, str, str], ...] = (
     ("unary", "gRPC unary calls/s, 100 callers", "raw", ""),
     ("w1", "W1 1-step runs/s, singly, 128 callers", "≥ 1,000", "unary"),
     ("w1_plain", "W1 1-step runs/s, singly, plain gRPC: two calls a run", "", "unary"),
+    ("w1_one_call", "W1 1-step runs/s, singly, plain gRPC: one call a run", "", "unary"),
     ("w1_batch", "W1 1-step runs/s, in hundreds", "≥ 4,000", "commits"),
     ("one_ms", "1-step run alone, ms", "", "publish_ms"),
     ("one_p99", "1-step run alone, p99, ms", "", ""),

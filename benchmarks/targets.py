@@ -116,6 +116,7 @@ _STEPS = {WORKFLOWS: 4.0, SERVICES: 4.0}
 TARGETS: tuple[Target, ...] = (
     *_faster("W1 runs/s, one by one", "w1", _SINGLY),
     *_faster("W1 runs/s, one by one, by plain gRPC", "w1_plain", _PLAIN, "w1"),
+    *_faster("W1 runs/s, one by one, by plain gRPC, one call a run", "w1_one_call", _PLAIN, "w1"),
     *_faster("W1 runs/s, in hundreds", "w1_batch", _BATCHES),
     *_shorter("W2 ten steps alone, median", "ten_ms", 0.7),
     *_shorter("W2 ten steps alone, p99", "ten_p99", 0.7),

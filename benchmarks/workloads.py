@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import grpc
@@ -28,6 +29,7 @@ FAN = (
   - size: {set: '${ {size: length} }'}
 """
 )
+Metadata = tuple[tuple[str, str], ...]
 ONE = HEAD.format(name="bench-one") + "  - step0: {call: noop}\n"
 TEN = HEAD.format(name="bench-ten") + "".join(f"  - step{n}: {{call: noop}}\n" for n in range(10))
 
@@ -75,10 +77,40 @@ async def singly(flint: AsyncFlint, workflow: str, runs: int, callers: int) -> f
 
 async def plainly(address: str, key: str, workflow: str, runs: int, callers: int) -> float:
     """As `singly`, without the client library: of each run one StartRun and one AwaitRun, over one connection."""
+    request = _plain_start(workflow)
+
+    async def two_calls(stub: RunServiceStub, metadata: Metadata) -> runs_pb2.Run:
+        started = await stub.StartRun(request, metadata=metadata, timeout=60)
+        waited = runs_pb2.AwaitRunRequest(name=started.run.name)
+        return (await stub.AwaitRun(waited, metadata=metadata, timeout=120)).run
+
+    return await _by_calls(address, key, two_calls, runs, callers)
+
+
+async def in_one_call(address: str, key: str, workflow: str, runs: int, callers: int) -> float:
+    """As `plainly`, of each run one RunWorkflow."""
+    request = runs_pb2.RunWorkflowRequest(start=_plain_start(workflow))
+
+    async def one_call(stub: RunServiceStub, metadata: Metadata) -> runs_pb2.Run:
+        return (await stub.RunWorkflow(request, metadata=metadata, timeout=120)).run
+
+    return await _by_calls(address, key, one_call, runs, callers)
+
+
+def _plain_start(workflow: str) -> runs_pb2.StartRunRequest:
+    return runs_pb2.StartRunRequest(parent="namespaces/default", workflow_id=workflow, input=b"{}")
+
+
+async def _by_calls(
+    address: str,
+    key: str,
+    run: Callable[[RunServiceStub, Metadata], Awaitable[runs_pb2.Run]],
+    runs: int,
+    callers: int,
+) -> float:
+    """Runs a second, one after the other by each caller, all over one connection."""
     left = runs
     metadata = (("authorization", f"Bearer {key}"),)
-    request = runs_pb2.StartRunRequest(parent="namespaces/default", workflow_id=workflow, input=b"{}")
-
     async with grpc.aio.insecure_channel(address) as channel:
         stub = RunServiceStub(channel)
 
@@ -86,10 +118,8 @@ async def plainly(address: str, key: str, workflow: str, runs: int, callers: int
             nonlocal left
             while left > 0:
                 left -= 1
-                started = await stub.StartRun(request, metadata=metadata, timeout=60)
-                waited = runs_pb2.AwaitRunRequest(name=started.run.name)
-                ended = await stub.AwaitRun(waited, metadata=metadata, timeout=120)
-                assert ended.run.state == runs_pb2.Run.STATE_SUCCEEDED, ended
+                ended = await run(stub, metadata)
+                assert ended.state == runs_pb2.Run.STATE_SUCCEEDED, ended
 
         began = time.perf_counter()
         await asyncio.gather(*(caller() for _ in range(callers)))

@@ -34,6 +34,8 @@ class Scope(Enum):
     """In the namespace of the request's `parent`."""
     NAME = auto()
     """In the namespace of the request's `name`."""
+    START = auto()
+    """In the namespace of the `parent` of the request's `start`."""
     SCHEDULE = auto()
     """In the namespace of the name of the request's `schedule`."""
     CALENDAR = auto()
@@ -65,6 +67,7 @@ POLICIES: dict[str, Policy] = {
     "/flint.runs.v1.RunService/GetRun": Policy(_VIEWER, Scope.NAME),
     "/flint.runs.v1.RunService/AwaitRun": Policy(_VIEWER, Scope.NAME),
     "/flint.runs.v1.RunService/AwaitRuns": Policy(_VIEWER, Scope.EACH),
+    "/flint.runs.v1.RunService/RunWorkflow": Policy(_OPERATOR, Scope.START),
     "/flint.runs.v1.RunService/ListRuns": Policy(_VIEWER, Scope.PARENT),
     "/flint.runs.v1.RunService/CancelRun": Policy(_OPERATOR, Scope.NAME),
     "/flint.runs.v1.RunService/WatchRun": Policy(_VIEWER, Scope.NAME),
@@ -258,6 +261,8 @@ def _permit(policy: Policy, principal: Principal, request: Any) -> None:
         namespace = _namespace_of(request.parent, "parent")
     elif scope is Scope.NAME:
         namespace = _namespace_of(request.name, "name")
+    elif scope is Scope.START:
+        namespace = _namespace_of(request.start.parent, "start.parent")
     elif scope is Scope.SCHEDULE:
         namespace = _namespace_of(request.schedule.name, "schedule.name")
     elif scope is Scope.CALENDAR:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+import math
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.runs.v1.runs_pb2_grpc import RunServiceServicer
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
 from flint_core.queueing import DEFAULT_POOL
+from flint_gateway.answers import entry_cursor, fill_in, fitting, last_fitting, run_cursor
 from flint_gateway.awaiting import AwaitStream
 from flint_gateway.namespaces import Backlogs
 from flint_gateway.payloads import LargeInputs
@@ -25,12 +26,12 @@ from flint_gateway.reading import RunReader
 from flint_gateway.results import TERMINAL
 from flint_gateway.run_control import grace_ms, own_request_id
 from flint_gateway.starts import StartBatcher
-from flint_gateway.validation import OWN_REQUEST_ID, make_start, namespace_of_parent, page_token_invalid
+from flint_gateway.validation import make_start, namespace_of_parent
 from flint_gateway.watches import Watch
 from flint_gateway.watching import Hub, run_not_found
 from flint_ops.config import LimitSettings
 from flint_rpc.errors import ErrorReason, FieldViolation, Refused, field_invalid, from_status_proto, status_proto
-from flint_rpc.names import RunName, format_run, format_version, is_label, parse_run
+from flint_rpc.names import RunName, format_run, is_label, parse_run
 from flint_rpc.paging import PageBinding, page_size
 from flint_rpc.tracing import new_trace_ids, trace_id_of
 from flint_rpc.upstream import Client
@@ -43,6 +44,9 @@ __all__ = ["RunServicer"]
 _TIMEOUT_S = 15.0
 _AWAIT_DEFAULT_S = 60.0
 _AWAIT_MOST_S = 600.0
+_ANSWER_S = 1.0
+"""So long before a call's deadline its wait is over."""
+_STANDING_S = 5.0
 _REASON_CHARACTERS = 512
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -76,17 +80,35 @@ class RunServicer(RunServiceServicer):
 
     async def StartRun(self, request: runs_pb2.StartRunRequest, context: Context) -> runs_pb2.StartRunResponse:
         """Answers after the commit."""
-        namespace = namespace_of_parent(request.parent)
-        trace_id = trace_id_of(context.invocation_metadata())
-        if len(request.input) > self._limits.payload_bytes:
-            request.input = await self._inputs.fit(namespace, request.input)
-        start = make_start(request, namespace, trace_id, self._limits.payload_bytes)
-        (result,) = await self._batcher.submit((start,))
-        if result.HasField("error"):
-            raise from_status_proto(result.error)
+        start, result = await self._start(request, context)
         response = runs_pb2.StartRunResponse()
-        self._accepted(response, start, result)
+        fill_in(response, start, result, self._accepted(start, result))
         return response
+
+    async def RunWorkflow(self, request: runs_pb2.RunWorkflowRequest, context: Context) -> runs_pb2.RunWorkflowResponse:
+        """Answers when the run has ended, or as it stands when the wait is over.
+
+        What may be refused of either part is refused before anything is started. Once the run is started its name is
+        answered: a gateway that stops, or cannot read the record, answers it as it was accepted.
+        """
+        timeout_s = _wait_s(request)
+        with self._hub.admit():
+            start, result = await self._start(request.start, context, "start.")
+            name = self._accepted(start, result)
+            try:
+                run = await self._hub.ended(name.name, _before_deadline(context, timeout_s))
+            except Refused as error:
+                if error.code is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                run = None
+            if run is None:
+                run = await self._standing(name, context)
+            response = runs_pb2.RunWorkflowResponse(created=result.created)
+            if run is not None:
+                response.run.CopyFrom(run)
+            else:
+                fill_in(response, start, result, name)
+            return response
 
     async def StartRuns(self, request: runs_pb2.StartRunsRequest, context: Context) -> runs_pb2.StartRunsResponse:
         """Each start succeeds or fails for itself; those that are valid share one commit."""
@@ -120,31 +142,46 @@ class RunServicer(RunServiceServicer):
             if result.HasField("error"):
                 item.error.CopyFrom(result.error)
             else:
-                self._accepted(item.response, start, result)
+                fill_in(item.response, start, result, self._accepted(start, result))
         return response
 
-    def _accepted(
-        self, response: runs_pb2.StartRunResponse, start: scheduling_pb2.Start, result: scheduling_pb2.AcceptResult
-    ) -> None:
-        """Fills in the answer where it is to be: a message that is built apart costs a copy."""
+    async def _start(
+        self, request: runs_pb2.StartRunRequest, context: Context, prefix: str = ""
+    ) -> tuple[scheduling_pb2.Start, scheduling_pb2.AcceptResult]:
+        """One start, stored. Raises `Refused` that names wrong fields with `prefix` before them."""
+        namespace = namespace_of_parent(request.parent, prefix + "parent")
+        trace_id = trace_id_of(context.invocation_metadata())
+        most = self._limits.payload_bytes
+        if len(request.input) > most:
+            request.input = await self._inputs.fit(namespace, request.input, prefix)
+        start = make_start(request, namespace, trace_id, most, prefix)
+        (result,) = await self._batcher.submit((start,))
+        if result.HasField("error"):
+            raise from_status_proto(result.error)
+        return start, result
+
+    def _accepted(self, start: scheduling_pb2.Start, result: scheduling_pb2.AcceptResult) -> RunName:
+        """The run's name. The end of one that was started just now will be told here without being asked for; that of
+        one which a repeated start has found may be told to another gateway.
+        """
         run_id = result.run_id
-        namespace = start.namespace
-        name = format_run(namespace, run_id)
-        if result.state not in TERMINAL:
-            self._hub.started(RunName(name, namespace, run_id))
-        response.created = result.created
-        run = response.run
-        run.name = name
-        run.workflow = format_version(namespace, start.workflow_id, result.version)
-        run.state = result.state or runs_pb2.Run.STATE_QUEUED
-        run.level = start.level if start.HasField("level") else result.level
-        run.create_time.CopyFrom(result.create_time)
-        request_id = start.request_id
-        if not request_id.startswith(OWN_REQUEST_ID):
-            run.request_id = request_id
-        # A repeated start answers the first one's run, whose trace this call does not know.
+        name = RunName(format_run(start.namespace, run_id), start.namespace, run_id)
         if result.created:
-            run.trace_id = start.trace_id.hex()
+            self._hub.started(name)
+        return name
+
+    async def _standing(self, name: RunName, context: Context) -> runs_pb2.Run | None:
+        """The run as it is now, without input; None when the record cannot be read in time. Raises `Refused` when it
+        is not there any more.
+        """
+        try:
+            async with asyncio.timeout(min(_STANDING_S, _left_s(context) / 2)):
+                run = await self._reader.read(name)
+        except (TimeoutError, Refused):
+            return None
+        if run is None:
+            raise run_not_found(name.name)
+        return run
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
@@ -186,7 +223,7 @@ class RunServicer(RunServiceServicer):
         inner = scheduling_pb2.ListRunsRequest(
             namespace=namespace,
             limit=size + 1,
-            before_id=_run_cursor(cursor),
+            before_id=run_cursor(cursor),
             workflow_id=request.workflow_id,
             states=request.states,
             branches_of=b"" if fork_of is None else fork_of.run_id,
@@ -207,15 +244,15 @@ class RunServicer(RunServiceServicer):
         name = parse_run(request.name)
         size = page_size(request.page_size, default=200, most=2000)
         binding = PageBinding("history", name.name)
-        after = _entry_cursor(binding.decode(request.page_token))
+        after = entry_cursor(binding.decode(request.page_token))
         inner = scheduling_pb2.ReadHistoryRequest(run_id=name.run_id, after_index=after, limit=size + 1)
         history = await self._client.call(lambda stub: stub.ReadHistory, inner, _TIMEOUT_S)
         if history.namespace != name.namespace:
             raise run_not_found(name.name)
-        fitting = _fitting(history.entries[:size], self._snapshot_bytes)
-        more = history.more or len(history.entries) > len(fitting)
-        token = binding.encode(str(fitting[-1].index)) if more and fitting else ""
-        return runs_pb2.GetRunHistoryResponse(entries=fitting, next_page_token=token)
+        entries = fitting(history.entries[:size], self._snapshot_bytes)
+        more = history.more or len(history.entries) > len(entries)
+        token = binding.encode(str(entries[-1].index)) if more and entries else ""
+        return runs_pb2.GetRunHistoryResponse(entries=entries, next_page_token=token)
 
     async def CancelRun(self, request: runs_pb2.CancelRunRequest, context: Context) -> runs_pb2.CancelRunResponse:
         """Answers when the cancel is stored."""
@@ -246,29 +283,15 @@ class RunServicer(RunServiceServicer):
 
     async def AwaitRun(self, request: runs_pb2.AwaitRunRequest, context: Context) -> runs_pb2.AwaitRunResponse:
         """Answers the ended run, without input; when the wait is over, the run as it is."""
-        timeout_s = request.timeout.ToMilliseconds() / 1000 if request.HasField("timeout") else _AWAIT_DEFAULT_S
-        if not 0 <= timeout_s <= _AWAIT_MOST_S:
-            raise field_invalid(("timeout", f"must be between 0 and {_AWAIT_MOST_S:g} s"))
+        timeout_s = _wait_s(request)
         with self._hub.admit():
-            ended: asyncio.Future[runs_pb2.Run | Refused] = asyncio.get_running_loop().create_future()
-            sink = partial(_settle, ended)
-            self._hub.wait(request.name, sink)
-            if not ended.done():
-                try:
-                    async with asyncio.timeout(timeout_s):
-                        await ended
-                except TimeoutError:
-                    name = parse_run(request.name)
-                    run = await self._reader.read(name)
-                    if run is None:
-                        raise run_not_found(name.name) from None
-                    return runs_pb2.AwaitRunResponse(run=run)
-                finally:
-                    self._hub.leave(request.name, sink)
-            result = ended.result()
-            if isinstance(result, Refused):
-                raise result
-            return runs_pb2.AwaitRunResponse(run=result)
+            run = await self._hub.ended(request.name, timeout_s)
+            if run is None:
+                name = parse_run(request.name)
+                run = await self._reader.read(name)
+                if run is None:
+                    raise run_not_found(name.name)
+            return runs_pb2.AwaitRunResponse(run=run)
 
     async def AwaitRuns(self, request_iterator: Any, context: Context) -> AsyncIterator[runs_pb2.AwaitRunsResponse]:
         """Answers each name once, many in a message."""
@@ -304,8 +327,8 @@ class RunServicer(RunServiceServicer):
                 watch.stale = False
                 watch.change = run.change
                 if run.change != seen:
-                    fitting = _last_fitting(steps, self._snapshot_bytes - run.ByteSize())
-                    snapshot = runs_pb2.RunSnapshot(run=run, steps=fitting)
+                    last = last_fitting(steps, self._snapshot_bytes - run.ByteSize())
+                    snapshot = runs_pb2.RunSnapshot(run=run, steps=last)
                     yield runs_pb2.WatchRunResponse(snapshot=snapshot, cursor=run.change)
                     seen = run.change
                 if run.state in TERMINAL:
@@ -334,48 +357,29 @@ class RunServicer(RunServiceServicer):
         raise run_not_found(name.name)
 
 
-def _settle(future: asyncio.Future[runs_pb2.Run | Refused], result: runs_pb2.Run | Refused) -> None:
-    if not future.done():
-        future.set_result(result)
+def _wait_s(request: runs_pb2.AwaitRunRequest | runs_pb2.RunWorkflowRequest) -> float:
+    """How long to wait. Raises `Refused`."""
+    if not request.HasField("timeout"):
+        return _AWAIT_DEFAULT_S
+    timeout_s = request.timeout.ToMilliseconds() / 1000
+    if not 0 <= timeout_s <= _AWAIT_MOST_S:
+        raise field_invalid(("timeout", f"must be between 0 and {_AWAIT_MOST_S:g} s"))
+    return timeout_s
+
+
+def _left_s(context: Context) -> float:
+    """Seconds to the call's deadline."""
+    left_s = context.time_remaining()
+    return math.inf if left_s is None else left_s
+
+
+def _before_deadline(context: Context, timeout_s: float) -> float:
+    """The wait, cut so that its answer comes before the call's deadline: who gave no request id would lose the run."""
+    left_s = _left_s(context)
+    return min(timeout_s, left_s - min(_ANSWER_S, left_s / 10))
 
 
 def _hinted(watch: Watch, message: Message) -> None:
     for step in dispatch_pb2.StepHints.FromString(message.data).steps:
         step.provisional = True
         watch.hint(step)
-
-
-def _run_cursor(cursor: str) -> bytes:
-    """The id in the token of a list of runs. Raises `Refused` for a token that was cut or changed on its way."""
-    if cursor and re.fullmatch(r"[0-9a-f]{32}", cursor) is None:
-        raise page_token_invalid()
-    return bytes.fromhex(cursor)
-
-
-def _entry_cursor(cursor: str) -> int:
-    """The index in the token of a history, likewise."""
-    if cursor and re.fullmatch(r"[0-9]{1,18}", cursor) is None:
-        raise page_token_invalid()
-    return int(cursor or 0)
-
-
-def _fitting(entries: Iterable[runs_pb2.HistoryEntry], limit: int) -> list[runs_pb2.HistoryEntry]:
-    """The first entries that fit a message; at least one."""
-    fitting: list[runs_pb2.HistoryEntry] = []
-    for entry in entries:
-        limit -= entry.ByteSize() + 8
-        if limit < 0 and fitting:
-            break
-        fitting.append(entry)
-    return fitting
-
-
-def _last_fitting(steps: Sequence[runs_pb2.StepRecord], limit: int) -> Sequence[runs_pb2.StepRecord]:
-    """The last steps that fit a message, in order."""
-    count = 0
-    for step in reversed(steps):
-        limit -= step.ByteSize() + 8
-        if limit < 0:
-            break
-        count += 1
-    return steps[len(steps) - count :]

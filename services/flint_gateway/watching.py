@@ -181,6 +181,27 @@ class Hub:
                 self._check(entry, entry.checked)
         entry.sinks.append(sink)
 
+    async def ended(self, name: str, timeout_s: float) -> runs_pb2.Run | None:
+        """The run once it has ended (shared: do not change it); None when it has not after `timeout_s`.
+
+        Raises `Refused` for a malformed name, for a run that is not there, and when this gateway stops meanwhile.
+        """
+        loop = asyncio.get_running_loop()
+        end: asyncio.Future[runs_pb2.Run | Refused | None] = loop.create_future()
+        sink = partial(_settle, end)
+        self.wait(name, sink)
+        if not end.done():
+            timer = loop.call_later(timeout_s, _settle, end, None)
+            try:
+                await end
+            finally:
+                timer.cancel()
+                self.leave(name, sink)
+        result = end.result()
+        if isinstance(result, Refused):
+            raise result
+        return result
+
     def leave(self, name: str, sink: Sink) -> None:
         """Takes a sink back: it will not be called any more."""
         entry = self._awaited.get(name) or self._awaited.get(name.lower())
@@ -316,3 +337,8 @@ class Hub:
         if isinstance(answer, runs_pb2.Run):
             for watch in self._watches.get(answer.name, ()):
                 watch.recorded(answer.change)
+
+
+def _settle(end: asyncio.Future[runs_pb2.Run | Refused | None], result: runs_pb2.Run | Refused | None) -> None:
+    if not end.done():
+        end.set_result(result)

@@ -35,6 +35,10 @@ async def outcome(stubs: Stubs, what: str, name: str) -> str:
         "start": lambda: stubs.runs.StartRun(
             runs_pb2.StartRunRequest(parent=PARENT, workflow_id=name), metadata=stubs.metadata
         ),
+        "run": lambda: stubs.runs.RunWorkflow(
+            runs_pb2.RunWorkflowRequest(start=runs_pb2.StartRunRequest(parent=PARENT, workflow_id=name)),
+            metadata=stubs.metadata,
+        ),
         "apply": lambda: stubs.workflows.ApplyWorkflow(
             workflows_pb2.ApplyWorkflowRequest(parent=PARENT, source=definition(BODY, name)), metadata=stubs.metadata
         ),
@@ -61,16 +65,16 @@ async def outcome(stubs: Stubs, what: str, name: str) -> str:
     ("role", "allowed"),
     [
         (Role.VIEWER, {"read", "workers"}),
-        (Role.OPERATOR, {"read", "workers", "start"}),
-        (Role.EDITOR, {"read", "workers", "start", "apply"}),
-        (Role.ADMIN, {"read", "workers", "start", "apply", "keys"}),
+        (Role.OPERATOR, {"read", "workers", "start", "run"}),
+        (Role.EDITOR, {"read", "workers", "start", "run", "apply"}),
+        (Role.ADMIN, {"read", "workers", "start", "run", "apply", "keys"}),
     ],
 )
 async def test_a_role_allows_this_and_no_more(house: House, role: Role, allowed: set[str]) -> None:
     name = await house.apply(BODY)
     created = await house.flint.create_key(f"a {role}", role)
     stubs = house.as_key(created.secret)
-    whats = {"read", "start", "apply", "keys", "all keys", "workers", "drain", "other namespace"}
+    whats = {"read", "start", "run", "apply", "keys", "all keys", "workers", "drain", "other namespace"}
     found = {what: await outcome(stubs, what, name) for what in whats}
     assert found == {what: "ok" if what in allowed else "ROLE_INSUFFICIENT" for what in whats}
     me = await stubs.identity.WhoAmI(identity_pb2.WhoAmIRequest(), metadata=stubs.metadata)

@@ -84,12 +84,14 @@ def run_id_of(run: Run) -> bytes:
 
 
 class Scheduler(pb_grpc.SchedulingServiceServicer, pb_grpc.PrincipalServiceServicer):
-    """Answers from the record. `gate` holds accepts back while it is not set."""
+    """Answers from the record. `gate` holds accepts back while it is not set, `reading` reads of runs."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
         self.gate = asyncio.Event()
         self.gate.set()
+        self.reading = asyncio.Event()
+        self.reading.set()
         self.accepts = self.streamed = 0
         self.lose_answers = False
         self.full = False
@@ -147,6 +149,7 @@ class Scheduler(pb_grpc.SchedulingServiceServicer, pb_grpc.PrincipalServiceServi
 
     async def ReadRuns(self, request: pb.ReadRunsRequest, context: Any) -> pb.ReadRunsResponse:
         self.record.reads += 1
+        await self.reading.wait()
         response = pb.ReadRunsResponse()
         for run_id in request.run_ids:
             if run_id in self.record.runs:

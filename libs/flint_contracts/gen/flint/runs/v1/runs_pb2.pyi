@@ -682,6 +682,68 @@ class AwaitRunResponse(_message.Message):
 Global___AwaitRunResponse: _TypeAlias = AwaitRunResponse  # noqa: Y015
 
 @_typing.final
+class RunWorkflowRequest(_message.Message):
+    """Request of RunWorkflow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start(self) -> Global___StartRunRequest:
+        """What to start, with the checks, limits and errors of StartRun. Required."""
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """How long to wait at most once the start is stored; unset means 60 s, at most 10 minutes. When the call's own deadline
+        comes first, the answer comes shortly before it.
+        """
+
+    def __init__(
+        self,
+        *,
+        start: Global___StartRunRequest | None = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start", b"start", "timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["start", b"start", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunWorkflowRequest: _TypeAlias = RunWorkflowRequest  # noqa: Y015
+
+@_typing.final
+class RunWorkflowResponse(_message.Message):
+    """Response of RunWorkflow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    created: _builtins.bool
+    """False when request_id had been used for this start before."""
+    @_builtins.property
+    def run(self) -> Global___Run:
+        """The run, without input; look at its state to see whether it has ended. When it has not, wait on by its name
+        (AwaitRun), or repeat the call with the same request_id.
+        """
+
+    def __init__(
+        self,
+        *,
+        run: Global___Run | None = ...,
+        created: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunWorkflowResponse: _TypeAlias = RunWorkflowResponse  # noqa: Y015
+
+@_typing.final
 class AwaitRunsRequest(_message.Message):
     """Names to wait for."""
 

@@ -60,6 +60,11 @@ class RunServiceStub:
                 request_serializer=flint_dot_runs_dot_v1_dot_runs__pb2.AwaitRunsRequest.SerializeToString,
                 response_deserializer=flint_dot_runs_dot_v1_dot_runs__pb2.AwaitRunsResponse.FromString,
                 _registered_method=True)
+        self.RunWorkflow = channel.unary_unary(
+                '/flint.runs.v1.RunService/RunWorkflow',
+                request_serializer=flint_dot_runs_dot_v1_dot_runs__pb2.RunWorkflowRequest.SerializeToString,
+                response_deserializer=flint_dot_runs_dot_v1_dot_runs__pb2.RunWorkflowResponse.FromString,
+                _registered_method=True)
         self.ListRuns = channel.unary_unary(
                 '/flint.runs.v1.RunService/ListRuns',
                 request_serializer=flint_dot_runs_dot_v1_dot_runs__pb2.ListRunsRequest.SerializeToString,
@@ -122,6 +127,15 @@ class RunServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RunWorkflow(self, request, context):
+        """Starts one run and waits until it has ended: StartRun and AwaitRun in one call. Answers the run as it stands when the
+        wait is over before the run is. Give the start a request_id: a repeated call then finds the same run, and waits on.
+        Role: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListRuns(self, request, context):
         """Lists runs, newest first. Role: viewer.
         """
@@ -178,6 +192,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.AwaitRuns,
                     request_deserializer=flint_dot_runs_dot_v1_dot_runs__pb2.AwaitRunsRequest.FromString,
                     response_serializer=flint_dot_runs_dot_v1_dot_runs__pb2.AwaitRunsResponse.SerializeToString,
+            ),
+            'RunWorkflow': grpc.unary_unary_rpc_method_handler(
+                    servicer.RunWorkflow,
+                    request_deserializer=flint_dot_runs_dot_v1_dot_runs__pb2.RunWorkflowRequest.FromString,
+                    response_serializer=flint_dot_runs_dot_v1_dot_runs__pb2.RunWorkflowResponse.SerializeToString,
             ),
             'ListRuns': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRuns,
@@ -336,6 +355,33 @@ class RunService:
             '/flint.runs.v1.RunService/AwaitRuns',
             flint_dot_runs_dot_v1_dot_runs__pb2.AwaitRunsRequest.SerializeToString,
             flint_dot_runs_dot_v1_dot_runs__pb2.AwaitRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunWorkflow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/flint.runs.v1.RunService/RunWorkflow',
+            flint_dot_runs_dot_v1_dot_runs__pb2.RunWorkflowRequest.SerializeToString,
+            flint_dot_runs_dot_v1_dot_runs__pb2.RunWorkflowResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,11 @@ class RunServiceStub:
     """Waits for many runs over one stream: send names whenever you like, each run is answered once when it has ended.
     Role: viewer.
     """
+    RunWorkflow: _grpc.UnaryUnaryMultiCallable[_runs_pb2.RunWorkflowRequest, _runs_pb2.RunWorkflowResponse]
+    """Starts one run and waits until it has ended: StartRun and AwaitRun in one call. Answers the run as it stands when the
+    wait is over before the run is. Give the start a request_id: a repeated call then finds the same run, and waits on.
+    Role: operator.
+    """
     ListRuns: _grpc.UnaryUnaryMultiCallable[_runs_pb2.ListRunsRequest, _runs_pb2.ListRunsResponse]
     """Lists runs, newest first. Role: viewer."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.CancelRunRequest, _runs_pb2.CancelRunResponse]
@@ -72,6 +77,11 @@ class RunServiceAsyncStub(RunServiceStub):
     AwaitRuns: _aio.StreamStreamMultiCallable[_runs_pb2.AwaitRunsRequest, _runs_pb2.AwaitRunsResponse]  # type: ignore[assignment]
     """Waits for many runs over one stream: send names whenever you like, each run is answered once when it has ended.
     Role: viewer.
+    """
+    RunWorkflow: _aio.UnaryUnaryMultiCallable[_runs_pb2.RunWorkflowRequest, _runs_pb2.RunWorkflowResponse]  # type: ignore[assignment]
+    """Starts one run and waits until it has ended: StartRun and AwaitRun in one call. Answers the run as it stands when the
+    wait is over before the run is. Give the start a request_id: a repeated call then finds the same run, and waits on.
+    Role: operator.
     """
     ListRuns: _aio.UnaryUnaryMultiCallable[_runs_pb2.ListRunsRequest, _runs_pb2.ListRunsResponse]  # type: ignore[assignment]
     """Lists runs, newest first. Role: viewer."""
@@ -127,6 +137,17 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_runs_pb2.AwaitRunsResponse], _abc.AsyncIterator[_runs_pb2.AwaitRunsResponse]]:
         """Waits for many runs over one stream: send names whenever you like, each run is answered once when it has ended.
         Role: viewer.
+        """
+
+    @_abc_1.abstractmethod
+    def RunWorkflow(
+        self,
+        request: _runs_pb2.RunWorkflowRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runs_pb2.RunWorkflowResponse, _abc.Awaitable[_runs_pb2.RunWorkflowResponse]]:
+        """Starts one run and waits until it has ended: StartRun and AwaitRun in one call. Answers the run as it stands when the
+        wait is over before the run is. Give the start a request_id: a repeated call then finds the same run, and waits on.
+        Role: operator.
         """
 
     @_abc_1.abstractmethod
