@@ -335,10 +335,18 @@ class Bus:
         """Creates the stream of jobs, or brings the existing one to these settings."""
         await self._streams.create_jobs(settings)
 
+    async def next_sequence(self, stream: str, subject: str, sequence: int, timeout_s: float = 5.0) -> int | None:
+        """The first message of a subject (which may hold wildcards) at or after `sequence` (1 and up); None: no such.
+
+        Raises StreamMissing, and what `request` raises.
+        """
+        return await self._streams.next_sequence(stream, subject, sequence, timeout_s)
+
     async def purge_up_to(self, stream: str, sequence: int, subject: str = "", timeout_s: float = 10.0) -> int:
         """Removes messages (of a subject, which may hold wildcards) up to and including `sequence`; returns how many.
 
-        A missing stream has none.
+        Of all subjects it is cheap: the server drops whole files. Of one it reads every file in which the subject may
+        have messages, with the stream locked meanwhile. A missing stream has none.
         """
         return await self._streams.purge_up_to(stream, sequence, subject, timeout_s)
 

@@ -20,8 +20,6 @@ _API: Final = "$JS.API."
 _NO_MESSAGE: Final = 10037
 _NO_STREAM: Final = 10059
 _OTHER_CONFIG: Final = 10058
-_JOBS_MAX_AGE_S: Final = 600
-_JOBS_MAX_BYTES: Final = 2 * 2**30
 _ADMIN_TIMEOUT_S: Final = 10.0
 _NS: Final = 1_000_000_000
 
@@ -33,6 +31,7 @@ class StreamState:
     first_sequence: int
     last_sequence: int
     messages: int
+    bytes: int = 0
     created: str = ""
 
 
@@ -79,7 +78,10 @@ class StreamAdmin:
         )
 
     async def create_jobs(self, settings: JournalSettings) -> None:
-        """Jobs are delivery only: what nobody took within ten minutes is of no use to anybody."""
+        """Jobs are delivery only: the oldest leave by age, and for new ones when there is no room.
+
+        A job that left before its worker read it is found by its owner, who asks for legs that make no progress.
+        """
         await self._create(
             {
                 "name": JOBS_STREAM,
@@ -87,9 +89,9 @@ class StreamAdmin:
                 "retention": "limits",
                 "storage": "file",
                 "discard": "old",
-                "max_age": _JOBS_MAX_AGE_S * _NS,
-                "max_bytes": _JOBS_MAX_BYTES,
-                "duplicate_window": min(settings.duplicate_window_s, _JOBS_MAX_AGE_S) * _NS,
+                "max_age": settings.jobs_max_age_s * _NS,
+                "max_bytes": settings.jobs_max_bytes,
+                "duplicate_window": min(settings.duplicate_window_s, settings.jobs_max_age_s) * _NS,
                 "num_replicas": settings.replicas,
             }
         )
@@ -115,6 +117,7 @@ class StreamAdmin:
             first_sequence=int(state["first_seq"]),
             last_sequence=int(state["last_seq"]),
             messages=int(state["messages"]),
+            bytes=int(state.get("bytes", 0)),
             created=str(document.get("created", "")),
         )
 
@@ -136,6 +139,19 @@ class StreamAdmin:
             data=base64.b64decode(message.get("data", "")),
             raw_headers=base64.b64decode(headers) if headers else None,
         )
+
+    async def next_sequence(self, stream: str, subject: str, sequence: int, timeout_s: float) -> int | None:
+        """Through the leader, like `last_message`."""
+        body = {"seq": sequence, "next_by_subj": subject}
+        try:
+            document = await call_api(self._request, f"STREAM.MSG.GET.{stream}", body, timeout_s)
+        except StreamApiError as error:
+            if error.err_code == _NO_MESSAGE:
+                return None
+            if error.err_code == _NO_STREAM:
+                raise StreamMissing(f"no stream {stream}") from error
+            raise
+        return int(document["message"]["seq"])
 
     async def purge_up_to(self, stream: str, sequence: int, subject: str, timeout_s: float) -> int:
         """JetStream's `seq` is exclusive."""

@@ -212,8 +212,17 @@ class Stack:
         if configuration.embedded_nats:
             users = tuple(NatsUser(role, secrets.nats_password(role)) for role in PERMISSIONS)
             # A new generation of the journal is made while the one before it still stands.
-            store_bytes = 4 * configuration.settings.journal.max_bytes + 8 * _GIB
-            children.append(NatsServer(layout.nats_dir, ports.nats, ports.nats_monitor, users, store_bytes).spec())
+            journal = configuration.settings.journal
+            store_bytes = 4 * journal.max_bytes + journal.jobs_max_bytes + 6 * _GIB
+            server = NatsServer(
+                layout.nats_dir,
+                ports.nats,
+                ports.nats_monitor,
+                users,
+                store_bytes,
+                configuration.settings.nats.memory_bytes,
+            )
+            children.append(server.spec())
             wanted.extend((("NATS", ports.nats), ("NATS, its figures", ports.nats_monitor)))
         if configuration.embedded_etcd:
             children.append(EtcdServer(layout.etcd_dir, ports.etcd, ports.etcd_peer).spec())

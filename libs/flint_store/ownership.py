@@ -25,6 +25,7 @@ __all__ = [
     "next_generation",
     "read_generation",
     "read_terms",
+    "read_watermarks",
     "save_watermarks",
     "take_groups",
 ]
@@ -98,6 +99,8 @@ WITH fence AS MATERIALIZED ({FENCE}), saved AS (
     WHERE g.group_id = u.group_id AND g.session_id = :session_id RETURNING 1)
 SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM saved)
 """)
+
+READ_WATERMARKS = text("SELECT group_id, watermark, watermark_generation FROM shard_group")
 
 READ_GENERATION = text("SELECT journal_generation FROM cluster WHERE id = 1")
 
@@ -183,6 +186,15 @@ async def save_watermarks(
     ).one()
     if row[0] == 0:
         raise Fenced(session)
+
+
+async def read_watermarks(connection: AsyncConnection, generation: int) -> dict[int, int]:
+    """Of every group: up to where its journal is folded, as its next owner would find it; 0: nothing of `generation`.
+
+    Within a generation it only grows, so whoever reads it, and however late they use it, what it covers stays folded.
+    """
+    rows = await connection.execute(READ_WATERMARKS)
+    return {r.group_id: r.watermark if r.watermark_generation == generation else 0 for r in rows}
 
 
 async def read_generation(connection: AsyncConnection) -> int:

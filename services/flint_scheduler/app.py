@@ -64,6 +64,7 @@ from flint_scheduler.payloads import PayloadDesk
 from flint_scheduler.permits import Permits
 from flint_scheduler.pool_rules import PoolDesk
 from flint_scheduler.principals import PrincipalServicer
+from flint_scheduler.purging import Purger
 from flint_scheduler.readers import Readers
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record
@@ -140,14 +141,13 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
         folder,
         timers,
         announcer,
-        readers,
         clock,
         Delivery(record, bus),
         agent,
         shares,
         mine.sweep_interval_s,
-        settings.journal.keep_folded_s,
     )
+    purger = Purger(bus, record, holdings, settings.journal)
     definitions = DefinitionCache(engine)
     children = ChildRuns(record, bus, definitions, acceptor, queue, settings.limits, mine.queue_limit)
     agent.serve(journal_pb2.AwaitOpened.KIND_RUN, children)
@@ -319,6 +319,7 @@ async def serve(settings: Settings, lifecycle: Lifecycle) -> None:
     RUNS_PARKED.set_function(lambda: permits.waiting)
     spawn("awaits", agent.run())
     spawn("generation", readers.keep())
+    spawn("purging", purger.run())
     spawn("roster", follow_workers(coord, fleet, claimants))
     spawn("steward", steward.run())
     spawn("payloads", payload_desk.sweep())

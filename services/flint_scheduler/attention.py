@@ -34,7 +34,6 @@ from flint_scheduler.fleet import FleetView
 from flint_scheduler.fold import Folder
 from flint_scheduler.holdings import Holdings
 from flint_scheduler.lane import LaneClosed
-from flint_scheduler.readers import Readers
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.shares import Shares
@@ -58,7 +57,6 @@ _LIMIT = 1000  # rows read at a time
 _SWEEP_LIMIT = 20_000  # ids found by one sweep, of each kind
 _OPENING_S = 0.05  # about how long the opening of a leg takes
 _SAVE_EVERY_S = 10.0
-_PURGE_EVERY_S = 60.0
 
 
 class Attention:
@@ -76,13 +74,11 @@ class Attention:
         folder: Folder,
         timers: Timers,
         announcer: Announcer,
-        readers: Readers,
         clock: RecordClock,
         delivery: Delivery,
         agent: Agent,
         shares: Shares,
         interval_s: float,
-        keep_folded_s: float,
     ) -> None:
         self._record = record
         self._bus = bus
@@ -94,26 +90,22 @@ class Attention:
         self._folder = folder
         self._timers = timers
         self._announcer = announcer
-        self._readers = readers
         self._clock = clock
         self._delivery = delivery
         self._agent = agent
         self._shares = shares
         self._interval_s = interval_s
-        self._keep_folded_s = keep_folded_s
         self._subscriptions: dict[int, Subscription] = {}
         self._wake = asyncio.Event()
         self._accepted: set[bytes] = set()
         self._inbox: set[bytes] = set()
         self._swept_at = 0.0
         self._saved_at = 0.0
-        self._purged_at = 0.0
         self.on_control: Callable[[], None] = lambda: None
         self.on_commands: Callable[[list[bytes]], Awaitable[None]] = _ignored
         self.on_schedules: Callable[[list[tuple[bytes, int]]], None] = lambda moments: None
         self.on_backfills: Callable[[list[bytes]], None] = lambda schedule_ids: None
         self.on_after: Callable[[], None] = lambda: None
-        self._samples: list[tuple[float, int, dict[int, int]]] = []  # when, generation, folded by group
 
     # -- nudges --------------------------------------------------------------------------------------------------------
 
@@ -309,7 +301,7 @@ class Attention:
     # -- upkeep --------------------------------------------------------------------------------------------------------
 
     async def _upkeep(self, now: float) -> None:
-        """Tell PostgreSQL how far the journal is folded, and drop entries that have been folded for long enough."""
+        """Tell PostgreSQL how far the journal is folded: what the next owner need not read, and may be purged."""
         session = self._holdings.session
         if session is None:
             return
@@ -322,19 +314,4 @@ class Attention:
                 if generation == self._holdings.generation:
                     for holding in holdings:
                         holding.saved = behind.get(holding.group, holding.saved)
-                self._samples.append((now, generation, behind))
             self._saved_at = now
-        if now - self._purged_at >= _PURGE_EVERY_S:
-            self._purged_at = now
-            await self._purge(now)
-
-    async def _purge(self, now: float) -> None:
-        old = [s for s in self._samples if now - s[0] >= self._keep_folded_s]
-        self._samples = [s for s in self._samples if now - s[0] < self._keep_folded_s]
-        upto: dict[int, int] = {}
-        for _, generation, folded in old:
-            if generation == self._holdings.generation:
-                upto.update(folded)
-        for group, sequence in upto.items():
-            if self._holdings.owns(group):
-                await self._readers.purge_folded(group, sequence)

@@ -18,6 +18,7 @@ __all__ = [
     "LEGS_OPENED",
     "MESSAGES_DELIVERED",
     "PERMITS",
+    "PURGED",
     "QUEUE_DEPTH",
     "QUEUE_WAIT",
     "RETENTION_DELETED",
@@ -44,6 +45,7 @@ LEGS = gauge("scheduler_legs_open", "Legs open")
 LEGS_OPENED = counter("scheduler_legs_opened", "Legs opened", ("pool",))
 MESSAGES_DELIVERED = counter("scheduler_messages_delivered", "Messages sent to open legs, repeats included")
 PERMITS = counter("scheduler_permit_requests", "Runs that asked for permits", ("answer",))
+PURGED = counter("scheduler_journal_purged", "Folded messages removed from the journal's stream")
 QUEUE_DEPTH = gauge("scheduler_queue_depth", "Runs that wait for a slot", ("pool", "level"))
 QUEUE_WAIT = histogram("scheduler_queue_wait_seconds", "From ready to the leg's opening", ("pool", "level"))
 RETENTION_DELETED = counter("scheduler_retention_deleted", "Rows deleted because they were kept long enough", ("what",))

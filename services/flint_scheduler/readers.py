@@ -174,8 +174,3 @@ class Readers:
             if asyncio.get_running_loop().time() >= deadline:
                 return False
             await asyncio.sleep(_RETRY_S)
-
-    async def purge_folded(self, group: int, sequence: int) -> None:
-        """Remove a group's folded entries from the stream. Raises BusError."""
-        generation = self._holdings.generation
-        await self._bus.purge_up_to(journal_stream(generation), sequence, subject=journal_filter(generation, group))

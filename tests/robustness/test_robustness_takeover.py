@@ -10,13 +10,17 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from flint_bus import Bus, journal_stream
 from flint_coord import Coord, keys
 from flint_ops.failpoints import VARIABLE
+from flint_scheduler.purging import PURGING_GROUP
 from flint_sdk import AsyncFlint, RunState
 from support.callers import Callers
 from support.house import definition
+from support.outside import outside_world
 from support.record_reader import Record
 from support.stack import RunningStack, eventually, running_stack
+from support.traffic import WORKERS_KEEP_LEASES, Traffic
 
 pytestmark = pytest.mark.robustness
 
@@ -174,3 +178,36 @@ def was_refused(stack: RunningStack, name: str) -> bool:
     """Its commit found other terms; or, held for too long, it gave its connections up before it could try."""
     log = stack.stack.layout.log_file(name).read_text()
     return "groups_taken_by_another" in log or "session_failed" in log
+
+
+PURGING = WORKERS_KEEP_LEASES | {"journal": {"keep_folded_s": 10, "purge_interval_s": 0.5}}
+
+
+async def test_a_takeover_after_a_purge_loses_nothing(tmp_path: Path) -> None:
+    """Runs are in the middle when what was folded of them leaves the journal and then its purger is killed."""
+    async with outside_world(delay_s=0.1) as world, running_stack(tmp_path, overrides=PURGING) as stack:
+        traffic = await Traffic.start(stack, world, 100)
+        bus = await Bus.connect(stack.settings.nats, name="test")
+        try:
+            await traffic.until_executions(200)
+            world.gate.clear()
+            stream = journal_stream(await traffic.record.generation())
+
+            async def is_empty() -> bool:
+                state = await bus.stream_state(stream)
+                return state is not None and state.last_sequence > 0 and state.messages == 0
+
+            await eventually(is_empty, WAIT_S)
+            purger = "scheduler-1" if PURGING_GROUP in await traffic.record.groups_of("scheduler-1") else "scheduler-2"
+            assert PURGING_GROUP in await traffic.record.groups_of(purger)
+            world.gate.set()
+            await traffic.until_executions(300)
+            await stack.kill(purger, hold=True)
+            await traffic.more(100)
+            await traffic.finish()
+            assert await traffic.judge() == {}, "a step ran again although no worker was lost"
+            await eventually(is_empty, WAIT_S)  # the heir goes on with it
+            assert PURGING_GROUP not in await traffic.record.groups_of(purger)
+        finally:
+            await bus.close()
+            await traffic.close()

@@ -63,6 +63,11 @@ class NatsSettings(_Section):
     urls: list[str] = Field(["nats://127.0.0.1:7476"], min_length=1)
     user: str = ""
     password: SecretStr = SecretStr("")
+    memory_bytes: int = Field(
+        2**30,
+        ge=2**26,
+        description="of the NATS that `flint up` starts: it collects garbage more often from here on (GOMEMLIMIT)",
+    )
 
 
 class EtcdSettings(_Section):
@@ -78,6 +83,11 @@ class JournalSettings(_Section):
     max_age_s: int = Field(21_600, ge=60, description="entries leave after this long, folded or not")
     max_bytes: int = Field(8 * 2**30, ge=2**20)
     keep_folded_s: int = Field(300, ge=10, description="folded entries stay at least this long")
+    purge_interval_s: float = Field(15.0, gt=0, description="folded entries are removed this often")
+    jobs_max_age_s: int = Field(120, ge=30, description="jobs leave their stream after this long, taken or not")
+    jobs_max_bytes: int = Field(
+        2 * 2**30, ge=2**20, description="size of the stream of jobs; when it is full, the oldest leave"
+    )
     duplicate_window_s: int = Field(30, ge=1)
     replicas: int = Field(1, ge=1, le=5)
 

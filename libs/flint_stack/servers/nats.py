@@ -102,6 +102,8 @@ class NatsServer:
     monitor_port: int
     users: tuple[NatsUser, ...]
     store_bytes: int = 64 * _GIB
+    memory_bytes: int = _GIB
+    """Where its garbage collector becomes eager; nothing fails beyond it."""
 
     @property
     def url(self) -> str:
@@ -136,6 +138,7 @@ class NatsServer:
         return ChildSpec(
             name="nats",
             argv=(str(nats_program()), "-c", str(self._config_path)),
+            env={"GOMEMLIMIT": str(self.memory_bytes)},
             wave=WAVE_SERVERS,
             address=self.url,
             ops_address=self.monitor,

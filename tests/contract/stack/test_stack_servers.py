@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import nats
+import orjson
 import psutil
 import psycopg
 import pytest
@@ -122,6 +123,11 @@ async def test_postgres_demands_the_password_and_keeps_durability_on(servers: Ru
             " current_setting('password_encryption'), rolsuper from pg_roles where rolname = current_user"
         )
         assert await cursor.fetchone() == ("on", "on", "scram-sha-256", False)
+
+
+async def test_nats_is_told_how_much_memory_it_should_stay_below(servers: RunningStack) -> None:
+    _, body = await http_get(servers.addresses["nats/ops"], "/varz")
+    assert orjson.loads(body)["gomemlimit"] == servers.settings.nats.memory_bytes
 
 
 async def test_nats_refuses_strangers_and_wrong_passwords(servers: RunningStack) -> None:
