@@ -83,7 +83,7 @@ def _evaluate(programs: _Programs, source: str, variables: tuple[str, ...], body
 
 
 def _large(programs: _Programs, source: str, variables: tuple[str, ...], options: Any, body: bytes) -> bytes:
-    from flint_jq.large import divided, evaluated, first_mismatch, taken_apart  # noqa: PLC0415 - loaded before the doors close, if at all
+    from flint_jq.large import divided, evaluated, first_mismatch, outlined, taken_apart  # noqa: PLC0415 - loaded before the doors close, if at all
 
     try:
         value = orjson.loads(body) if not source else None
@@ -91,6 +91,8 @@ def _large(programs: _Programs, source: str, variables: tuple[str, ...], options
         return b"E" + f"not JSON: {error}"[:_DETAIL].encode()
     if "schema" in options:
         return b"V" + orjson.dumps(first_mismatch(value, options["schema"]))
+    if "outline" in options:
+        return b"V" + outlined(value, options["outline"])
     if source:
         plain = evaluated(source, variables, body)
         if plain is not None:

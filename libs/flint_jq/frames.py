@@ -7,7 +7,8 @@ frame, its first byte says what it is: `R` ready, `V` JSON text of the array of 
 
 An evaluator for large values also takes `[seconds, large, source, variables, options]` and answers with `L` and a value
 taken apart (`pack`): no other process has to read it. Options: `limit`, the bytes of JSON that may stay together;
-`redact`, texts to be replaced; `schema`, a JSON Schema (then the answer is `V` and what does not match, or null).
+`redact`, texts to be replaced; `schema`, a JSON Schema (then the answer is `V` and what does not match, or null);
+`outline`, the bytes that an outline may have (then it is `V` and that: `flint_core.outlines`).
 Without a source the body is the value itself.
 """
 

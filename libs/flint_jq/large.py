@@ -9,11 +9,12 @@ import orjson
 
 from flint_core.branches import Spread, divide
 from flint_core.expressions import Expression, ExpressionFault, ExpressionSyntaxError, compile_expression
+from flint_core.outlines import outline_of
 from flint_core.payloads import spill
-from flint_core.plan import Schema
+from flint_core.schemas import Schema
 from flint_jq.frames import pack
 
-__all__ = ["divided", "evaluated", "first_mismatch", "taken_apart"]
+__all__ = ["divided", "evaluated", "first_mismatch", "outlined", "taken_apart"]
 
 MARK = "***"
 
@@ -56,6 +57,12 @@ def divided(items: Any, options: dict[str, Any]) -> bytes:
         return pack(b'{"count":-1}', [])
     division, payloads = divide(items, Spread(*options["spread"]), options["limit"])
     return pack(orjson.dumps(division), [payload.data for payload in payloads])
+
+
+def outlined(value: Any, room: int) -> bytes:
+    """The outline of an object, JSON: `[object, [path, …]]`; null when it has none."""
+    outline = outline_of(value, room)
+    return b"null" if outline is None else orjson.dumps([outline.value, list(outline.left_out)])
 
 
 def first_mismatch(value: Any, schema: Any) -> str | None:

@@ -1,8 +1,15 @@
 """The pool of guarded evaluators.
 
-Each lane owns one process and takes one question at a time from a common queue. A lane's states: starting → idle →
-evaluating → idle, and, when an expression goes beyond a limit or its process dies, → killed → starting. Only the caller
-whose expression did it hears of that; the others wait in the queue, or run in other lanes, undisturbed.
+Each lane owns one process at most and takes one question at a time; of idle lanes that which was busy last is given the
+next one. A lane's states: starting → idle → evaluating → idle, and, when an expression goes beyond a limit or its
+process dies, → killed → starting. Only the caller whose expression did it hears of that; the others wait in the queue,
+or run in other lanes, undisturbed. A process that somebody else killed (the system, for want of memory; a person) is
+no fault of an expression: the question is put once more, to a new one.
+
+Processes start with the pool, or, with `idle_s`, when the first question comes that no idle one can take: idle without
+a process → starting → evaluating → idle → (`idle_s` without a question) → ending → idle without a process. One that
+still holds more than `keep_bytes` a second after its answer ends then. A lane that ends its process is given no
+question meanwhile.
 
 When a lane cannot start a process it answers the question it has with EvaluatorsBusy and tries again with the next one.
 When the service dies, its evaluators end: their input closes, and on Linux the kernel kills them at once.
@@ -11,6 +18,8 @@ When the service dies, its evaluators end: their input closes, and on Linux the 
 from __future__ import annotations
 
 import asyncio
+import signal
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +27,7 @@ from typing import Any, Final
 
 import orjson
 
+from flint_core.outlines import Outline
 from flint_jq.errors import EvaluationFailed, EvaluatorsBusy, FailureKind
 from flint_jq.frames import CHECK, EVALUATE, LARGE, LARGEST, unpack
 from flint_jq.process import EvaluatorProcess
@@ -31,9 +41,14 @@ _KINDS: Final[dict[int, FailureKind]] = {
     ord("O"): "output",
 }
 
+_CRASHED: Final = "the expression needs too much memory, or it crashed jq"
 _GRACE_S: Final = 0.02
 _LEAST_WALL_S: Final = 5.0
 """However short its time, an expression that waits for a processor is not given up before."""
+_SETTLED_S: Final = 1.0
+"""So long after its answer a process has given back what it can."""
+_TRIES: Final = 2
+"""Processes that a question may lose to somebody else's kill before it counts as its own fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +65,10 @@ class EvaluatorPool:
     `size` processes; `evaluate_ms` of processor time per expression, so that an honest one survives on a busy machine;
     `patience`: it is given up after so many times that in wall time, 5 s at least, counted from when its turn comes;
     `memory_bytes` per process beyond what it needs itself; `output_bytes` of JSON per result; `waiting` questions in
-    the queue at most; `large`: it also answers `take_apart`, `divide` and `mismatch`. `within_ms` of a question may
-    shorten its time.
+    the queue at most; `large`: it also answers `take_apart`, `divide`, `mismatch` and `outline`. `within_ms` of a
+    question may shorten its time. `idle_s`: processes start on demand and end after so long without a question, and
+    sooner those that still hold more than `keep_bytes` (0: no bound; Linux only); None: all start with the pool and
+    stay.
     For one event loop. `start` before use, `close` at the end.
     """
 
@@ -65,6 +82,8 @@ class EvaluatorPool:
         waiting: int = 10_000,
         large: bool = False,
         patience: int = 10,
+        idle_s: float | None = None,
+        keep_bytes: int = 0,
     ) -> None:
         self._size = size
         self._large = large
@@ -72,18 +91,29 @@ class EvaluatorPool:
         self._patience = patience
         self._memory_bytes = memory_bytes
         self._output_bytes = min(output_bytes, LARGEST - 1)
-        self._questions: asyncio.Queue[_Question] = asyncio.Queue(waiting)
+        self._idle_s = idle_s
+        self._keep_bytes = keep_bytes
+        self._waiting = waiting
+        self._questions: deque[_Question] = deque()
         self._processes: dict[int, EvaluatorProcess] = {}
+        self._idle: dict[int, asyncio.Future[_Question]] = {}  # by lane, that which was busy last at the end
         self._lanes: list[asyncio.Task[None]] = []
         self._closed = False
         self.replaced = 0
         """How many processes were lost or killed, for metrics."""
 
+    @property
+    def pids(self) -> list[int]:
+        """Ids of the processes that there are now."""
+        return [process.pid for process in self._processes.values() if not process.ended]
+
     async def start(self) -> None:
-        """Starts the processes; returns when all are ready. Raises EvaluatorsBusy when one does not start."""
+        """Starts the processes, unless they start on demand; returns when all are ready. Raises EvaluatorsBusy when one
+        does not start.
+        """
         try:
             async with asyncio.TaskGroup() as group:
-                for lane in range(self._size):
+                for lane in range(self._size if self._idle_s is None else 0):
                     group.create_task(self._ready(lane))
         except* EvaluatorsBusy:
             await self.close()
@@ -96,8 +126,8 @@ class EvaluatorPool:
         for lane in self._lanes:
             lane.cancel()
         await asyncio.gather(*self._lanes, return_exceptions=True)
-        while not self._questions.empty():
-            _settle(self._questions.get_nowait(), EvaluatorsBusy("the evaluators are closed"))
+        while self._questions:
+            _settle(self._questions.popleft(), EvaluatorsBusy("the evaluators are closed"))
         for process in list(self._processes.values()):
             await process.kill()
         self._processes.clear()
@@ -153,6 +183,13 @@ class EvaluatorPool:
         message: str | None = orjson.loads(await self._ask(LARGE, "", [], body, {"schema": schema}, within_ms))
         return message
 
+    async def outline(self, body: bytes, room: int, *, within_ms: int | None = None) -> Outline | None:
+        """The outline of a large value, JSON, in at most `room` bytes (`flint_core.outlines.outline_of`). Raises what
+        `evaluate` raises.
+        """
+        answer = orjson.loads(await self._ask(LARGE, "", [], body, {"outline": room}, within_ms))
+        return None if answer is None else Outline(answer[0], frozenset(map(tuple, answer[1])))
+
     async def check(self, source: str, variables: frozenset[str]) -> str | None:
         """Compiles an expression without evaluating it. None when it is well-formed, else what is wrong."""
         try:
@@ -179,10 +216,10 @@ class EvaluatorPool:
         within_s = self._evaluate_s if within_ms is None else min(self._evaluate_s, within_ms / 1000)
         head = [within_s, operation, source, names, *(() if options is None else (options,))]
         question = _Question(orjson.dumps(head), body, asyncio.Future(), within_s)
-        try:
-            self._questions.put_nowait(question)
-        except asyncio.QueueFull:
-            raise EvaluatorsBusy(f"{self._questions.maxsize} expressions wait already") from None
+        if len(self._questions) >= self._waiting:
+            raise EvaluatorsBusy(f"{self._waiting} expressions wait already")
+        self._questions.append(question)
+        self._hand_out()
         answer = await question.answer
         if answer[:1] in (b"V", b"L"):
             return answer[1:]
@@ -190,6 +227,10 @@ class EvaluatorPool:
 
     async def _ready(self, lane: int) -> EvaluatorProcess:
         process = self._processes.get(lane)
+        if process is not None and process.ended:
+            self.replaced += 1
+            await self._end(lane)
+            process = None
         if process is None:
             process = await EvaluatorProcess.start(
                 self._memory_bytes, self._output_bytes, self._wall_s(self._evaluate_s) + 1.0, large=self._large
@@ -200,22 +241,81 @@ class EvaluatorPool:
     def _wall_s(self, within_s: float) -> float:
         return max(_LEAST_WALL_S, self._patience * within_s)
 
+    def _hand_out(self) -> None:
+        """Gives questions to idle lanes, first to those that have a process, last busy first."""
+        while self._questions and self._idle and not self._closed:
+            question = self._questions.popleft()
+            if not question.answer.done():  # else the caller is gone
+                lane = next(
+                    (lane for lane in reversed(self._idle) if lane in self._processes), next(reversed(self._idle))
+                )
+                self._idle.pop(lane).set_result(question)
+
     async def _serve(self, lane: int) -> None:
         while True:
-            question = await self._questions.get()
-            if question.answer.done():
-                continue  # the caller is gone
+            question = await self._next(lane)
+            if question is None:
+                await self._end(lane)
+                continue
             try:
                 await self._turn(lane, question)
             except Exception as error:  # a lane must not die with its queue: whoever asked hears of it
                 _settle(question, error if isinstance(error, EvaluatorsBusy) else EvaluatorsBusy(repr(error)))
+                if lane in self._processes:  # what stands in its pipes is not known
+                    await self._end(lane)
             except asyncio.CancelledError:
                 _settle(question, EvaluatorsBusy("the evaluators are closed"))
                 raise
 
+    async def _next(self, lane: int) -> _Question | None:
+        """The lane's next question; None when its process has idled for long enough."""
+        given: asyncio.Future[_Question] = asyncio.get_running_loop().create_future()
+        self._idle[lane] = given
+        self._hand_out()
+        try:
+            if self._idle_s is None or lane not in self._processes:
+                return await given
+            settled_s = min(_SETTLED_S, self._idle_s)
+            await asyncio.wait({given}, timeout=settled_s)
+            if not given.done() and not self._grown(lane):
+                await asyncio.wait({given}, timeout=self._idle_s - settled_s)
+            return given.result() if given.done() else None
+        except asyncio.CancelledError:
+            if given.done() and not given.cancelled():
+                _settle(given.result(), EvaluatorsBusy("the evaluators are closed"))
+            raise
+        finally:
+            self._idle.pop(lane, None)
+
+    def _grown(self, lane: int) -> bool:
+        return bool(self._keep_bytes) and self._processes[lane].resident_bytes() > self._keep_bytes
+
+    async def _end(self, lane: int) -> None:
+        # Known until it is gone: `close`, which may come in between, ends what is known.
+        await self._processes[lane].kill()
+        del self._processes[lane]
+
     async def _turn(self, lane: int, question: _Question) -> None:
-        """One question. A lane whose process had to go answers first and starts a new one then."""
-        process = await self._ready(lane)
+        """One question. A lane whose process had to go answers first and starts a new one then, unless on demand."""
+        for tries in range(1, _TRIES + 1):
+            process = await self._ready(lane)
+            outcome = await self._asked(process, question)
+            if isinstance(outcome, bytes):
+                if not question.answer.done():
+                    question.answer.set_result(outcome)
+                return
+            self.replaced += 1
+            if outcome is not None or tries == _TRIES or question.answer.done():
+                _settle(question, outcome or EvaluationFailed("memory", _CRASHED))
+                break
+            await self._end(lane)
+        await self._end(lane)
+        if self._idle_s is None:
+            with suppress(EvaluatorsBusy, OSError):  # the next question tries again, and reports it
+                await self._ready(lane)
+
+    async def _asked(self, process: EvaluatorProcess, question: _Question) -> bytes | EvaluationFailed | None:
+        """The answer, or why there is none and the process has to go; None when somebody else killed it."""
         asking = asyncio.create_task(process.ask(question.head, question.body))
         wall_s = self._wall_s(question.within_s)
         try:
@@ -226,26 +326,18 @@ class EvaluatorPool:
         finally:
             late = not asking.done()
             asking.cancel()
-        failure: EvaluationFailed
         if late:
             await asyncio.wait({asking})  # so that nobody reads from the process any more
-            failure = EvaluationFailed("timeout", f"the expression did not end within {wall_s:g} s")
-        elif isinstance(asking.exception(), EOFError):
-            if await process.ran_out():
-                took = f"the expression took longer than {question.within_s * 1000:g} ms of processor time"
-                failure = EvaluationFailed("timeout", took)
-            else:
-                failure = EvaluationFailed("memory", "the expression needs too much memory, or it crashed jq")
-        else:
-            if not question.answer.done():
-                question.answer.set_result(asking.result())
-            return
-        _settle(question, failure)
-        self.replaced += 1
-        await process.kill()
-        del self._processes[lane]
-        with suppress(EvaluatorsBusy, OSError):  # the next question tries again, and reports it
-            await self._ready(lane)
+            return EvaluationFailed("timeout", f"the expression did not end within {wall_s:g} s")
+        if not isinstance(asking.exception(), EOFError):
+            return asking.result()
+        signalled = await process.ended_by()
+        if signalled == signal.SIGKILL:
+            return None
+        if signalled == signal.SIGPROF:
+            took = f"the expression took longer than {question.within_s * 1000:g} ms of processor time"
+            return EvaluationFailed("timeout", took)
+        return EvaluationFailed("memory", _CRASHED)
 
 
 def single(results: list[Any]) -> Any:

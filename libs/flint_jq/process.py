@@ -8,15 +8,18 @@ import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from contextlib import suppress
+from pathlib import Path
+from typing import Final
 
 from flint_jq.errors import EvaluatorsBusy
 from flint_jq.frames import HEADER, LARGEST, frame
 
 __all__ = ["EvaluatorProcess"]
 
-_START_S = 30.0
+_START_S: Final = 30.0
 """A process that is not ready by then never will be; a busy machine may well take seconds."""
-_END_S = 5.0
+_END_S: Final = 5.0
+_PAGE: Final = os.sysconf("SC_PAGESIZE")
 
 
 class EvaluatorProcess:
@@ -68,6 +71,11 @@ class EvaluatorProcess:
         """The process's id."""
         return self._process.pid
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process is known to have ended."""
+        return self._process.returncode is not None
+
     async def ask(self, head: bytes, body: bytes) -> bytes:
         """The answer to one question. Raises EOFError when the process ended instead; sets no time limit itself."""
         stdin = self._process.stdin
@@ -87,12 +95,22 @@ class EvaluatorProcess:
             raise EOFError("the evaluator's stream is broken")
         return await stdout.readexactly(size)
 
-    async def ran_out(self) -> bool:
-        """Whether the process, which has ended or is about to, ended because its processor time was used up."""
+    async def ended_by(self) -> int:
+        """The signal that ended the process, which has ended or is about to; 0 for none.
+
+        SIGPROF: its processor time was used up. SIGKILL: somebody else did it, when `kill` was not called.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(_END_S):
                 await self._process.wait()
-        return self._process.returncode == -signal.SIGPROF
+        return max(0, -(self._process.returncode or 0))
+
+    def resident_bytes(self) -> int:
+        """Memory that the process holds now; 0 when it has ended, and where the system does not tell (not Linux)."""
+        try:
+            return int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE
+        except (OSError, IndexError):
+            return 0
 
     async def kill(self) -> None:
         """Ends the process, its group with it, and reaps it."""

@@ -27,7 +27,6 @@ from flint_sdk._errors import FlintError, RunCancelled, RunFailed
 from flint_sdk._events import PublishedEvent, ReceivedEvent, publish, subscribe
 from flint_sdk._messages import (
     decode_json,
-    encode_json,
     entry_from,
     finding_from,
     function_from,
@@ -66,7 +65,7 @@ from flint_sdk._namespaces import (
     retention_from,
     settings_from,
 )
-from flint_sdk._payloads import INLINE_BYTES, resolve, upload
+from flint_sdk._payloads import INLINE_BYTES, resolve, upload_input
 from flint_sdk._pools import decision_from, fleet_pool_from, pool_name, update_request
 from flint_sdk._schedules import AsyncSchedules
 from flint_sdk._starting import start_batch, start_request, start_requests
@@ -287,8 +286,7 @@ class AsyncFlint(AsyncControl):
     async def _make_small(self, requests: list[runs_pb2.StartRunRequest], timeout_s: float | None) -> None:
         for request in requests:
             if len(request.input) > INLINE_BYTES:
-                reference = await upload(self._transport, self._parent, request.input, timeout_s)
-                request.input = encode_json(reference)
+                request.input = await upload_input(self._transport, self._parent, request.input, timeout_s)
 
     def watch(self, run: str, *, cursor: int | None = None, recorded_only: bool = False) -> AsyncIterator[WatchEvent]:
         """Events of a run until it has ended: first a RunSnapshot (unless `cursor` is set), then RunChanged and

@@ -1,6 +1,8 @@
 """Large values: uploaded before a start whose input does not fit into one message, put into outputs that hold
 references.
 
+Of an input that is an object only the largest members are uploaded, so that reading the others fetches nothing.
+
 Uploads and downloads are named by content, so a repeat after a lost connection is harmless.
 """
 
@@ -15,13 +17,16 @@ import grpc
 import orjson
 
 from flint_contracts.gen.flint.payloads.v1 import payloads_pb2
+from flint_core.payloads import Reference, spill
 from flint_sdk._errors import FlintError, Unavailable, error_from_rpc
 from flint_sdk._transport import Backoff, Transport, is_disconnect
 
-__all__ = ["INLINE_BYTES", "references_in", "resolve", "upload"]
+__all__ = ["INLINE_BYTES", "references_in", "resolve", "upload_input"]
 
 INLINE_BYTES: Final = 3 * 2**20
 """An input up to this size goes with the start itself; the gateway takes it out of the run's state by itself."""
+_MOST_UPLOADS: Final = 64
+"""An input that would have to be taken apart into more than so many values is uploaded as one."""
 _PIECE_BYTES: Final = 2**19
 _MOST_REFERENCES: Final = 1_000
 """Stored values that one value may come from, those within others included."""
@@ -47,9 +52,29 @@ def references_in(value: Any) -> list[str]:
     return list(found)
 
 
-async def upload(transport: Transport, parent: str, data: bytes, timeout_s: float | None) -> Any:
-    """Stores a value's JSON; answers what stands for it. Raises the client's errors."""
-    sha256 = (await asyncio.to_thread(hashlib.sha256, data)).hexdigest()
+async def upload_input(transport: Transport, parent: str, data: bytes, timeout_s: float | None) -> bytes:
+    """An input's JSON as it fits into one message, with references to what was stored for that.
+
+    `timeout_s` is for all of it. Raises the client's errors.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + (transport.timeout_s if timeout_s is None else timeout_s)
+    small, parts = await asyncio.to_thread(_taken_apart, data)
+    for part in parts:
+        await _upload(transport, parent, part, max(0.001, deadline - loop.time()))
+    return small
+
+
+def _taken_apart(data: bytes) -> tuple[bytes, list[bytes]]:
+    small, payloads = spill(orjson.loads(data), INLINE_BYTES)
+    if len(payloads) <= _MOST_UPLOADS:
+        return orjson.dumps(small), [payload.data for payload in payloads]
+    whole = Reference(hashlib.sha256(data).hexdigest(), len(data))
+    return orjson.dumps(whole.to_json()), [data]
+
+
+async def _upload(transport: Transport, parent: str, data: bytes, timeout_s: float) -> None:
+    """Stores a value's JSON under its hash. Raises the client's errors."""
 
     async def send(timeout_left_s: float) -> None:
         gateway = transport.gateway()
@@ -70,7 +95,6 @@ async def upload(transport: Transport, parent: str, data: bytes, timeout_s: floa
             call.cancel()
 
     await _repeated(transport, send, timeout_s)
-    return {_MEMBER: {"sha256": sha256, "bytes": len(data)}}
 
 
 async def resolve(transport: Transport, parent: str, value: Any, timeout_s: float | None) -> Any:

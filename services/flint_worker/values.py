@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import orjson
@@ -21,6 +21,8 @@ from flint_bus.payloads import PayloadClient, PayloadMissing, PayloadsUnavailabl
 from flint_bus.room import Room
 from flint_core.branches import concatenated, payload_of
 from flint_core.effects import Deferred, Evaluate
+from flint_core.expressions import ExpressionFault
+from flint_core.outlines import Outline
 from flint_core.payloads import (
     Payload,
     Reference,
@@ -35,6 +37,7 @@ from flint_jq.pool import single
 from flint_ops.config import LimitSettings
 from flint_ops.logging import get_logger
 from flint_worker.executors import RawJson
+from flint_worker.outlines import Outlines, compiled
 from flint_worker.relief import Relief
 
 __all__ = ["Values"]
@@ -64,6 +67,7 @@ class Values:
         self._evaluators: EvaluatorPool | None = None
         self._starting = asyncio.Lock()
         self._relief = Relief()
+        self._outlines = Outlines(self._make_outline, limits.outlines_bytes, limits.payload_bytes)
         # Of the whole, half is for arguments of running calls; what is left is for outcomes and evaluations.
         self._calls = Room(limits.values_in_memory_bytes // 2)
         self._room = Room(limits.values_in_memory_bytes - limits.values_in_memory_bytes // 2)
@@ -206,15 +210,41 @@ class Values:
         try:
             if question.operation:
                 return await self._operate(namespace, run_id, question)
-            if question.schema is not None or holds_reference([question.input, question.variables]):
+            if question.schema is not None:
                 return await self._evaluate_large(namespace, run_id, question)
-            body = orjson.dumps([question.input, question.variables, question.now_ms])
-            answer = await self._small.evaluate_json(question.source, sorted(question.variables), body)
-            return await self._answer(namespace, run_id, answer)
+            if not holds_reference([question.input, question.variables]):
+                return await self._answer(namespace, run_id, await self._evaluate_small(question))
+            outlined = await self._outlines.read(namespace, question)
+            if outlined is None:
+                return await self._evaluate_large(namespace, run_id, question)
+            return await self._answer(namespace, run_id, await self._evaluate_outlined(outlined))
         except (PayloadMissing, PayloadTooLarge) as error:
             raise EvaluationFailed("runtime", str(error)) from None
         except PayloadsUnavailable as error:
             raise EvaluatorsBusy(str(error)) from None
+
+    async def _evaluate_small(self, question: Evaluate) -> bytes:
+        body = orjson.dumps([question.input, question.variables, question.now_ms])
+        return await self._small.evaluate_json(question.source, sorted(question.variables), body)
+
+    async def _evaluate_outlined(self, question: Evaluate) -> bytes:
+        """The same for a plain expression, which needs no other process, but for the words of its failure."""
+        expression = compiled(question.source, tuple(sorted(question.variables)))
+        if expression is not None and expression.fast:
+            with suppress(ExpressionFault):
+                return orjson.dumps([expression.evaluate(question.input, question.variables, question.now_ms)])
+        return await self._evaluate_small(question)
+
+    async def _make_outline(self, namespace: str, reference: Reference, room: int) -> Outline | None:
+        """Raises PayloadMissing, PayloadsUnavailable, EvaluatorsBusy."""
+        async with self._holding(self._room, _OVERHEAD * reference.size):
+            text = await self._client.get(namespace, reference)
+            evaluators = await self._large_evaluators()
+            try:
+                return await evaluators.outline(text, room, within_ms=self._within_ms(text))
+            except EvaluationFailed as failure:  # whoever needs the whole hears of it
+                _log.warning("no_outline", sha256=reference.sha256, bytes=reference.size, error=str(failure))
+                return None
 
     async def _operate(self, namespace: str, run_id: bytes, question: Evaluate) -> Any:
         """Divides a collection among branches, or joins what these gave, without looking into it."""
@@ -311,6 +341,8 @@ class Values:
                     2 * limits.value_bytes,
                     large=True,
                     patience=limits.evaluate_patience,
+                    idle_s=limits.evaluate_large_idle_s,
+                    keep_bytes=limits.evaluate_large_keep_bytes,
                 )
                 await pool.start()
                 self._evaluators = pool

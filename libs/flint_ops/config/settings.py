@@ -149,6 +149,18 @@ class LimitSettings(_Section):
     evaluate_large_bytes: int = Field(
         2 * 2**30, ge=2**24, description="memory of the evaluator process for values by reference"
     )
+    evaluate_large_idle_s: float = Field(
+        10.0, ge=0.1, le=86_400, description="an evaluator process for such values ends after so long without work"
+    )
+    evaluate_large_keep_bytes: int = Field(
+        64 * 2**20, ge=0, description="so does one that still holds more a second after its work; 0: no bound"
+    )
+    outlines_bytes: int = Field(
+        8 * 2**20,
+        ge=0,
+        description="small members of values by reference that a worker remembers, so that it need not fetch the whole "
+        "to read them; 0: none",
+    )
     values_in_memory_bytes: int = Field(
         256 * 2**20, ge=2**20, description="values by reference that one worker or gateway holds at a time; more wait"
     )

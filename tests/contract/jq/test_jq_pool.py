@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from flint_jq import EvaluationFailed, EvaluatorPool, EvaluatorsBusy
+from support.eventually import eventually
 
 EVALUATE_MS = 700
 
@@ -167,14 +168,44 @@ async def test_all_lanes_hostile_and_the_queue_still_moves(pool: EvaluatorPool) 
     assert pool.replaced == 4
 
 
-async def test_a_killed_process_is_replaced(pool: EvaluatorPool) -> None:
-    for process in list(pool._processes.values()):
-        psutil.Process(process.pid).kill()
-    for _ in range(2):
+def _spent_s(pid: int) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return times.user + times.system
+
+
+async def test_a_killed_process_is_replaced_and_the_question_put_again(pool: EvaluatorPool) -> None:
+    for pid in pool.pids:
+        psutil.Process(pid).kill()
+    assert [await pool.evaluate("map(.)", [number], {}, 0) for number in range(3)] == [[0], [1], [2]]
+    busy = [psutil.Process(pid) for pid in pool.pids]
+    for process in busy:
+        process.suspend()
+    asked = asyncio.create_task(pool.evaluate("map(. + 1)", [1], {}, 0))
+    done, _ = await asyncio.wait({asked}, timeout=0.2)
+    assert not done
+    for process in busy:
+        process.kill()
+    assert await asked == [2]
+
+
+async def test_a_question_that_loses_one_process_after_the_other_is_at_fault() -> None:
+    pool = EvaluatorPool(1, 60_000, 128 * 2**20, 100_000)
+    await pool.start()
+    try:
+        asked = asyncio.create_task(pool.evaluate("last(repeat(1))", None, {}, 0))
+        for killed in range(2):
+            await eventually(lambda lost=killed: pool.replaced == lost and sum(map(_spent_s, pool.pids)) > 0.5)  # type: ignore[misc]
+            psutil.Process(pool.pids[0]).kill()
         with pytest.raises(EvaluationFailed) as failed:
-            await pool.evaluate("map(.)", [1], {}, 0)
+            await asked
         assert failed.value.kind == "memory"
-    assert await pool.evaluate("map(.)", [1], {}, 0) == [1]
+        assert await pool.evaluate("map(.)", [1], {}, 0) == [1]
+        assert pool.replaced == 2
+    finally:
+        await pool.close()
 
 
 async def test_the_queue_is_bounded() -> None:

@@ -19,7 +19,7 @@ from flint_core.effects import Call, Evaluate
 from flint_core.events import CallSucceeded
 from flint_core.payloads import Payload, Reference
 from flint_gateway import payloads as gateway_payloads
-from flint_jq import EvaluatorPool
+from flint_jq import EvaluationFailed, EvaluatorPool
 from flint_ops.clock import boottime
 from flint_ops.config import LimitSettings
 from flint_rpc.errors import Refused
@@ -85,6 +85,64 @@ async def test_contents_that_grow_beyond_the_limit_are_refused(shop: Any, values
     with pytest.raises(PayloadTooLarge):
         async with values.resolved("default", {"a": value}):
             pass
+
+
+def reads_of(shop: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Digests of what is fetched from now on."""
+    fetched: list[str] = []
+    get = shop.client.get
+
+    async def noted(namespace: str, reference: Reference) -> bytes:
+        fetched.append(reference.sha256)
+        return bytes(await get(namespace, reference))
+
+    monkeypatch.setattr(shop.client, "get", noted)
+    return fetched
+
+
+async def test_small_members_are_remembered(shop: Any, values: Values, monkeypatch: pytest.MonkeyPatch) -> None:
+    big = await stored(shop, {"name": "n", "deep": {"id": 7, "blob": "y" * 9_000}, "rows": list(range(50_000))})
+    fetched = reads_of(shop, monkeypatch)
+
+    async def value_of(source: str, input: Any, variables: dict[str, Any], namespace: str = "default") -> Any:
+        return await values.evaluate(namespace, RUN, Evaluate(1, source, input, variables, 0))
+
+    assert await value_of("$w.input.name", None, {"w": {"input": big}}) == "n"
+    assert len(fetched) == 1
+    names = [value_of('"\\($w.input.name)\\($w.input.deep.id)"', None, {"w": {"input": big}}) for _ in range(50)]
+    assert await asyncio.gather(*names) == ["n7"] * 50
+    assert len(fetched) == 2, "the outline is made once, however many ask"
+    assert await value_of(".missing // .name", big, {}) == "n"
+    assert len(fetched) == 2
+    with pytest.raises(EvaluationFailed, match="Cannot index string"):
+        await value_of(".name.first", big, {})
+    assert len(fetched) == 2
+    # What is not small is needed as a whole, and so is what jq is to evaluate.
+    assert await value_of(".rows[3]", big, {}) == 3
+    assert await value_of(".deep.blob", big, {}) == "y" * 9_000 or len(fetched) > 2
+    assert await value_of("[.deep.id, (.name | ascii_upcase)]", big, {}) == [7, "N"]
+    assert len(fetched) == 5
+    with pytest.raises(EvaluationFailed, match="no payload"):
+        await value_of(".name", big, {}, "other")
+
+
+async def test_outlines_have_their_room(shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = EvaluatorPool(1, 1_000, 2**28, 100_000)
+    await pool.start()
+    bigs = [await stored(shop, {"id": number, "text": "t" * 1_000, "rows": ["x" * 9_000]}) for number in range(6)]
+    fetched = reads_of(shop, monkeypatch)
+    for room, fewest, most in ((0, 24, 24), (4_000, 13, 36), (2**20, 12, 12)):
+        fetched.clear()
+        values = Values(shop.client, pool, LIMITS.model_copy(update={"outlines_bytes": room}))
+        try:
+            for _ in range(4):
+                for number, big in enumerate(bigs):
+                    assert await values.evaluate("default", RUN, Evaluate(1, ".id", big, {}, 0)) == number
+            assert fewest <= len(fetched) <= most
+            assert values._outlines._used <= room
+        finally:
+            await values.close()
+    await pool.close()
 
 
 async def test_a_running_call_leaves_room_for_others(shop: Any, values: Values) -> None:

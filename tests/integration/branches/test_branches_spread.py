@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,6 +14,10 @@ import orjson
 import psutil
 import pytest
 
+from flint_bus import Message
+from flint_bus.subjects import PAYLOADS
+from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_contracts.gen.flint.payloads.v1 import payloads_pb2
 from flint_sdk import Run, RunState, Step, StepBegan
 from support.house import House
 from support.outside import Outside
@@ -299,3 +305,53 @@ async def test_random_workflows_give_the_same_when_every_fork_is_wide(house: Hou
                 assert outcome == expected, f"FLINT_RANDOM_SEED={seed}: {workflow.name}"
         finally:
             await batch.close()
+
+
+READING = """
+do:
+  - each:
+      metadata: {flint: {parallel: 100}}
+      for: {each: n, in: '${ .items }'}
+      do: [{keep: {set: '${ {n: $n, name: $workflow.input.name, id: $workflow.input.deep.id} }'}}]
+  - count: {set: '${ {count: length, last: .[-1]} }'}
+"""
+
+
+@pytest.mark.parametrize("by_reference", [True, False])
+async def test_small_members_of_a_large_input_are_read_without_it(house: House, by_reference: bool) -> None:
+    """However the input came: as one reference, which any client may send, or by the client of this house."""
+    fetched: Counter[str] = Counter()
+
+    def noted(message: Message) -> None:
+        request = dispatch_pb2.PayloadRequest.FromString(message.data)
+        if request.HasField("get") and request.get.index == 0:
+            fetched[request.get.sha256.hex()] += 1
+
+    value = {
+        "items": list(range(300)),
+        "name": "small",
+        "deep": {"id": 7, "blob": "y" * 200_000},
+        "rows": [f"{by_reference} {number}" + "x" * 90 for number in range(45_000)],
+    }
+    data = orjson.dumps(value)
+    given: Any = value
+    if by_reference:
+        given = {"$payload": {"sha256": await uploaded(house, data), "bytes": len(data)}}
+    name = await house.apply(READING)
+    watching = await house.bus.subscribe(PAYLOADS, noted)
+    try:
+        run = await execute(house, name, given, 120)
+        assert run.output == {"count": 300, "last": {"n": 299, "name": "small", "id": 7}}
+    finally:
+        await watching.close()
+    large = [hashlib.sha256(data).hexdigest(), hashlib.sha256(orjson.dumps(value["rows"])).hexdigest()]
+    # Each of the three workers meets it twice, and once it is made an input for all branches.
+    assert sum(fetched[digest] for digest in large) <= (8 if by_reference else 0)
+    assert sum(fetched.values()) < 100
+
+
+async def uploaded(house: House, data: bytes) -> str:
+    pieces = [payloads_pb2.UploadPayloadRequest(parent="namespaces/default", size=len(data))]
+    pieces += [payloads_pb2.UploadPayloadRequest(data=data[at : at + 2**19]) for at in range(0, len(data), 2**19)]
+    answer = await house.raw.payloads.UploadPayload(iter(pieces), metadata=house.raw.metadata)
+    return str(answer.sha256)

@@ -147,12 +147,12 @@ async def test_references_within_large_values(house: House) -> None:
     handle = await house.flint.start(child, inner)
     output = (await house.flint.wait(handle.id, 60)).output
     assert is_reference(output["all"])
-    outer = {"pad": "x" * 5 * MIB, "held": [output["all"]]}
+    outer = {"one": {"pad": "x" * 5 * MIB, "held": [output["all"]]}}
     name = await house.apply(
-        "do: [{a: {set: {n: '${ .held[0] | length }', last: '${ .held[0][-1].id }', all: '${ . }'}}}]"
+        "do: [{a: {set: {n: '${ .one.held[0] | length }', last: '${ .one.held[0][-1].id }', all: '${ . }'}}}]"
     )
     handle = await house.flint.start(name, outer)
-    whole = {**outer, "held": [inner]}
+    whole = {"one": {**outer["one"], "held": [inner]}}
     assert await handle.result(60) == {"n": len(inner), "last": inner[-1]["id"], "all": whole}
     run_id = handle.id.replace("-", "")
     assert await house.record.number(
