@@ -31,17 +31,18 @@ class Telling:
         self._told = 0  # in this turn of the loop
         self._telling = False
 
-    def tell(self, action: Callable[[], None]) -> None:
+    def tell(self, *actions: Callable[[], None]) -> None:
         """Now, or some turns of the loop later where many came in this one."""
         if not self._telling:
             self._telling = True
             self._at_once = self._portion.first()
             self._loop.call_soon(self._tell_more)
-        if self._told < self._at_once:
-            self._told += 1
-            action()
-        else:
-            self._later.append(action)
+        for action in actions:
+            if self._told < self._at_once:
+                self._told += 1
+                action()
+            else:
+                self._later.append(action)
 
     def close(self) -> None:
         """Tells all that are left."""

@@ -7,7 +7,7 @@ from typing import Final
 
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 
-__all__ = ["FRAME_BYTES", "together", "varint"]
+__all__ = ["FRAME_BYTES", "field", "together", "varint"]
 
 FRAME_BYTES: Final = 7
 """What `together` adds to an entry, at most."""
@@ -22,7 +22,16 @@ def together(entries: Iterable[bytes]) -> bytes:
 
 
 def varint(number: int) -> bytes:
-    """A number as protobuf writes it: seven bits a byte, the lowest first."""
+    """A number, not negative, as protobuf writes it: seven bits a byte, the lowest first."""
+    return _SMALL[number] if number < len(_SMALL) else _varint(number)
+
+
+def field(number: int) -> bytes:
+    """What begins a field that has a length: bytes, text, a message. Its length, and it, follow."""
+    return _varint(number << 3 | 2)
+
+
+def _varint(number: int) -> bytes:
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
@@ -31,4 +40,5 @@ def varint(number: int) -> bytes:
     return bytes(encoded)
 
 
-_TAG: Final = varint(journal_pb2.JournalEntry.TOGETHER_FIELD_NUMBER << 3 | 2)  # 2: its length follows
+_SMALL: Final = [_varint(number) for number in range(1_024)]
+_TAG: Final = field(journal_pb2.JournalEntry.TOGETHER_FIELD_NUMBER)

@@ -26,13 +26,14 @@ from flint_core.effects import Await, Call, Effect, Move, Timer, TimerKind
 from flint_core.engine.bodies import loop_variables
 from flint_core.engine.branching import SPREAD, begin_branch_run
 from flint_core.engine.catching import PAUSED, attempt_expired, catch_variables, retry_due
-from flint_core.engine.dataflow import MachineLimits, RunFacts, located
+from flint_core.engine.dataflow import Fault, MachineLimits, RunFacts, Suspended, located
 from flint_core.engine.frames import NO_VARIABLES, Frame, Phase, Strand, decode_strand, encode_strand
 from flint_core.engine.kernel import RUN_TIMER, TRYING, Cancelled, End, Failed, Kernel, Succeeded
 from flint_core.engine.listening import is_iterating, listen_variables
 from flint_core.engine.parallel import iteration_variables
 from flint_core.engine.resetting import begin_generation
 from flint_core.engine.room import FLOWING_PAYLOADS
+from flint_core.engine.stations import STATIONS
 from flint_core.events import (
     CallFailed,
     CallSucceeded,
@@ -204,7 +205,13 @@ class Machine:
                 if budget <= 0:
                     return True
                 budget -= 1
-                kernel.turn(strand)
+                frame = strand.stack[-1]
+                try:  # `Kernel.turn`, written out: there are three turns to every call
+                    STATIONS[frame.phase](kernel, strand, frame)
+                except Suspended:
+                    continue
+                except Fault as fault:
+                    kernel.fault(strand, fault.problem)
             elif self._queue:
                 if budget <= 0:
                     return True
@@ -231,6 +238,18 @@ class Machine:
                 effects.extend(kernel.outbox.values())
                 kernel.outbox.clear()
         return effects
+
+    def take_call(self) -> Call | None:
+        """The usual case of `take_effects`: the one that is new, where that is a call. None: nothing was taken."""
+        kernel = self._kernel
+        outbox = kernel.outbox
+        if len(outbox) != 1 or kernel.cancelled or self._queued:
+            return None
+        effect_id, effect = outbox.popitem()
+        if type(effect) is Call:
+            return effect
+        outbox[effect_id] = effect
+        return None
 
     def pending(self) -> list[Effect]:
         """All effects that are outstanding, in order of their ids, taken or not. They count as taken from now on.
@@ -372,8 +391,11 @@ class Machine:
     def _succeeded(self, event: CallSucceeded) -> None:
         """Of all events this one is the usual: what the others go through is written out for it."""
         effect_id, output, started_ms, at_ms, size = event
-        self._unqueue(effect_id)
-        kernel = self._kernel
+        kernel, queued = self._kernel, self._queued
+        if queued[effect_id] == 1:
+            del queued[effect_id]
+        else:
+            self._unqueue(effect_id)
         owner = kernel.owners.get(effect_id)
         if owner is None:
             return
@@ -385,7 +407,7 @@ class Machine:
         kernel.outbox.pop(effect_id, None)
         if at_ms > kernel.now:
             kernel.now = at_ms
-        if not kernel.large and holds_reference(output, _SPILL_DEPTH):
+        if output and not kernel.large and holds_reference(output, _SPILL_DEPTH):
             kernel.large = True
         frame.effect = 0
         frame.args = None

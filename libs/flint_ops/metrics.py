@@ -58,6 +58,10 @@ class Tally(Collector):
         """One more, with this value of the label."""
         self._counts[value] = self._counts.get(value, 0) + 1
 
+    def add(self, number: int) -> None:
+        """So many more, where there is no label."""
+        self._counts[""] += number
+
     def describe(self) -> Iterator[CounterMetricFamily]:
         """The name, for the registry."""
         yield self._family()

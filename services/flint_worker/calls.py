@@ -72,7 +72,6 @@ class Caller:
         lease: Lease,
         origin: Origin,
         report: Callable[[float | None, str], None] = unheard,
-        *,
         large: bool = False,
         started_ms: int = 0,
     ) -> CallSucceeded | CallFailed:
@@ -110,7 +109,9 @@ class Caller:
                 output = await self._begun(call, executor, arguments, lease, origin, report, redaction, started_ms)
             if failpoints.ARMED:
                 failpoints.reach("call.after")
-            if output is not None and output is not True and output is not False:
+            if output is None or output is True:
+                size = 4
+            elif output is not False:
                 output, size = await self._checked(output, call.step, redaction, lease, origin)
             if call.cache_key:
                 await self._values.cache(origin.namespace, call.cache_key, output, call.cache_ttl_ms)

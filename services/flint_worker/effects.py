@@ -152,17 +152,17 @@ class Effects:
         """Whether exactly one call is to begin and nothing else can happen meanwhile but a command from outside."""
         return len(self.calls) == 1 and not self.running and not self.timers and not self.awaits
 
-    def begin_alone(self) -> Call:
+    def begin_alone(self) -> Progress:
         """The usual case: the call runs in the leg's own task, and is cancelled with that. `end_alone` must follow."""
         effect_id, call = self.calls.popitem()
-        self.progress[effect_id] = Progress(call)
+        progress = self.progress[effect_id] = Progress(call)
         self.alone = True
-        return call
+        return progress
 
-    def end_alone(self, call: Call) -> None:
-        """The call has ended, however."""
+    def end_alone(self) -> None:
+        """The call has ended, however. It was the only one in progress."""
         self.alone = False
-        del self.progress[call.effect_id]
+        self.progress.clear()
 
     def begin(self, perform: Perform) -> None:
         """Begins all calls that were asked for, each in a task."""

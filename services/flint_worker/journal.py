@@ -5,53 +5,56 @@ How they travel, and what is done until that is known, is the lane's (`lanes.py`
 
 from __future__ import annotations
 
+import asyncio
+from typing import Final
+
 from flint_bus import Bus, MessageTooLarge
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
+from flint_contracts.journal import varint
 from flint_worker.lanes import Lanes, LegStopped, Member
 from flint_worker.lease import Lease
 
 __all__ = ["JournalWriter", "LegStopped"]
 
+_INDEX: Final = varint(journal_pb2.JournalEntry.INDEX_FIELD_NUMBER << 3)
+
 
 class JournalWriter:
     """Appends one leg's entries in order. One append at a time."""
+
+    __slots__ = ("_bus", "_lane", "_lease", "_member", "_position", "_whose")
 
     def __init__(self, bus: Bus, lease: Lease, job: dispatch_pb2.Job, lanes: Lanes) -> None:
         self._bus = bus
         self._lease = lease
         self._lane = lanes.of(job)
         self._member = Member()
-        self._index = job.position + 1
-        self._job = job
-        self.written = 0
-        """Entries stored by this leg."""
+        self._position = job.position
+        self._whose = journal_pb2.JournalEntry(
+            run_id=job.run_id, leg_nonce=job.leg_nonce, leg=job.leg, claimant=job.claimant
+        ).SerializeToString()
 
     @property
     def unsure(self) -> bool:
         """Whether an append is being tried again."""
-        return self._lane.unsure and self._member.pending is not None
+        pending = self._member.pending
+        return self._lane.unsure and pending is not None and not pending.done()
 
     def give_up(self) -> None:
         """Stop trying, the journal is gone."""
         self._lane.give_up(self._member)
 
-    async def append(self, entry: journal_pb2.JournalEntry) -> None:
-        """Returns when the entry is stored. What says whose entry it is and which one is added to it here.
+    def append(self, entry: bytes) -> asyncio.Future[None]:
+        """Done when the entry is stored. `entry` is the encoded one without whose it is and which, which is added here.
 
-        Raises LegStopped, MessageTooLarge before anything was sent, or AppendRefused when it will never be stored.
+        Raises LegStopped, or MessageTooLarge before anything was sent. The future raises LegStopped, or AppendRefused
+        when it will never be stored; when it is cancelled, the entry may be stored or not.
         """
-        job = self._job
-        entry.run_id = job.run_id
-        entry.leg_nonce = job.leg_nonce
-        entry.leg = job.leg
-        entry.claimant = job.claimant
-        entry.index = self._index
-        data = entry.SerializeToString()
+        member = self._member
+        data = b"".join((self._whose, _INDEX, varint(self._position + member.stored + 1), entry))
         if not self._lease.valid():
             raise LegStopped("lease")
         if len(data) > self._bus.max_append:
             raise MessageTooLarge(f"{len(data)} bytes; the server takes {self._bus.max_append} beside headers")
-        await self._lane.append(data, self._member)
-        self._index += 1
-        self.written += 1
+        return self._lane.append(data, member)

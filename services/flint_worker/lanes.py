@@ -64,21 +64,24 @@ class LegStopped(Exception):
 
 
 class Member:
-    """A leg in a lane."""
+    """A leg in a lane. It appends one entry at a time."""
 
-    __slots__ = ("given_up", "joined", "pending")
+    __slots__ = ("given_up", "joined", "pending", "stored")
 
     def __init__(self) -> None:
         self.joined: int | None = None
         """`Lane.losses` when an entry of it was stored there; None: none was."""
         self.given_up = False
-        self.pending: asyncio.Future[int] | None = None
+        self.pending: asyncio.Future[None] | None = None
+        """Its last append."""
+        self.stored = 0
+        """How many entries of it were stored."""
 
 
 class _Append:
     __slots__ = ("again", "alone", "data", "member", "stored")
 
-    def __init__(self, data: bytes, member: Member, stored: asyncio.Future[int]) -> None:
+    def __init__(self, data: bytes, member: Member, stored: asyncio.Future[None]) -> None:
         self.data = data
         self.member = member
         self.stored = stored
@@ -89,9 +92,10 @@ class _Append:
         if not self.stored.done():
             self.stored.set_exception(error)
 
-    def succeed(self, losses: int) -> None:
+    def succeed(self) -> None:
         if not self.stored.done():
-            self.stored.set_result(losses)
+            self.member.stored += 1
+            self.stored.set_result(None)
 
 
 class _Message:
@@ -142,17 +146,22 @@ class Lane:
         lane._number = job.position
         return lane
 
-    async def append(self, data: bytes, member: Member) -> None:
-        """Returns when the entry is stored. A leg appends one at a time.
+    def append(self, data: bytes, member: Member) -> asyncio.Future[None]:
+        """Done when the entry is stored. A leg appends one at a time.
 
         Raises LegStopped, MessageTooLarge, or AppendRefused when it will never be stored. When it is cancelled, the
         entry may be stored or not.
         """
-        member.pending = self._put(data, member)
-        try:
-            member.joined = await member.pending
-        finally:
-            member.pending = None
+        stored = member.pending = self._loop.create_future()
+        self._queue.append(_Append(data, member, stored))
+        if self._message is None:
+            if self._shared:
+                self._go_on()  # what others append in this turn of the event loop goes with it
+            else:
+                self._send()
+        elif self.unsure and not self._settling:
+            self._settle_soon(self._message, AppendUnknown("nobody waited for it"))
+        return stored
 
     def give_up(self, member: Member) -> None:
         """Its owner says that the journal is gone: the leg does not wait for what is being tried again."""
@@ -161,18 +170,6 @@ class Lane:
             member.pending.set_exception(LegStopped("given-up"))
 
     # -- sending -------------------------------------------------------------------------------------------------------
-
-    def _put(self, data: bytes, member: Member) -> asyncio.Future[int]:
-        append = _Append(data, member, self._loop.create_future())
-        self._queue.append(append)
-        if self._message is None:
-            if self._shared:
-                self._go_on()  # what others append in this turn of the event loop goes with it
-            else:
-                self._send()
-        elif self.unsure and not self._settling:
-            self._settle_soon(self._message, AppendUnknown("nobody waited for it"))
-        return append.stored
 
     def _go_on(self) -> None:
         if self._queue and not self._planned:
@@ -216,7 +213,8 @@ class Lane:
             if append.stored.done():  # its leg has gone
                 queue.popleft()
                 continue
-            if append.member.joined not in (None, self.losses):
+            joined = append.member.joined
+            if joined is not None and joined != self.losses:
                 append.fail(LegStopped("superseded"))
                 continue
             room -= len(append.data) + FRAME_BYTES
@@ -242,12 +240,15 @@ class Lane:
         self.unsure = False
         self._expected = sequence
         self._stored_at = boottime()
-        for append in message.appends:
-            APPENDS.inc()
-            if self._shared:
-                self._bus.telling.tell(partial(append.succeed, self.losses))
-            else:
-                append.succeed(self.losses)
+        appends = message.appends
+        APPENDS.add(len(appends))
+        for append in appends:
+            append.member.joined = self.losses
+        if self._shared:
+            self._bus.telling.tell(*[append.succeed for append in appends])
+        else:
+            for append in appends:
+                append.succeed()
         self._go_on()  # behind those who have been told, who may append more in the same turn
 
     def _refused(self, message: _Message, error: Exception) -> None:

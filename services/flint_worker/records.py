@@ -15,12 +15,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
-from flint_contracts.journal import varint
+from flint_contracts.journal import field, varint
 from flint_core.effects import Await, AwaitKind
 from flint_core.machine import End, Failed, StepTrace, Succeeded
 from flint_core.problems import Problem
 
-__all__ = ["add_awaits", "problem_proto", "set_end", "step_records", "timestamp"]
+__all__ = ["add_awaits", "problem_proto", "run_end", "step_records", "timestamp"]
 
 _STATES: Final = {
     "running": runs_pb2.StepRecord.STATE_RUNNING,
@@ -52,23 +52,27 @@ def problem_proto(problem: Problem, detail_limit: int = _DETAIL_LIMIT) -> runs_p
     )
 
 
-_STEP_TAG: Final = bytes([journal_pb2.JournalEntry.STEPS_FIELD_NUMBER << 3 | 2])  # a field with a length
+_STEP: Final = field(journal_pb2.JournalEntry.STEPS_FIELD_NUMBER)
+_EVENTS: Final = field(journal_pb2.JournalEntry.EVENTS_FIELD_NUMBER)
+_END: Final = field(journal_pb2.JournalEntry.END_FIELD_NUMBER)
+_SUCCEEDED: Final = field(journal_pb2.LegEnd.SUCCEEDED_FIELD_NUMBER)
+_OUTPUT: Final = field(journal_pb2.Succeeded.OUTPUT_FIELD_NUMBER)
 
 
-def step_records(traces: Iterable[StepTrace]) -> bytes:
-    """The machine's traces as recorded steps of an entry, in order: as much of an encoded `JournalEntry`."""
+def step_records(traces: Iterable[StepTrace], events: bytes = b"") -> bytes:
+    """The machine's traces as recorded steps of an entry, in order, and its events: as much of a `JournalEntry`."""
     parts: list[bytes] = []
     for step, iteration, attempt, state, kind, function, started_ms, ended_ms, problem in traces:
-        record = _same(step, attempt, state, kind, function) + _start(started_ms)
-        if ended_ms is not None:
-            record += _end(ended_ms)
+        same, start = _same(step, attempt, state, kind, function), _start(started_ms)
+        more = b"" if ended_ms is None else _end(ended_ms)
         if iteration:
-            record += runs_pb2.StepRecord(iteration=iteration).SerializeToString()
+            more += runs_pb2.StepRecord(iteration=iteration).SerializeToString()
         if problem is not None:
             error = problem_proto(problem, _STEP_DETAIL_LIMIT)
-            record += runs_pb2.StepRecord(error=error).SerializeToString()
-        size = len(record)
-        parts += (_STEP_TAG, _LENGTHS[size] if size < len(_LENGTHS) else varint(size), record)
+            more += runs_pb2.StepRecord(error=error).SerializeToString()
+        parts += (_STEP, varint(len(same) + len(start) + len(more)), same, start, more)
+    if events:
+        parts += (_EVENTS, varint(len(events)), events)
     return b"".join(parts)
 
 
@@ -86,9 +90,6 @@ def _start(ms: int) -> bytes:
 @lru_cache(maxsize=256)
 def _end(ms: int) -> bytes:
     return runs_pb2.StepRecord(end_time=timestamp(ms)).SerializeToString()
-
-
-_LENGTHS: Final = [varint(size) for size in range(512)]
 
 
 def add_awaits(entry: journal_pb2.JournalEntry, opened: Iterable[tuple[Await, bytes]], at_ms: int) -> None:
@@ -109,11 +110,16 @@ def timestamp(ms: int) -> Timestamp:
     return Timestamp(seconds=ms // 1000, nanos=ms % 1000 * 1_000_000)
 
 
-def set_end(entry: journal_pb2.JournalEntry, end: End) -> None:
-    """The run is over with this entry."""
+def run_end(end: End) -> bytes:
+    """The run is over with this entry: as much of an encoded `JournalEntry`."""
     if isinstance(end, Succeeded):
-        entry.end.succeeded.output = orjson.dumps(end.output)
-    elif isinstance(end, Failed):
+        output = orjson.dumps(end.output)
+        ended = b"".join((_OUTPUT, varint(len(output)), output))
+        ended = b"".join((_SUCCEEDED, varint(len(ended)), ended))
+        return b"".join((_END, varint(len(ended)), ended))
+    entry = journal_pb2.JournalEntry()
+    if isinstance(end, Failed):
         entry.end.failed.error.CopyFrom(problem_proto(end.problem))
     else:
         entry.end.cancelled.SetInParent()
+    return entry.SerializeToString()

@@ -1,7 +1,7 @@
 """A worker: it takes jobs, executes, appends, answers its owners, drains, and begins anew when its lease has lapsed.
 
-In step with the worker's `table.py`, `leg.py`, `journal.py`, `control.py` and `lease.py`. The lease's end in etcd and
-on the worker's own clock are one step; that etcd's comes later is a delay of whoever acts upon it.
+In step with the worker's `table.py`, `leg.py`, `turns.py`, `journal.py`, `control.py` and `lease.py`. The lease's end
+in etcd and on the worker's own clock are one step; that etcd's comes later is a delay of whoever acts upon it.
 """
 
 from __future__ import annotations

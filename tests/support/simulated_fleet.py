@@ -110,7 +110,7 @@ class SimulatedLeg:
             )
         self.begun = True
         try:
-            await self._journal.append(entry)
+            await self._journal.append(entry.SerializeToString())
         except LegStopped as stopped:
             return stopped.reason
         return "yielded" if self._back.is_set() else "succeeded"

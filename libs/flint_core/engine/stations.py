@@ -84,7 +84,8 @@ def _export(kernel: Kernel, strand: Strand, frame: Frame) -> None:
 
 
 def _leave(kernel: Kernel, strand: Strand, frame: Frame) -> None:
-    kernel.take(strand, frame)
+    if frame.size:  # a trifle needs no room
+        kernel.take(strand, frame)
     kernel.leave(strand, frame)
 
 

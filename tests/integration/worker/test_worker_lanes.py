@@ -94,7 +94,7 @@ async def test_an_urgent_entry_passes_a_lane_that_waits(bench: Bench) -> None:
     lane = lane_of(bench)
     never: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     real, lane._bus = lane._bus, Silent(lane._bus, never)  # type: ignore[assignment]
-    waits = asyncio.ensure_future(lane.append(entry(1), Member()))
+    waits = lane.append(entry(1), Member())
     await eventually(lambda: lane._message is not None)
     job = bench.job(bench.define(noops(2)), level=0)
     assert await bench.run(job, 60) == "succeeded"
@@ -141,7 +141,7 @@ class Refusing:
 async def test_one_that_is_refused_keeps_no_other(bench: Bench) -> None:
     lanes = Lanes(Refusing(bench.bus, entry(3)), bench.lease)  # type: ignore[arg-type]
     lane = lane_of(bench, lanes)
-    appends = [asyncio.ensure_future(lane.append(entry(n), Member())) for n in range(6)]
+    appends = [lane.append(entry(n), Member()) for n in range(6)]
     done, _ = await asyncio.wait(appends, timeout=60)
     assert len(done) == 6
     assert [type(append.exception()) for append in appends] == [type(None)] * 3 + [AppendRefused] + [type(None)] * 2
@@ -156,10 +156,10 @@ async def test_a_lost_end_stops_the_legs_that_had_entries_there_and_no_others(be
     await lane.append(entry(1), first)
     await lane.append(entry(2), second)
     await lose_last(bench, lane)
-    together = [asyncio.ensure_future(lane.append(entry(n), member)) for n, member in ((3, first), (4, late))]
+    together = [lane.append(entry(n), member) for n, member in ((3, first), (4, late))]
     assert await reason_of(together[0]) == "superseded"
     await together[1]
-    assert await reason_of(asyncio.ensure_future(lane.append(entry(5), second))) == "superseded"
+    assert await reason_of(lane.append(entry(5), second)) == "superseded"
     await lane.append(entry(6), late)
     await lane.append(entry(7), Member())
     assert await messages(bench, lane) == [[1], [4], [6], [7]]
@@ -179,7 +179,7 @@ async def test_what_nobody_waits_for_is_settled_before_what_comes_next(own_bench
     lane = lane_of(bench)
     await lane.append(entry(1), Member())
     own_nats.pause()
-    gone = asyncio.ensure_future(lane.append(entry(2), Member()))
+    gone = lane.append(entry(2), Member())
     await eventually(lambda: lane._message is not None)
     gone.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -196,8 +196,8 @@ async def test_a_leg_that_gives_up_leaves_the_others_waiting(own_bench: Bench, o
     bench = own_bench
     lane, giving, staying = lane_of(bench), Member(), Member()
     own_nats.pause()
-    gives = asyncio.ensure_future(lane.append(entry(1), giving))
-    stays = asyncio.ensure_future(lane.append(entry(2), staying))
+    gives = lane.append(entry(1), giving)
+    stays = lane.append(entry(2), staying)
     await eventually(lambda: lane.unsure)
     lane.give_up(giving)
     assert await reason_of(gives) == "given-up"
@@ -216,9 +216,9 @@ async def test_nothing_is_sent_after_the_lease(own_bench: Bench, own_nats: NatsS
     lane = lane_of(bench, lanes)
     if paused:
         own_nats.pause()
-        under_way = asyncio.ensure_future(lane.append(entry(1), Member()))
+        under_way = lane.append(entry(1), Member())
         await eventually(lambda: lane.unsure)
-    queued = asyncio.ensure_future(lane.append(entry(2), Member()))
+    queued = lane.append(entry(2), Member())
     lease.end()
     if paused:
         assert await reason_of(under_way) == "lease"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import orjson
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
-from flint_core.machine import StepState, StepTrace
+from flint_core.machine import Cancelled, Failed, StepState, StepTrace, Succeeded
 from flint_core.problems import Problem
-from flint_worker.records import problem_proto, step_records, timestamp
+from flint_worker.records import problem_proto, run_end, step_records, timestamp
 
 # Lengths on both sides of where the length of a record takes another byte.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(
@@ -67,3 +68,19 @@ def test_records_of_one_step_differ_in_what_differs() -> None:
         first,
     ]
     assert journal_pb2.JournalEntry.FromString(step_records(traces)) == written_plainly(traces)
+
+
+@given(st.lists(TRACES, max_size=3), st.binary(max_size=3_000), st.none() | st.text(max_size=600) | PROBLEMS)
+def test_an_entry_in_pieces_is_the_entry(traces: list[StepTrace], events: bytes, ends: str | Problem | None) -> None:
+    end = Failed(ends) if isinstance(ends, Problem) else Cancelled() if ends is None else Succeeded({"a": ends})
+    written = written_plainly(traces)
+    written.events = events
+    if isinstance(end, Succeeded):
+        written.end.succeeded.output = orjson.dumps(end.output)
+    elif isinstance(end, Failed):
+        written.end.failed.error.CopyFrom(problem_proto(end.problem))
+    else:
+        written.end.cancelled.SetInParent()
+    pieces = step_records(traces, events) + run_end(end)
+    assert journal_pb2.JournalEntry.FromString(pieces) == written
+    assert len(pieces) == written.ByteSize()
