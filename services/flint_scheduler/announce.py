@@ -77,7 +77,14 @@ class Announcer:
     @property
     def watched(self) -> bool:
         """Whether anybody watches any run."""
-        return bool(self._interests)
+        return bool(self._interests) or (self.feed is not None and self.feed.active)
+
+    def follows(self, run_id: bytes) -> bool:
+        """Whether anybody is told of each of the run's changes."""
+        if self.feed is not None and self.feed.active:
+            return True
+        interests = self._interests.get(run_id)
+        return interests is not None and any(every for _, every in interests.values())
 
     def wants_steps(self, run_id: bytes) -> bool:
         """Whether anybody watches the run's steps."""

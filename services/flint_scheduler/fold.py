@@ -1,8 +1,9 @@
 """Fold: the journal becomes the record, hundreds of entries in one commit (R2, R5).
 
-Entries come from the groups' readers in the order of the stream; commands (a cancel's end, a SEAL's verdict, a run
-that cannot be delivered) join the same lane, so that one run is never changed by two commits at a time. A batch is
-judged against the cards, committed as one fenced statement, and only then are cards, watchers and slots told.
+Entries come from the groups' readers in the order of the stream, those in the middle of a leg with what comes next of
+their run (company.py); commands (a cancel's end, a SEAL's verdict, a run that cannot be delivered) join the same lane,
+so that one run is never changed by two commits at a time. A batch is judged against the cards, committed as one fenced
+statement, and only then are cards, watchers and slots told.
 
 Entries of urgent runs are also put before all that waits, as a reading of their own (`ahead`): what stands between
 them in the journal is other runs'. They are judged again in their place, as duplicates, so that the group's watermark,
@@ -19,20 +20,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 
-from google.protobuf.message import DecodeError
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from flint_bus import StoredMessage
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
-from flint_core.queueing import URGENT
 from flint_ops.logging import get_logger
 from flint_scheduler.announce import Announcer
 from flint_scheduler.cards import Phase, RunBook, RunCard
 from flint_scheduler.clock import RecordClock
+from flint_scheduler.company import Company
 from flint_scheduler.drafts import (
     Command,
     CommandKind,
@@ -47,10 +45,11 @@ from flint_scheduler.drafts import (
     unstorable,
 )
 from flint_scheduler.fleet import FleetView
-from flint_scheduler.holdings import GroupHolding, Holdings
+from flint_scheduler.holdings import Holdings
 from flint_scheduler.judgement import Verdict, judge
 from flint_scheduler.lane import Lane, LaneClosed
 from flint_scheduler.metrics import COMMIT_ROWS, ENTRIES, FOLD_LAG, RUNS_ENDED
+from flint_scheduler.readings import Item, Reading
 from flint_scheduler.ready import ReadyQueue
 from flint_scheduler.record import Record, RecordUnavailable
 from flint_scheduler.shares import Shares
@@ -71,31 +70,9 @@ _URGENT_S = 1.0
 _RETRY_S = 0.5
 _DIFFERENCES = 20
 _OPENING_S = 0.02
-_COMPANY_S = 0.025
 _MOST_PENDING_BYTES = 32 * 2**20
 _RUN = runs_pb2.Run
 _ACCEPT = Verdict.ACCEPT
-
-
-@dataclass(slots=True)
-class Reading:
-    """Messages of one group's journal, read under one holding, and the entries in them (None: not decodable)."""
-
-    holding: GroupHolding
-    generation: int
-    messages: list[StoredMessage]
-    read_at: float
-    entries: list[tuple[StoredMessage, journal_pb2.JournalEntry | None]] = field(default_factory=list)
-    ahead: bool = False  # it overtakes; the same entries come again in their place
-    size: int = 0  # bytes
-
-    def __post_init__(self) -> None:
-        self.size = 0 if self.ahead else sum(len(m.data) for m in self.messages)
-
-    def decode(self) -> bool:
-        """Parse the entries; True when somebody waits for one of them: it ends or seals a leg, or opens an await."""
-        self.entries = [(message, entry) for message in self.messages for entry in _decode(message)]
-        return any(e is not None and (e.seal or e.HasField("end") or e.awaits_opened) for _, e in self.entries)
 
 
 class _Differs(Exception):
@@ -130,7 +107,8 @@ class Folder(Lane[Reading | Command]):
         self.level_named: Callable[[str, str], int | None] = lambda namespace, name: None
         self._room = asyncio.Event()
         self._room.set()
-        self._urgent = asyncio.Event()
+        self._company = Company(book, announcer)
+        self._timer: asyncio.TimerHandle | None = None  # of what waits for company
         self._judged: list[Reading] = []
         self._accepted = 0  # entries, not counted by the metric yet
         self._ended: Counter[runs_pb2.Run.State.ValueType] = Counter()  # runs by state, likewise
@@ -160,25 +138,43 @@ class Folder(Lane[Reading | Command]):
     async def read(self, reading: Reading) -> None:
         """Hand over messages of a group's journal; waits while the lane is far behind."""
         await self._room.wait()
-        if reading.decode() or self._announcer.watched:
-            self._urgent.set()
-        self._put(reading)
-        self._overtake(reading)
-        self._pending_bytes += reading.size
-        if self._pending_bytes > _MOST_PENDING_BYTES:
-            self._room.clear()
-
-    def _overtake(self, reading: Reading) -> None:
-        get = self._book.get
-        urgent = {
-            message.sequence: message
-            for message, entry in reading.entries
-            if entry is not None and (card := get(entry.run_id)) is not None and card.level == URGENT
-        }
+        reading.decode()
+        now = asyncio.get_running_loop().time()
+        urgent = self._company.sort(reading, now)
+        if reading.entries:
+            self._put(reading)
+            self._pending_bytes += reading.size
+            if self._pending_bytes > _MOST_PENDING_BYTES:
+                self._room.clear()
         if urgent:
-            ahead = list(urgent.values())  # with the others' entries in them
-            self._ahead.append(Reading(reading.holding, reading.generation, ahead, reading.read_at, ahead=True))
-            self._ahead_at = reading.read_at
+            self._overtake(reading, urgent)
+        if self._company.full:
+            self._go_on(float("inf"))
+        elif self._timer is None:
+            self._plan()
+
+    def _overtake(self, reading: Reading, urgent: list[Item]) -> None:
+        messages = list({message.sequence: message for message, _, _ in urgent}.values())
+        # Judging takes entries apart, and in their place they are judged once more: these are parsed anew.
+        ahead = Reading(reading.holding, reading.generation, messages, reading.read_at, urgent, ahead=True, spent=True)
+        self._ahead.append(ahead)
+        self._ahead_at = reading.read_at
+
+    def _plan(self) -> None:
+        due = self._company.next_at
+        if due is not None:
+            self._timer = asyncio.get_running_loop().call_at(due, self._waited)
+
+    def _waited(self) -> None:
+        self._timer = None
+        self._go_on(asyncio.get_running_loop().time())
+        self._plan()
+
+    def _go_on(self, now: float) -> None:
+        """Entries that waited for company until then wait no longer."""
+        with contextlib.suppress(LaneClosed):
+            for reading in self._company.due(now):
+                self._put(reading)
 
     def _take(self) -> list[Reading | Command]:
         """What overtakes is committed by itself, and in turn with the others."""
@@ -193,17 +189,11 @@ class Folder(Lane[Reading | Command]):
         return super()._take()
 
     def command(self, command: Command) -> None:
-        """Hand over a change of the owner's own."""
-        self._urgent.set()
+        """Hand over a change of the owner's own: behind what has come of the run."""
+        waiting = self._company.take(command.card.group, command.card.run_id)
+        if waiting is not None:
+            self._put(waiting)
         self._put(command)
-
-    async def _company(self) -> None:
-        """An entry in the middle of a leg may wait for others: only its leg's end, or a watcher, is waited for."""
-        if not self._urgent.is_set() and not self._overtook:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_COMPANY_S):
-                    await self._urgent.wait()
-        self._urgent.clear()
 
     def _weight(self, unit: Reading | Command) -> int:
         if not isinstance(unit, Reading):
@@ -279,15 +269,15 @@ class Folder(Lane[Reading | Command]):
             if not mine or unit.generation != self._holdings.generation:
                 continue
             self._judged.append(unit)
-            if not unit.entries:
-                unit.decode()  # judged again after a commit that failed
-            for message, entry in unit.entries:
+            if unit.spent:
+                unit.again()
+            for message, _, entry in unit.entries:
                 if entry is None:
                     ENTRIES.labels("undecodable").inc()
                     log.error("journal_entry_undecodable", subject=message.subject, sequence=message.sequence)
                 else:
                     self._judge_entry(entry, message.sequence, session_id, drafts, unit.ahead)
-            unit.entries = []  # judging takes entries apart
+            unit.spent = True  # judging takes entries apart
         _VERDICTS[_ACCEPT].inc(self._accepted)
         self._accepted = 0
         return drafts
@@ -359,7 +349,7 @@ class Folder(Lane[Reading | Command]):
 
     def _again(self, command: Command) -> None:
         with contextlib.suppress(LaneClosed):
-            self._put(command)
+            self.command(command)
 
     # -- committing ----------------------------------------------------------------------------------------------------
 
@@ -512,19 +502,9 @@ class Folder(Lane[Reading | Command]):
     def _advance(self) -> None:
         now = asyncio.get_running_loop().time()
         for unit in self._judged:
-            if unit.messages and not unit.ahead and unit.generation == self._holdings.generation:
-                unit.holding.folded = max(unit.holding.folded, unit.messages[-1].sequence)
+            if not unit.ahead and unit.generation == self._holdings.generation:
+                unit.holding.folded = max(unit.holding.folded, unit.upto)
                 FOLD_LAG.observe(now - unit.read_at)
-
-
-def _decode(message: StoredMessage) -> Sequence[journal_pb2.JournalEntry | None]:
-    """The entries of one message: one, or several that travelled together."""
-    entry = journal_pb2.JournalEntry()
-    try:
-        entry.ParseFromString(message.data)
-    except DecodeError:
-        return (None,)
-    return entry.together or (entry,)
 
 
 _VERDICTS = {verdict: ENTRIES.labels(verdict.value) for verdict in Verdict}

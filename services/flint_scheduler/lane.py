@@ -46,7 +46,6 @@ class Lane(ABC, Generic[Unit]):
         try:
             while True:
                 await self._arrived.wait()
-                await self._company()
                 async with self._turn:
                     batch = self._take()
                     if batch:
@@ -55,9 +54,6 @@ class Lane(ABC, Generic[Unit]):
             self._closed = True
             while self._pending:
                 self._refuse(self._pending.popleft(), LaneClosed())
-
-    async def _company(self) -> None:
-        """Wait a little for more, where nobody waits for what is there. Most lanes do not."""
 
     async def _commit_safely(self, batch: list[Unit]) -> None:
         try:

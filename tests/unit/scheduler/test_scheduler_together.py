@@ -51,7 +51,7 @@ class Owner:
         reading = self.reading(*messages)
         reading.decode()
         drafts: dict[bytes, Draft] = {}
-        for message, entry in reading.entries:
+        for message, _, entry in reading.entries:
             assert entry is not None
             self.folder._judge_entry(entry, message.sequence, SESSION, drafts)
         return drafts
