@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from flint_core.ids import created_ms
 from flint_core.payloads import references_in_json
 from flint_core.queueing import QueueHints
+from flint_store import columns
 from flint_store.arrays import bools, byteas, integers, texts, uuids
 from flint_store.fence import FENCE, OwnerSession
 from flint_store.hot import execute_hot
@@ -213,19 +214,19 @@ JOIN run r ON r.namespace_id = u.namespace_id AND r.request_id = u.request_id
 
 def _parameters(runs: Sequence[NewRun]) -> dict[str, object]:
     return {
-        "run_ids": uuids([r.run_id for r in runs]),
-        "namespaces": texts([r.namespace for r in runs]),
-        "definitions": integers([r.definition_id for r in runs]),
-        "groups": integers([r.group for r in runs]),
-        "levels": integers([r.level for r in runs]),
-        "request_ids": texts([r.request_id or None for r in runs]),
-        "request_hashes": byteas([r.request_hash for r in runs]),
-        "trace_ids": byteas([r.trace_id for r in runs]),
-        "inputs": byteas([r.input for r in runs]),
-        "nonces": uuids([r.leg_nonce for r in runs]),
-        "claimants": texts([r.claimant for r in runs]),
-        "generations": integers([r.generation for r in runs]),
-        "created": integers([created_ms(r.run_id) for r in runs]),
+        "run_ids": columns.uuids([r.run_id for r in runs]),
+        "namespaces": columns.texts([r.namespace for r in runs]),
+        "definitions": columns.bigints([r.definition_id for r in runs]),
+        "groups": columns.integers([r.group for r in runs]),
+        "levels": columns.integers([r.level for r in runs]),
+        "request_ids": columns.texts([r.request_id or None for r in runs]),
+        "request_hashes": columns.byteas([r.request_hash for r in runs]),
+        "trace_ids": columns.byteas([r.trace_id for r in runs]),
+        "inputs": columns.byteas([r.input for r in runs]),
+        "nonces": columns.uuids([r.leg_nonce for r in runs]),
+        "claimants": columns.texts([r.claimant for r in runs]),
+        "generations": columns.bigints([r.generation for r in runs]),
+        "created": columns.bigints([created_ms(r.run_id) for r in runs]),
     }
 
 

@@ -12,12 +12,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+import psycopg
 from sqlalchemy import Row, TextClause
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from flint_store import columns
 from flint_store.errors import StoreError, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def create_engine(settings: PostgresSettings, purpose: Purpose, *, pool_size: in
     `pool_size` defaults to `settings.pool_size`; no more connections than that are opened, and a caller that gets none
     within 5 s fails with `StoreUnavailable`.
     """
+    columns.register(psycopg.adapters)  # SQLAlchemy's dialect begins with these
     session = _SESSION | {"statement_timeout": str(settings.statement_timeout_ms)}
     if purpose == "lane":
         session |= _LANE

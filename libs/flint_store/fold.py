@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache
 
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from flint_store.arrays import bools, byteas, integers, texts, uuids
 from flint_store.await_changes import AWAIT_PARTS, AwaitChanges, await_parameters
+from flint_store.columns import bigints, booleans, byteas, instants, integers, texts, uuids
 from flint_store.control_changes import CONTROL_PARTS, control_parameters, has_control
 from flint_store.fence import FENCE, Fenced, OwnerSession
 from flint_store.hot import execute_hot
@@ -147,22 +147,22 @@ async def fold_runs(
     changes = [f.awaits for f in folds if f.awaits is not None]
     parameters: dict[str, object] = {
         "run_ids": uuids([f.run_id for f in folds]),
-        "changes": integers([f.change for f in folds]),
-        "positions": integers([f.position for f in folds]),
+        "changes": bigints([f.change for f in folds]),
+        "positions": bigints([f.position for f in folds]),
         "states": integers([f.state for f in folds]),
         "losses": integers([f.losses for f in folds]),
-        "cancels": bools([f.cancel_requested for f in folds]),
-        "closed": bools([f.leg_closed for f in folds]),
+        "cancels": booleans([f.cancel_requested for f in folds]),
+        "closed": booleans([f.leg_closed for f in folds]),
         "snapshots": byteas([f.snapshot for f in folds]),
-        "snapshot_positions": integers([f.snapshot_position for f in folds]),
+        "snapshot_positions": bigints([f.snapshot_position for f in folds]),
         "outputs": byteas([f.output for f in folds]),
         "errors": byteas([f.error for f in folds]),
-        "wakes": texts([_timestamp(f.wake_at_ms) if f.wake_at_ms is not None else None for f in folds]),
-        "ended": bools([f.ended for f in folds]),
-        "compensating": bools([f.compensates for f in folds]),
+        "wakes": instants([f.wake_at_ms for f in folds]),
+        "ended": booleans([f.ended for f in folds]),
+        "compensating": booleans([f.compensates for f in folds]),
         "expected": len(folds),
         "entry_run_ids": uuids([e.run_id for e in entries]),
-        "entry_indexes": integers([e.index for e in entries]),
+        "entry_indexes": bigints([e.index for e in entries]),
         "entry_legs": integers([e.leg for e in entries]),
         "entry_claimants": texts([e.claimant for e in entries]),
         "entry_steps": byteas([e.steps for e in entries]),
@@ -188,7 +188,3 @@ async def fold_runs(
         raise Fenced(session)
     at: datetime = row.at
     return at
-
-
-def _timestamp(at_ms: int) -> str:
-    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat()

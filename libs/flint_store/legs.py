@@ -14,7 +14,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from flint_core.queueing import Placement, QueueHints
-from flint_store.arrays import integers, texts, uuids
+from flint_store.columns import bigints, integers, texts, uuids
 from flint_store.fence import FENCE, Fenced, OwnerSession
 from flint_store.hot import execute_hot
 from flint_store.mail import Mail, load_mail
@@ -140,11 +140,11 @@ async def open_legs(connection: AsyncConnection, session: OwnerSession, openings
     """Open the legs in one commit; answers the time. Raises `Fenced`, or a DataError when a row had changed."""
     parameters = session.parameters() | {
         "run_ids": uuids([o.run_id for o in openings]),
-        "changes": integers([o.change for o in openings]),
+        "changes": bigints([o.change for o in openings]),
         "legs": integers([o.leg for o in openings]),
         "nonces": uuids([o.nonce for o in openings]),
         "claimants": texts([o.claimant for o in openings]),
-        "generations": integers([o.generation for o in openings]),
+        "generations": bigints([o.generation for o in openings]),
         "expected": len(openings),
     }
     row = await execute_hot(connection, OPEN_LEGS, parameters)
