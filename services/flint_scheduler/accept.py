@@ -41,6 +41,7 @@ __all__ = ["Acceptor", "NewStart"]
 _BATCH = 1000
 _NOISE = 11  # random bytes of a start: nine for its id, two for its shard
 _LATE_S = 15.0  # above PostgreSQL's statement timeout
+_READY, _OPEN = Phase.READY, Phase.OPEN
 ENDED = frozenset((runs_pb2.Run.STATE_SUCCEEDED, runs_pb2.Run.STATE_FAILED, runs_pb2.Run.STATE_CANCELLED))
 
 
@@ -280,7 +281,7 @@ class Acceptor(Lane[_Unit]):
                     level=start.level,
                     created_ms=made_ms,
                     trace_id=start.trace_id,
-                    phase=Phase.READY,
+                    phase=_READY,
                     request_id=start.request_id,
                     expected_sequence=0,
                     start=LegStart(start.input, b""),
@@ -292,7 +293,7 @@ class Acceptor(Lane[_Unit]):
                     card.parent_key = start.parent.await_key if start.parent.waits else None
                 self._book.add(card)
                 if run.leg_nonce is not None:
-                    card.phase = Phase.OPEN
+                    card.phase = _OPEN
                     card.held = True
                     card.leg = 1
                     card.nonce = run.leg_nonce

@@ -45,6 +45,14 @@ class Phase(IntEnum):
     CLOSING = 5  # being ended without a leg (a cancel), or made ready so that a leg undoes what it did
 
 
+_STATES: Final = {
+    Phase.OPEN: runs_pb2.Run.STATE_RUNNING,
+    Phase.SEALING: runs_pb2.Run.STATE_RUNNING,
+    Phase.WAITING: runs_pb2.Run.STATE_WAITING,
+    Phase.PAUSED: runs_pb2.Run.STATE_PAUSED,
+}
+
+
 @dataclass(slots=True)
 class RunCard:
     """One run that has not ended."""
@@ -124,15 +132,7 @@ class RunCard:
     @property
     def state(self) -> runs_pb2.Run.State.ValueType:
         """The run's public state."""
-        match self.phase:
-            case Phase.OPEN | Phase.SEALING:
-                return runs_pb2.Run.STATE_RUNNING
-            case Phase.WAITING:
-                return runs_pb2.Run.STATE_WAITING
-            case Phase.PAUSED:
-                return runs_pb2.Run.STATE_PAUSED
-            case _:
-                return runs_pb2.Run.STATE_QUEUED
+        return _STATES.get(self.phase, runs_pb2.Run.STATE_QUEUED)
 
 
 def card_of_row(row: RunRow, now: float) -> RunCard:

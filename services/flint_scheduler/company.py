@@ -31,6 +31,7 @@ _EARLIER: Final = 0.25
 """The share of that time by which entries go earlier, with others that have waited so long."""
 _MOST_ENTRIES: Final = 10_000
 _MOST_BYTES: Final = 16 * 2**20
+_OPEN: Final = Phase.OPEN
 
 
 class _Waiting:
@@ -110,7 +111,7 @@ class Company:
                 urgent.append(item)
             elif (
                 card is not None
-                and card.phase is Phase.OPEN
+                and card.phase is _OPEN
                 and not (entry.HasField("end") or entry.seal or entry.awaits_opened)
                 and not (watched and self._announcer.follows(run_id))
             ):

@@ -42,6 +42,7 @@ log = get_logger(__name__)
 _BATCH = 200
 _APPEND_TIMEOUT_S = 5.0
 _RETRY_S = 0.5
+_OPENING, _OPEN = Phase.OPENING, Phase.OPEN
 
 
 _WAITS = [QUEUE_WAIT.labels("default", str(level)) for level in range(10)]
@@ -115,7 +116,7 @@ class Dispatcher:
             card, worker = taken
             if card.queue_level == URGENT:
                 least = URGENT  # in a commit of their own: a large one takes long
-            card.phase = Phase.OPENING
+            card.phase = _OPENING
             card.claimant = worker.card.incarnation
             card.held = True
             self._shares.occupy(card.namespace)
@@ -134,7 +135,7 @@ class Dispatcher:
             await self._commit(sealed, starts, session, generation)
         except RecordUnavailable as error:
             log.warning("legs_not_opened", error=str(error), runs=len(batch))
-            self._put_back([c for c in batch if c.phase is Phase.OPENING])
+            self._put_back([c for c in batch if c.phase is _OPENING])
             self._holdings.reread({c.group for c in batch})
             self._retry_later()
             return False
@@ -144,7 +145,7 @@ class Dispatcher:
         except DBAPIError as error:
             # A row was not as remembered: the statement did nothing at all. Read the groups again.
             log.warning("legs_refused_by_record", error=str(error.orig), runs=len(batch))
-            self._put_back([c for c in batch if c.phase is Phase.OPENING])
+            self._put_back([c for c in batch if c.phase is _OPENING])
             self._holdings.reread({c.group for c in batch})
             return False
         return True
@@ -266,7 +267,7 @@ class Dispatcher:
             card.leg += 1
             card.nonce = opening.nonce
             card.generation = opening.generation
-            card.phase = Phase.OPEN
+            card.phase = _OPEN
             card.progress_at = now
             card.wake_at_ms = 0
             card.started_ms = card.started_ms or at_ms

@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 from flint_scheduler.cards import Phase, RunCard
 
+_READY = Phase.READY
 __all__ = ["DEFAULT_WEIGHT", "FairQueue", "Others"]
 
 DEFAULT_WEIGHT = 100
@@ -104,7 +105,7 @@ class _Tenant:
             while heap:
                 _, _, token, card = heapq.heappop(heap)
                 self.count -= 1
-                if card.token == token and card.phase is Phase.READY:
+                if card.token == token and card.phase is _READY:
                     self.clock = passed
                     flow.passed = passed if flow.credit else passed + 1.0
                     flow.credit = False
@@ -210,7 +211,7 @@ class FairQueue:
             for tenant in self._tenants.values()
             for flow in tenant.flows.values()
             for _, _, token, card in flow.heap
-            if card.token == token and card.phase is Phase.READY
+            if card.token == token and card.phase is _READY
         ]
 
     def compact(self) -> list[RunCard]:
@@ -218,7 +219,7 @@ class FairQueue:
         for tenant in self._tenants.values():
             before = tenant.count
             for flow in tenant.flows.values():
-                flow.heap = [e for e in flow.heap if e[3].token == e[2] and e[3].phase is Phase.READY]
+                flow.heap = [e for e in flow.heap if e[3].token == e[2] and e[3].phase is _READY]
                 heapq.heapify(flow.heap)
             tenant.count = sum(len(flow.heap) for flow in tenant.flows.values())
             if not tenant.parked:

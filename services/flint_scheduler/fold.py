@@ -72,7 +72,8 @@ _DIFFERENCES = 20
 _OPENING_S = 0.02
 _MOST_PENDING_BYTES = 32 * 2**20
 _RUN = runs_pb2.Run
-_ACCEPT = Verdict.ACCEPT
+_ACCEPT, _STALE, _SEAL, _GAP = Verdict.ACCEPT, Verdict.STALE, Verdict.SEAL, Verdict.GAP
+_OPEN, _SEALING, _WAITING, _PAUSED = Phase.OPEN, Phase.SEALING, Phase.WAITING, Phase.PAUSED
 
 
 class _Differs(Exception):
@@ -290,35 +291,35 @@ class Folder(Lane[Reading | Command]):
         drafts: dict[bytes, Draft],
         ahead: bool = False,
     ) -> None:
-        draft = drafts.get(entry.run_id)
-        card = draft.card if draft is not None else self._book.get(entry.run_id)
-        if card is None or card.phase not in (Phase.OPEN, Phase.SEALING) or (draft is not None and draft.closed):
-            _VERDICTS[Verdict.STALE].inc()
+        run_id = entry.run_id
+        draft = drafts.get(run_id)
+        if draft is not None:
+            card, position, over = draft.card, draft.position, draft.closed
+        else:
+            found = self._book.get(run_id)
+            if found is None:
+                _VERDICTS[_STALE].inc()
+                return
+            card, position, over = found, found.position, False
+        sealing = card.phase is _SEALING
+        if over or not (sealing or card.phase is _OPEN):
+            _VERDICTS[_STALE].inc()
             return
-        position = draft.position if draft is not None else card.position
-        verdict = judge(
-            entry,
-            nonce=card.nonce,
-            leg=card.leg,
-            claimant=card.claimant,
-            position=position,
-            session=session_id,
-            sealing=card.phase is Phase.SEALING,
-        )
+        verdict = judge(entry, card.nonce, card.leg, card.claimant, position, session_id, sealing)
         if verdict is _ACCEPT:
             self._accepted += 1
         else:
             _VERDICTS[verdict].inc()
-        if verdict is Verdict.STALE:
-            self._tell_former(card, entry)
-        if verdict is Verdict.GAP and not ahead:  # else it may be the first since the run is urgent
-            log.error("journal_gap", run=card.run_id.hex(), index=entry.index, position=position)
-        if verdict is not _ACCEPT and verdict is not Verdict.SEAL:
-            return
+            if verdict is _STALE:
+                self._tell_former(card, entry)
+            if verdict is _GAP and not ahead:  # else it may be the first since the run is urgent
+                log.error("journal_gap", run=card.run_id.hex(), index=entry.index, position=position)
+            if verdict is not _SEAL:
+                return
         if draft is None:
             draft = drafts[card.run_id] = draft_of(card, self._holdings.generation)
             draft.level_named = self.level_named
-        if verdict is Verdict.SEAL:
+        if verdict is _SEAL:
             seal(draft, sequence, self._leg_losses)
         elif accept(draft, entry) == "yielded" and card.claimant is not None:
             self._fleet.drains(card.claimant)
@@ -446,8 +447,8 @@ class Folder(Lane[Reading | Command]):
             self.on_ended(card.request_id)
             self.on_ready()
             return
-        if draft.paused or (card.phase is Phase.PAUSED and not draft.ready):
-            card.phase = Phase.PAUSED
+        if draft.paused or (card.phase is _PAUSED and not draft.ready):
+            card.phase = _PAUSED
             card.pausing = False
             card.wake_at_ms = 0
             self._book.drop(card)  # what comes next comes by a row in its inbox
@@ -461,7 +462,7 @@ class Folder(Lane[Reading | Command]):
                 card.expected_sequence = draft.expected_sequence
             card.start = None
             if draft.waits and not card.has_mail:  # else it came while the leg was ending
-                card.phase = Phase.WAITING
+                card.phase = _WAITING
                 card.wake_at_ms = draft.wake_at_ms
                 self._announcer.changed(card, steps)
                 self._announcer.waits(card)
@@ -473,7 +474,7 @@ class Folder(Lane[Reading | Command]):
             card.wake_at_ms = 0
             self._queue.push(card, loop_time)
             self.on_ready()
-        elif card.phase is Phase.WAITING:
+        elif card.phase is _WAITING:
             self.on_waiting(card)  # a cancel brought it back into memory, and there was nothing to do
         elif draft.cancel:
             self.on_cancel(card)

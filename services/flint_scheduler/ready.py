@@ -33,6 +33,7 @@ SPARE = LEVELS
 _PATIENCE_MS = 3_600_000
 _COMPACT_S = 10.0
 _SPAN_S = 10.0
+_READY = Phase.READY
 
 
 class Lane:
@@ -225,7 +226,7 @@ class ReadyQueue:
         if card.arrival == 0:
             self._arrivals += 1
             card.arrival = self._arrivals
-        card.phase = Phase.READY
+        card.phase = _READY
         card.ready_since = now
         self._tokens = card.token = self._tokens + 1
         if card.hints is None and card.placement is None:
@@ -273,7 +274,7 @@ class ReadyQueue:
         """Give a run another level; where it waits, it waits there from now on, with its place by arrival."""
         card.level = level
         card.aged = 0
-        if card.phase is not Phase.READY or card.spot < 0 or card.spot == SPARE:
+        if card.phase is not _READY or card.spot < 0 or card.spot == SPARE:
             return  # a held one comes to its level when its moment comes
         lane = self._lane(*card.place)
         lane.leave(card)
@@ -419,4 +420,4 @@ def _due(card: RunCard, hints: QueueHints) -> int:
 
 
 def _valid(card: RunCard, token: int) -> bool:
-    return card.token == token and card.phase is Phase.READY
+    return card.token == token and card.phase is _READY
