@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 from flint_stack.forker import COMMAND_BYTES, MESSAGE_BYTES
 from flint_stack.logfiles import open_log
 from flint_stack.processes import identify
+from flint_stack.programs import Program
 
 __all__ = ["Forker", "ForkerGone", "Process"]
 
@@ -35,9 +36,11 @@ class ForkerGone(Exception):
 
 
 class Process(Protocol):
-    """What the supervisor needs of a process, forked or not; `asyncio.subprocess.Process` has it."""
+    """What the supervisor needs of a process, forked or not."""
 
-    pid: int
+    @property
+    def pid(self) -> int:
+        """Its process id."""
 
     @property
     def returncode(self) -> int | None:
@@ -79,7 +82,7 @@ class Forker:
 
     def __init__(self) -> None:
         self._link: socket.socket | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Program | None = None
         self._asked: dict[int, asyncio.Future[Forked]] = {}
         self._count = 0
         self._forked: dict[int, Forked] = {}
@@ -93,7 +96,7 @@ class Forker:
         mine.setblocking(False)
         file = open_log(log)
         try:
-            self._process = await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", _EXEC_CHILD, str(os.getpid()), str(int(signal.SIGTERM))),
                 *(sys.executable, "-m", "flint_stack.forker", str(its.fileno()), " " * COMMAND_BYTES),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -109,7 +112,7 @@ class Forker:
         finally:
             its.close()
             os.close(file)
-        self._link = mine
+        self._link, self._process = mine, Program(process)
         asyncio.get_running_loop().add_reader(mine.fileno(), self._hear)
 
     @property
@@ -155,8 +158,7 @@ class Forker:
             async with asyncio.timeout(_LEAVE_S):
                 await self._process.wait()
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+            self._process.send_signal(signal.SIGKILL)
             await self._process.wait()
         await asyncio.gather(*self._waits)
 

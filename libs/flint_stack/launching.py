@@ -12,6 +12,7 @@ from typing import Final
 from flint_stack.child import ChildSpec
 from flint_stack.forking import Forker, ForkerGone, Process
 from flint_stack.processes import STACK_MARK
+from flint_stack.programs import Program
 
 __all__ = ["Launcher"]
 
@@ -47,7 +48,7 @@ class Launcher:
         command = spec.argv
         if self._tied:
             command = (sys.executable, "-I", "-S", _EXEC_CHILD, str(os.getpid()), str(int(spec.stop_signal)), *command)
-        return await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             *spec.wrapper,
             *command,
             stdin=asyncio.subprocess.DEVNULL,
@@ -57,6 +58,7 @@ class Launcher:
             env={**self._environ, **spec.env},
             start_new_session=True,
         )
+        return Program(process)
 
     async def close(self) -> None:
         """Gives up what `preload` began, once all children have ended."""

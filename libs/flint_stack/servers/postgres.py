@@ -23,6 +23,7 @@ from psycopg import sql
 from flint_stack.child import WAVE_SERVERS, ChildSpec
 from flint_stack.errors import MissingServer, ProbeFailed, StackError
 from flint_stack.processes import end_processes, processes_inside
+from flint_stack.programs import Program
 from flint_stack.servers.programs import postgres_programs
 
 __all__ = ["PostgresServer"]
@@ -207,7 +208,7 @@ class PostgresServer:
         with tempfile.NamedTemporaryFile("w", dir=self.directory, prefix="password-") as secret:
             secret.write(self.superuser_password)
             secret.flush()
-            process = await asyncio.create_subprocess_exec(
+            initdb = await asyncio.create_subprocess_exec(
                 *_as_other_user(),
                 str(postgres_programs() / "initdb"),
                 f"--pgdata={fresh}",
@@ -223,10 +224,11 @@ class PostgresServer:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
             )
+            process = Program(initdb)
             try:
-                output, _ = await asyncio.wait_for(process.communicate(), 60)
+                output = await asyncio.wait_for(process.communicate(), 60)
             except (TimeoutError, asyncio.CancelledError):
-                process.kill()
+                process.send_signal(signal.SIGKILL)
                 await process.wait()
                 raise
         if process.returncode != 0:
