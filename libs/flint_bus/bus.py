@@ -218,6 +218,13 @@ class Bus:
             return
         wire.send(b"PUB %s  %d\r\n%s\r\n" % (subject.encode(), len(data), data))
 
+    def flush(self) -> None:
+        """Writes what was sent in this turn of the event loop now, not in the next: somebody waits for it.
+
+        What is sent usually waits for the rest of the turn, so that all of it is written together.
+        """
+        self._wire.flush()
+
     async def publish(self, subject: str, data: bytes) -> None:
         """Fire and forget; waits only while the socket cannot take more. Raises MessageTooLarge."""
         self.publish_now(subject, data)

@@ -136,6 +136,11 @@ class Wire(Client):
             self._flush_planned = True
             self._loop.call_soon(self._write_pending)
 
+    def flush(self) -> None:
+        """Hands what is queued to the transport now, instead of in the event loop's next turn."""
+        if self._pending and self.is_connected:
+            self._write()
+
     @property
     def unsent_bytes(self) -> int:
         """Bytes queued for a connection that is not there."""
@@ -151,6 +156,9 @@ class Wire(Client):
         self._flush_planned = False
         if not self._pending or not self.is_connected:
             return  # after a reconnect nats-py's own flush writes what is queued
+        self._write()
+
+    def _write(self) -> None:
         commands, self._pending = self._pending, []
         self._pending_data_size = 0
         transport: Any = self._transport

@@ -26,25 +26,40 @@ class AcceptStreams:
 
     def __init__(self, accept: Accept) -> None:
         self._accept = accept
-        self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._closed = False
+        self._idle: set[asyncio.Task[Any]] = set()
 
     def close(self) -> None:
         """Ends each stream as soon as it is idle, and every one that is opened from now on."""
-        if not self._closed.done():
-            self._closed.set_result(None)
+        self._closed = True
+        idle, self._idle = self._idle, set()
+        for task in idle:
+            task.cancel()
 
     async def serve(
         self, requests: AsyncIterator[pb.AcceptRunsStreamRequest], context: Context
     ) -> AsyncIterator[pb.AcceptRunsStreamResponse]:
         """The answers of one stream."""
         reader = aiter(requests)
-        while not self._closed.done():
-            reading = asyncio.ensure_future(anext(reader, None))
-            try:
-                await asyncio.wait((reading, self._closed), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                if not reading.done():
-                    reading.cancel()
-            if reading.cancelled() or not reading.done() or (request := reading.result()) is None:
+        while not self._closed:
+            request = await self._next(reader)
+            if request is None:
                 return
             yield pb.AcceptRunsStreamResponse(answer=await self._accept(request.batch, context))
+
+    async def _next(self, reader: AsyncIterator[pb.AcceptRunsStreamRequest]) -> pb.AcceptRunsStreamRequest | None:
+        """The next batch; None when there will be none. Read by the stream's own task: each hop costs a start a turn of
+        the event loop.
+        """
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a stream is served by a task")
+        self._idle.add(task)
+        try:
+            return await anext(reader, None)
+        except asyncio.CancelledError:
+            if task not in self._idle and task.uncancel() == 0:
+                return None  # by `close`, and by nobody else
+            raise
+        finally:
+            self._idle.discard(task)

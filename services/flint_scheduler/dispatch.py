@@ -287,10 +287,11 @@ class Dispatcher:
     def publish(self, cards: list[RunCard]) -> None:
         """Publish the jobs of legs that were just opened; does not wait for what becomes of them.
 
-        When it returns they stand first in what the connection writes next: before whatever the caller does then.
+        When it returns they are on their way: whatever the caller does then delays no worker.
         """
         try:
             appends = self._send(cards)
+            self._bus.flush()
         except Exception:
             log.exception("job_publishing_failed", runs=len(cards))  # recovery asks the workers for these legs
             return

@@ -1,7 +1,8 @@
 """Taking jobs: the incarnation's own subject of the jobs stream, in batches, into the leg table.
 
 Urgent ones are offered as they arrive, within the connection's reader: they wait neither for what came before them nor
-for the turn of the event loop in which others are offered.
+for the turn of the event loop in which others are offered. So are a few that come while nothing else waits here: they
+need no order among others, and no turn of their own.
 
 States: READING; when the stream is missing or lost (its whole store may go, R11) → WAITING a moment → READING from its
 beginning: what was taken before is refused by the table. When the task dies the worker's service ends (it is watched).
@@ -32,6 +33,8 @@ _ENOUGH: Final = 256
 _AT_ONCE: Final = 64
 _AT_ONCE_IN_A_HURRY: Final = 16
 """Legs that begin in one turn of the event loop: those under way, and urgent ones that come, must not wait for all."""
+_FEW: Final = 4
+"""Jobs that are offered as they arrive while no others wait."""
 
 _log = get_logger("flint_worker.intake")
 
@@ -48,6 +51,9 @@ class Intake:
         self._told = False
         self._portion = Portion(bus.pace, _AT_ONCE, _AT_ONCE_IN_A_HURRY)
         self._arrived: deque[list[dispatch_pb2.Job]] = deque()  # what the consumer holds, read already
+        self._offering = False  # jobs that were taken from there wait for their turn
+        self._offered = 0  # as they arrived, in this turn of the event loop
+        self._loop = asyncio.get_running_loop()
 
     async def run(self) -> None:
         """For ever."""
@@ -73,7 +79,7 @@ class Intake:
         self.reading.set()
 
     def _arrives(self, message: StoredMessage) -> bool:
-        """Read jobs within the connection's reader; whether all were urgent, and are offered already."""
+        """Read jobs within the connection's reader; whether none of them is left to be offered."""
         others: list[dispatch_pb2.Job] = []
         urgent = False
         for job in jobs_in(message.data):
@@ -84,24 +90,39 @@ class Intake:
                 urgent = True
                 self._bus.pace.hurry()
             self._table.offer(job)  # before those behind it are read
-        if urgent and not others:
+        if not others:
+            return True
+        if not self._arrived and not self._offering and self._offered + len(others) <= _FEW:
+            if not self._offered:
+                self._loop.call_soon(self._turned)
+            self._offered += len(others)
+            for job in sorted(others, key=_level):
+                self._table.offer(job)
             return True
         self._arrived.append(others)
         return False
+
+    def _turned(self) -> None:
+        """It is another turn of the event loop."""
+        self._offered = 0
 
     async def _take_all(self, consumer: Consumer) -> None:
         """Wait for jobs and offer them, the most urgent first, also of those that come meanwhile."""
         jobs: list[deque[dispatch_pb2.Job]] = [deque() for _ in range(LEVELS)]
         left = self._sort(await consumer.next_batch(_MESSAGES), jobs)
-        at_once = self._portion.first()
-        while left:
-            for _ in range(min(left, at_once)):
-                self._table.offer(next(filter(None, jobs)).popleft())
-                left -= 1
-            await asyncio.sleep(0)
-            at_once = self._portion.next()
-            if left and consumer.waiting and left < _ENOUGH:
-                left += self._sort(await consumer.next_batch(_MESSAGES), jobs)
+        self._offering = True
+        try:
+            at_once = self._portion.first()
+            while left:
+                for _ in range(min(left, at_once)):
+                    self._table.offer(next(filter(None, jobs)).popleft())
+                    left -= 1
+                await asyncio.sleep(0)
+                at_once = self._portion.next()
+                if left and consumer.waiting and left < _ENOUGH:
+                    left += self._sort(await consumer.next_batch(_MESSAGES), jobs)
+        finally:
+            self._offering = False
 
     def _sort(self, messages: Sized, jobs: list[deque[dispatch_pb2.Job]]) -> int:
         """Sort the jobs of messages by level; how many there are."""
@@ -111,6 +132,10 @@ class Intake:
                 jobs[min(job.level, LEVELS - 1)].append(job)
                 count += 1
         return count
+
+
+def _level(job: dispatch_pb2.Job) -> int:
+    return job.level
 
 
 def jobs_in(data: bytes) -> Iterator[dispatch_pb2.Job]:
