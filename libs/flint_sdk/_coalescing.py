@@ -1,6 +1,7 @@
 """Single starts, coalesced by natural batching: starts that come while a call is under way travel in the next one.
 
-A start that comes alone goes out at once, as a call of its own. Starts of one namespace form a lane. States of a lane:
+A start that comes alone goes out at once, as a call of its own. Calls go as messages on a stream where there is one
+(`_start_stream.py`). Starts of one namespace form a lane. States of a lane:
 IDLE → CALLED (the next call goes out when the event loop comes to it, so that starts of the same moment travel
 together) → FLYING → IDLE or CALLED. A call that takes long holds the others back no more: the next one goes out beside
 it, and the more calls are late, the longer each next one waits (at most a second), so that a gateway that hangs is not
@@ -28,6 +29,7 @@ from flint_sdk._errors import (
     Unavailable,
     error_from_status,
 )
+from flint_sdk._start_stream import StartStream
 from flint_sdk._starting import BATCH_BYTES, BATCH_STARTS, send_again
 from flint_sdk._transport import Backoff, Transport
 
@@ -99,6 +101,7 @@ class Starts:
         finally:
             if len(self._lanes) > _LANES and lane.idle and self._lanes.get(request.parent) is lane:
                 del self._lanes[request.parent]
+                await lane.close()
 
     async def close(self) -> None:
         """Starts that wait or are under way fail with FlintError; they may have happened."""
@@ -124,6 +127,7 @@ class _Lane:
         self._holding = 0
         self._late = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._stream = StartStream(transport)
 
     @property
     def idle(self) -> bool:
@@ -137,19 +141,37 @@ class _Lane:
         waiting = _Waiting(request, size, deadline, self._loop.create_future())
         self._waiting.append(waiting)
         self._call()
-        try:
-            answer = await waiting.answer
-        except asyncio.CancelledError:
-            self._left(waiting)
-            raise
-        if not isinstance(answer, _Flight):
-            return answer
-        try:
-            return await self._transport.call(lambda gateway: gateway.runs.StartRun, request, deadline=deadline)
-        finally:
-            self._landed(answer)
+        while True:
+            try:
+                answer = await waiting.answer
+            except asyncio.CancelledError:
+                self._left(waiting)
+                raise
+            if not isinstance(answer, _Flight):
+                return answer
+            try:
+                response = await self._alone(waiting)
+            finally:
+                self._landed(answer)
+            if response is not None:
+                return response
+
+    async def _alone(self, waiting: _Waiting) -> runs_pb2.StartRunResponse | None:
+        """Sends one start by its caller's task; None when it goes with a later call, or fails with it."""
+        request = waiting.request
+        batch = runs_pb2.StartRunsRequest(parent=self._parent, requests=[request])
+        answer = await self._stream.send(batch, waiting.deadline)
+        if answer is None:
+            return await self._transport.call(lambda gateway: gateway.runs.StartRun, request, deadline=waiting.deadline)
+        (result,) = answer.results
+        if result.WhichOneof("result") != "error":
+            return result.response
+        waiting.answer = self._loop.create_future()
+        self._answer_error(waiting, 0, error_from_status(result.error))
+        return None
 
     async def close(self) -> None:
+        self._stream.close()
         for timer in self._resting.values():
             timer.cancel()
         for waiting in (*self._waiting, *self._resting):
@@ -241,7 +263,9 @@ class _Lane:
         request = runs_pb2.StartRunsRequest(parent=self._parent, requests=[waiting.request for waiting in batch])
         deadline = min(waiting.deadline for waiting in batch)
         try:
-            answer = await self._transport.call(lambda gateway: gateway.runs.StartRuns, request, deadline=deadline)
+            answer = await self._stream.send(request, deadline)
+            if answer is None:
+                answer = await self._transport.call(lambda gateway: gateway.runs.StartRuns, request, deadline=deadline)
         except FlintError as error:
             await self._refused(batch, deadline, error)
             return

@@ -110,6 +110,7 @@ class Gateway:
         events = self._schedulers.client(EventStoreServiceStub)
         self._feeds = EventFeeds(bus, events)
         runs = RunServicer(scheduling, self._batcher, self._hub, self._reader, bus, settings.limits, inputs)
+        self._start_streams = runs.start_streams
         self._backlogs = runs.backlogs = Backlogs()
         self._functions = FunctionHub(bus)
         registry = self._schedulers.client(FunctionRegistryServiceStub)
@@ -223,6 +224,7 @@ class Gateway:
     async def close(self) -> None:
         """Drains and ends everything; see the module."""
         stopping = asyncio.create_task(self._server.stop(GRACE_S), name="server-stop")
+        self._start_streams.close()
         await self._hub.close()
         await self._feeds.close()
         await self._functions.close()

@@ -66,6 +66,7 @@ POLICIES: dict[str, Policy] = {
     "/flint.runs.v1.RunService/StartRuns": Policy(_OPERATOR, Scope.PARENT),
     "/flint.runs.v1.RunService/GetRun": Policy(_VIEWER, Scope.NAME),
     "/flint.runs.v1.RunService/AwaitRun": Policy(_VIEWER, Scope.NAME),
+    "/flint.runs.v1.RunService/StreamStarts": Policy(_OPERATOR, Scope.EACH),
     "/flint.runs.v1.RunService/AwaitRuns": Policy(_VIEWER, Scope.EACH),
     "/flint.runs.v1.RunService/RunWorkflow": Policy(_OPERATOR, Scope.START),
     "/flint.runs.v1.RunService/ListRuns": Policy(_VIEWER, Scope.PARENT),

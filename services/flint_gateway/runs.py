@@ -14,11 +14,13 @@ from flint_bus.bus import Bus
 from flint_bus.messages import Message
 from flint_bus.subjects import hints_subject
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
+from flint_contracts.gen.flint.identity.v1 import identity_pb2
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_contracts.gen.flint.runs.v1.runs_pb2_grpc import RunServiceServicer
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2
 from flint_core.queueing import DEFAULT_POOL
 from flint_gateway.answers import entry_cursor, fill_in, fitting, last_fitting, run_cursor
+from flint_gateway.auth import authorise, current_principal
 from flint_gateway.awaiting import AwaitStream
 from flint_gateway.namespaces import Backlogs
 from flint_gateway.payloads import LargeInputs
@@ -34,6 +36,7 @@ from flint_rpc.errors import ErrorReason, FieldViolation, Refused, field_invalid
 from flint_rpc.names import RunName, format_run, is_label, parse_run
 from flint_rpc.paging import PageBinding, page_size
 from flint_rpc.tracing import new_trace_ids, trace_id_of
+from flint_rpc.turns import Turns
 from flint_rpc.upstream import Client
 
 if TYPE_CHECKING:
@@ -73,6 +76,7 @@ class RunServicer(RunServiceServicer):
         self._limits = limits
         self._inputs = inputs
         self.backlogs: Backlogs | None = None
+        self.start_streams = Turns("flint.runs.v1.RunService/StreamStarts", self._stream_batch)
         # What a client with the usual settings can receive, less some room for the envelope.
         self._snapshot_bytes = limits.message_bytes - 65_536
 
@@ -113,11 +117,31 @@ class RunServicer(RunServiceServicer):
     async def StartRuns(self, request: runs_pb2.StartRunsRequest, context: Context) -> runs_pb2.StartRunsResponse:
         """Each start succeeds or fails for itself; those that are valid share one commit."""
         namespace = namespace_of_parent(request.parent)
+        # The call's own trace is the first start's.
+        return await self._start_batch(request, namespace, trace_id_of(context.invocation_metadata()))
+
+    async def StreamStarts(
+        self, request_iterator: Any, context: Context
+    ) -> AsyncIterator[runs_pb2.StreamStartsResponse]:
+        """One batch after the other."""
+        async for response in self.start_streams.serve(request_iterator, context):
+            yield response
+
+    async def _stream_batch(
+        self, request: runs_pb2.StreamStartsRequest, context: Context
+    ) -> runs_pb2.StreamStartsResponse:
+        namespace = namespace_of_parent(request.batch.parent)
+        authorise(current_principal(), identity_pb2.ROLE_OPERATOR, namespace)
+        (trace_id,) = new_trace_ids(1)
+        return runs_pb2.StreamStartsResponse(answer=await self._start_batch(request.batch, namespace, trace_id))
+
+    async def _start_batch(
+        self, request: runs_pb2.StartRunsRequest, namespace: str, trace_id: bytes
+    ) -> runs_pb2.StartRunsResponse:
         count = len(request.requests)
         if not 1 <= count <= self._limits.batch_size:
             raise field_invalid(("requests", f"must hold 1 to {self._limits.batch_size} starts, not {count}"))
-        # The call's own trace is the first start's.
-        trace_ids = [trace_id_of(context.invocation_metadata()), *new_trace_ids(count - 1)]
+        trace_ids = [trace_id, *new_trace_ids(count - 1)]
         starts: list[scheduling_pb2.Start] = []
         refused: dict[int, Refused] = {}
         for index, entry in enumerate(request.requests):

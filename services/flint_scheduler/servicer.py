@@ -18,8 +18,8 @@ from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2 as pb
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2_grpc
 from flint_ops.config import Settings
 from flint_rpc.errors import ErrorReason, Refused, component_unavailable, field_invalid, status_proto
+from flint_rpc.turns import Turns
 from flint_scheduler.accept import Acceptor, NewStart
-from flint_scheduler.accept_streams import AcceptStreams
 from flint_scheduler.cards import Phase, RunBook
 from flint_scheduler.control.applying import Applied, apply_once
 from flint_scheduler.holdings import Holdings
@@ -74,7 +74,7 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
         self._bus = bus
         self._namespaces = namespaces
         self._limit = settings.scheduler.queue_limit
-        self.streams = AcceptStreams(self.AcceptRuns)
+        self.streams = Turns("flint.scheduling.v1.SchedulingService/AcceptRunsStream", self._accept_batch)
 
     async def AcceptRuns(self, request: pb.AcceptRunsRequest, context: Context) -> pb.AcceptRunsResponse:
         """Accept a batch of starts; each succeeds or fails for itself. Those for which there is no room are refused one
@@ -121,6 +121,9 @@ class SchedulingServicer(Reading, scheduling_pb2_grpc.SchedulingServiceServicer)
         """Accept one batch after the other."""
         async for response in self.streams.serve(request_iterator, context):
             yield response
+
+    async def _accept_batch(self, request: pb.AcceptRunsStreamRequest, context: Context) -> pb.AcceptRunsStreamResponse:
+        return pb.AcceptRunsStreamResponse(answer=await self.AcceptRuns(request.batch, context))
 
     def _full(self) -> Refused:
         return Refused(

@@ -63,6 +63,9 @@ class Script:
     stored: dict[str, str] = field(default_factory=dict)  # version to source; the greatest is the latest
     findings: list[workflows_pb2.Finding] = field(default_factory=list)
     batches: list[runs_pb2.StartRunsRequest] = field(default_factory=list)
+    streams: bool = False  # whether it knows StreamStarts
+    streamed: list[list[str]] = field(default_factory=list)  # request ids of each batch, one list for all streams
+    start_streams: int = 0
     answering: asyncio.Event = field(default_factory=asyncio.Event)  # cleared: starts are taken and not answered
     batch_refusal: Callable[[runs_pb2.StartRunsRequest], status_pb2.Status | None] = lambda request: None
     start_result: Callable[[runs_pb2.StartRunRequest], runs_pb2.StartRunResult | None] = lambda request: None
@@ -115,6 +118,15 @@ class Runs(runs_pb2_grpc.RunServiceServicer):
             accepted = runs_pb2.StartRunResult(response=runs_pb2.StartRunResponse(run=run(name), created=True))
             results.append(self.script.start_result(start) or accepted)
         return runs_pb2.StartRunsResponse(results=results)
+
+    async def StreamStarts(self, requests: Any, context: Any) -> AsyncIterator[runs_pb2.StreamStartsResponse]:
+        if not self.script.streams:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such method")
+        self.script.start_streams += 1
+        async for request in requests:
+            self.script.streamed.append([start.request_id for start in request.batch.requests])
+            answer = await self.StartRuns(request.batch, context)
+            yield runs_pb2.StreamStartsResponse(answer=answer)
 
     async def GetRun(self, request: Any, context: Any) -> runs_pb2.GetRunResponse:
         await self._refuse(context)

@@ -7,8 +7,18 @@ from typing import Any
 
 import pytest
 
-from flint_sdk import AsyncFlint, AsyncRunHandle, FlintError, RequestIdReused
-from support.house import House
+from flint_contracts.gen.flint.runs.v1 import runs_pb2
+from flint_sdk import (
+    AsyncFlint,
+    AsyncRunHandle,
+    CredentialsInvalid,
+    CredentialsMissing,
+    FlintError,
+    RequestIdReused,
+    Role,
+    RoleInsufficient,
+)
+from support.house import PARENT, House, Stubs, refusal
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -17,13 +27,14 @@ CALLERS = 128
 
 
 async def calls(house: House) -> tuple[float, float]:
-    """How many StartRun and StartRuns the gateway has answered."""
+    """How many calls of single starts the gateway has answered, and how many of batches or messages on a stream."""
     figures = await house.figures("gateway")
     names = ("StartRun", "StartRuns")
     one, many = (
         figures.total("flint_rpc_server_calls_total", method=f"flint.runs.v1.RunService/{name}") for name in names
     )
-    return one, many
+    streamed = figures.total("flint_rpc_server_turns_total", method="flint.runs.v1.RunService/StreamStarts")
+    return one, many + streamed
 
 
 async def test_many_callers_make_few_calls_and_each_gets_its_own_result(house: House) -> None:
@@ -42,13 +53,37 @@ async def test_many_callers_make_few_calls_and_each_gets_its_own_result(house: H
     assert after[1] > before[1]
 
 
-async def test_a_start_that_comes_alone_is_one_call_of_its_own(house: House) -> None:
+async def test_a_start_that_comes_alone_goes_alone_and_on_a_stream_when_it_is_not_the_first(house: House) -> None:
     name = await house.apply(ECHO)
     before = await calls(house)
-    for number in range(3):
-        await (await house.flint.start(name, {"n": number})).result(60)
-    after = await calls(house)
-    assert (after[0] - before[0], after[1] - before[1]) == (3, 0)
+    async with AsyncFlint(house.stack.gateway, house.stack.admin_key) as flint:
+        for number in range(3):
+            assert await (await flint.start(name, {"n": number})).result(60) == {"n": number}
+        after = await calls(house)
+        assert (after[0] - before[0], after[1] - before[1]) == (1, 2)
+        with pytest.raises(FlintError) as refused:
+            await flint.start("no-such-workflow")
+        again = await calls(house)
+        assert (again[0] - after[0], again[1] - after[1]) == (0, 1)
+    async with AsyncFlint(house.stack.gateway, house.stack.admin_key, coalesce_starts=False) as alone:
+        expected = await _error(alone, {"workflow": "no-such-workflow"})
+    assert (type(refused.value), str(refused.value)) == (type(expected), str(expected))
+
+
+async def test_a_stream_is_as_closed_as_a_call_to_those_who_may_not_start(house: House) -> None:
+    name = await house.apply(ECHO)
+    viewer = await house.flint.create_key("a viewer", Role.VIEWER)
+    start = runs_pb2.StartRunRequest(workflow_id=name)
+    request = runs_pb2.StreamStartsRequest(batch=runs_pb2.StartRunsRequest(parent=PARENT, requests=[start]))
+    for key, refused in ((viewer.secret, RoleInsufficient), ("no-key", CredentialsInvalid), ("", CredentialsMissing)):
+        stubs = house.as_key(key)
+
+        async def first_answer(stubs: Stubs = stubs) -> Any:
+            call = stubs.runs.StreamStarts(metadata=stubs.metadata, timeout=60)
+            await call.write(request)
+            return await call.read()
+
+        assert isinstance(await refusal(first_answer()), refused)
 
 
 async def test_what_is_refused_together_is_refused_in_the_words_of_one_that_is_alone(house: House) -> None:

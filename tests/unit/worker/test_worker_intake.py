@@ -74,7 +74,7 @@ async def test_urgent_jobs_of_a_batch_are_offered_as_it_arrives_and_its_others_w
 async def test_a_few_jobs_are_offered_as_they_arrive_while_no_others_wait() -> None:
     table = Table()
     intake = Intake(cast(Any, SimpleNamespace(pace=Pace())), "jobs", cast(Any, table))
-    assert all([intake._arrives(message(b"%d" % n, NORMAL)) for n in range(4)])
+    assert [intake._arrives(message(b"%d" % n, NORMAL)) for n in range(4)] == [True] * 4
     assert table.offered == [b"0", b"1", b"2", b"3"]
     assert not intake._arrives(message(b"one too many", NORMAL)), "of one turn of the event loop"
     await asyncio.sleep(0)

@@ -552,6 +552,54 @@ class StartRunsResponse(_message.Message):
 Global___StartRunsResponse: _TypeAlias = StartRunsResponse  # noqa: Y015
 
 @_typing.final
+class StreamStartsRequest(_message.Message):
+    """Request of StreamStarts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def batch(self) -> Global___StartRunsRequest:
+        """The batch, within the limits of StartRuns."""
+
+    def __init__(
+        self,
+        *,
+        batch: Global___StartRunsRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamStartsRequest: _TypeAlias = StreamStartsRequest  # noqa: Y015
+
+@_typing.final
+class StreamStartsResponse(_message.Message):
+    """Response of StreamStarts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANSWER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def answer(self) -> Global___StartRunsResponse:
+        """What became of the batch that was sent last."""
+
+    def __init__(
+        self,
+        *,
+        answer: Global___StartRunsResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamStartsResponse: _TypeAlias = StreamStartsResponse  # noqa: Y015
+
+@_typing.final
 class StartRunResult(_message.Message):
     """What became of one start of a batch."""
 

@@ -45,6 +45,11 @@ class RunServiceStub:
                 request_serializer=flint_dot_runs_dot_v1_dot_runs__pb2.StartRunsRequest.SerializeToString,
                 response_deserializer=flint_dot_runs_dot_v1_dot_runs__pb2.StartRunsResponse.FromString,
                 _registered_method=True)
+        self.StreamStarts = channel.stream_stream(
+                '/flint.runs.v1.RunService/StreamStarts',
+                request_serializer=flint_dot_runs_dot_v1_dot_runs__pb2.StreamStartsRequest.SerializeToString,
+                response_deserializer=flint_dot_runs_dot_v1_dot_runs__pb2.StreamStartsResponse.FromString,
+                _registered_method=True)
         self.GetRun = channel.unary_unary(
                 '/flint.runs.v1.RunService/GetRun',
                 request_serializer=flint_dot_runs_dot_v1_dot_runs__pb2.GetRunRequest.SerializeToString,
@@ -100,6 +105,15 @@ class RunServiceServicer:
 
     def StartRuns(self, request, context):
         """Starts up to 1000 runs in one call. Each start succeeds or fails for itself. Role: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamStarts(self, request_iterator, context):
+        """StartRuns over a stream that stays open, which costs both sides less than a call each time: one batch after the
+        other, each answered before the next one is read. A batch that is refused as a whole ends the stream with the
+        refusal. What was not answered may have been started: give each start a request_id and send it again. Role: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -177,6 +191,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.StartRuns,
                     request_deserializer=flint_dot_runs_dot_v1_dot_runs__pb2.StartRunsRequest.FromString,
                     response_serializer=flint_dot_runs_dot_v1_dot_runs__pb2.StartRunsResponse.SerializeToString,
+            ),
+            'StreamStarts': grpc.stream_stream_rpc_method_handler(
+                    servicer.StreamStarts,
+                    request_deserializer=flint_dot_runs_dot_v1_dot_runs__pb2.StreamStartsRequest.FromString,
+                    response_serializer=flint_dot_runs_dot_v1_dot_runs__pb2.StreamStartsResponse.SerializeToString,
             ),
             'GetRun': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRun,
@@ -274,6 +293,33 @@ class RunService:
             '/flint.runs.v1.RunService/StartRuns',
             flint_dot_runs_dot_v1_dot_runs__pb2.StartRunsRequest.SerializeToString,
             flint_dot_runs_dot_v1_dot_runs__pb2.StartRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamStarts(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/flint.runs.v1.RunService/StreamStarts',
+            flint_dot_runs_dot_v1_dot_runs__pb2.StreamStartsRequest.SerializeToString,
+            flint_dot_runs_dot_v1_dot_runs__pb2.StreamStartsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,11 @@ class RunServiceStub:
     """Starts one run. The answer comes after the run is stored durably: an answered start is never lost. Role: operator."""
     StartRuns: _grpc.UnaryUnaryMultiCallable[_runs_pb2.StartRunsRequest, _runs_pb2.StartRunsResponse]
     """Starts up to 1000 runs in one call. Each start succeeds or fails for itself. Role: operator."""
+    StreamStarts: _grpc.StreamStreamMultiCallable[_runs_pb2.StreamStartsRequest, _runs_pb2.StreamStartsResponse]
+    """StartRuns over a stream that stays open, which costs both sides less than a call each time: one batch after the
+    other, each answered before the next one is read. A batch that is refused as a whole ends the stream with the
+    refusal. What was not answered may have been started: give each start a request_id and send it again. Role: operator.
+    """
     GetRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.GetRunRequest, _runs_pb2.GetRunResponse]
     """Reads one run. Role: viewer."""
     AwaitRun: _grpc.UnaryUnaryMultiCallable[_runs_pb2.AwaitRunRequest, _runs_pb2.AwaitRunResponse]
@@ -70,6 +75,11 @@ class RunServiceAsyncStub(RunServiceStub):
     """Starts one run. The answer comes after the run is stored durably: an answered start is never lost. Role: operator."""
     StartRuns: _aio.UnaryUnaryMultiCallable[_runs_pb2.StartRunsRequest, _runs_pb2.StartRunsResponse]  # type: ignore[assignment]
     """Starts up to 1000 runs in one call. Each start succeeds or fails for itself. Role: operator."""
+    StreamStarts: _aio.StreamStreamMultiCallable[_runs_pb2.StreamStartsRequest, _runs_pb2.StreamStartsResponse]  # type: ignore[assignment]
+    """StartRuns over a stream that stays open, which costs both sides less than a call each time: one batch after the
+    other, each answered before the next one is read. A batch that is refused as a whole ends the stream with the
+    refusal. What was not answered may have been started: give each start a request_id and send it again. Role: operator.
+    """
     GetRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.GetRunRequest, _runs_pb2.GetRunResponse]  # type: ignore[assignment]
     """Reads one run. Role: viewer."""
     AwaitRun: _aio.UnaryUnaryMultiCallable[_runs_pb2.AwaitRunRequest, _runs_pb2.AwaitRunResponse]  # type: ignore[assignment]
@@ -112,6 +122,17 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_runs_pb2.StartRunsResponse, _abc.Awaitable[_runs_pb2.StartRunsResponse]]:
         """Starts up to 1000 runs in one call. Each start succeeds or fails for itself. Role: operator."""
+
+    @_abc_1.abstractmethod
+    def StreamStarts(
+        self,
+        request_iterator: _MaybeAsyncIterator[_runs_pb2.StreamStartsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_runs_pb2.StreamStartsResponse], _abc.AsyncIterator[_runs_pb2.StreamStartsResponse]]:
+        """StartRuns over a stream that stays open, which costs both sides less than a call each time: one batch after the
+        other, each answered before the next one is read. A batch that is refused as a whole ends the stream with the
+        refusal. What was not answered may have been started: give each start a request_id and send it again. Role: operator.
+        """
 
     @_abc_1.abstractmethod
     def GetRun(

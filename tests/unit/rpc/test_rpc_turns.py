@@ -1,4 +1,4 @@
-"""Streams of batches: each is answered before the next is read, and a replica that stops ends none in between."""
+"""Streams of requests: each is answered before the next is read, and a server that stops ends none in between."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from flint_contracts.gen.flint.scheduling.v1 import scheduling_pb2 as pb
 from flint_rpc.errors import ErrorReason, Refused
-from flint_scheduler.accept_streams import AcceptStreams
+from flint_rpc.turns import Turns
 
 CONTEXT = cast(Any, None)
 
@@ -24,19 +24,21 @@ class Gateway:
         self.gate = asyncio.Event()
         self.gate.set()
         self.accepting: list[str] = []
-        self.streams = AcceptStreams(self.accept)
+        self.streams = Turns("test.Service/Method", self.accept)
         self.answers = self.streams.serve(self.requests(), CONTEXT)
 
     async def requests(self) -> AsyncIterator[pb.AcceptRunsStreamRequest]:
         while True:
             yield await self.sent.get()
 
-    async def accept(self, request: pb.AcceptRunsRequest, context: object) -> pb.AcceptRunsResponse:
-        self.accepting.append(request.watcher)
+    async def accept(self, request: pb.AcceptRunsStreamRequest, context: object) -> pb.AcceptRunsStreamResponse:
+        watcher = request.batch.watcher
+        self.accepting.append(watcher)
         await self.gate.wait()
-        if request.watcher == "refused":
+        if watcher == "refused":
             raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, ErrorReason.ERROR_REASON_QUEUE_FULL, "full")
-        return pb.AcceptRunsResponse(results=[pb.AcceptResult(version=request.watcher)])
+        answer = pb.AcceptRunsResponse(results=[pb.AcceptResult(version=watcher)])
+        return pb.AcceptRunsStreamResponse(answer=answer)
 
     def send(self, name: str) -> None:
         self.sent.put_nowait(pb.AcceptRunsStreamRequest(batch=pb.AcceptRunsRequest(watcher=name)))
@@ -101,3 +103,13 @@ async def test_a_gateway_that_ends_its_stream_ends_it_here() -> None:
 
     answers = [answer async for answer in gateway.streams.serve(one(), CONTEXT)]
     assert [answer.answer.results[0].version for answer in answers] == ["one"]
+
+
+async def test_a_stream_that_is_cancelled_while_it_is_idle_is_cancelled_for_whoever_waits() -> None:
+    gateway = Gateway()
+    ending = asyncio.ensure_future(anext(gateway.answers, None))
+    await asyncio.sleep(0)
+    gateway.streams.close()
+    ending.cancel()  # by another, in the same moment
+    with pytest.raises(asyncio.CancelledError):
+        await ending
