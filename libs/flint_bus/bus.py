@@ -218,12 +218,12 @@ class Bus:
             return
         wire.send(b"PUB %s  %d\r\n%s\r\n" % (subject.encode(), len(data), data))
 
-    def flush(self) -> None:
+    def write_now(self) -> None:
         """Writes what was sent in this turn of the event loop now, not in the next: somebody waits for it.
 
         What is sent usually waits for the rest of the turn, so that all of it is written together.
         """
-        self._wire.flush()
+        self._wire.write_now()
 
     async def publish(self, subject: str, data: bytes) -> None:
         """Fire and forget; waits only while the socket cannot take more. Raises MessageTooLarge."""

@@ -136,7 +136,7 @@ class Wire(Client):
             self._flush_planned = True
             self._loop.call_soon(self._write_pending)
 
-    def flush(self) -> None:
+    def write_now(self) -> None:
         """Hands what is queued to the transport now, instead of in the event loop's next turn."""
         if self._pending and self.is_connected:
             self._write()

@@ -291,7 +291,7 @@ class Dispatcher:
         """
         try:
             appends = self._send(cards)
-            self._bus.flush()
+            self._bus.write_now()
         except Exception:
             log.exception("job_publishing_failed", runs=len(cards))  # recovery asks the workers for these legs
             return
