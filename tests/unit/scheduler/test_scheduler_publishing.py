@@ -39,6 +39,9 @@ class Connection:
         self.broken = False
         self.connected = asyncio.Event()
 
+    def write_now(self) -> None:
+        """What was appended is with the connection already."""
+
     def append_now(self, subject: str, data: bytes, **_: object) -> asyncio.Future[int]:
         if self.broken:
             raise RuntimeError("a defect")
