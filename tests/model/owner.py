@@ -382,18 +382,25 @@ class Owner:
         emit(f"S{s} opens journal generation {generation}", True, moves.scheduler(x, s, _moved(scheduler, generation)))
 
     def _purge(self, st: State, s: int, emit: Emit) -> None:
-        """Entries that were folded long ago leave the stream."""
-        moves, scheduler = self.moves, st.schedulers[s]
-        if not moves.stands(st, scheduler.generation) or moves.fenced(st, s):
+        """Entries that were folded long ago leave the stream, by whoever is about: a deposed owner, too.
+
+        What may leave is what PostgreSQL has as folded. A giver writes it down; an owner that goes on does so every few
+        seconds, which is left out here: all that it has folded counts, when that is the whole stream.
+        """
+        moves, scheduler, row = self.moves, st.schedulers[s], st.row
+        if not moves.stands(st, row.generation):
             return
-        upto = len(st.journal)
-        if scheduler.folded < upto or not moves.last_sequence(st):
+        whole = scheduler.generation == row.generation and not moves.fenced(st, s)
+        whole = whole and scheduler.folded == len(st.journal)
+        written = row.watermark if row.watermark_generation == row.generation else 0
+        upto = len(st.journal) if whole else min(written, len(st.journal))
+        if not any(st.journal[:upto]):
             return  # leaving out earlier entries only makes no difference to anybody
         if (x := moves.spend(st, "purge")) is not None:
             emit(
                 f"S{s} purges what is folded, up to {upto}",
                 False,
-                x._replace(journal=(None,) * upto),
+                x._replace(journal=(None,) * upto + st.journal[upto:]),
             )
 
 

@@ -68,6 +68,7 @@ COMPLETE: dict[str, Scenario] = {
     "journal-2": Scenario(_mix("journal_loss", "worker_crash", "drop", "unanswered"), 2),
     "tail-2": Scenario(_mix("tail_loss", "worker_crash"), 2, _SAFE),
     "duties-2": Scenario(_DUTIES | _mix("worker_crash"), 2),
+    "purged-3": Scenario(_mix("give", "purge", "worker_crash"), 3),
     "fenced-2": Scenario(_mix("session_lapse", "give"), 2, steps=1),
     "lanes-processes-1": Scenario(_PROCESSES | _DUTIES, 1, lanes=True),
     "lanes-stores-1": Scenario(_STORES, 1, _SAFE, lanes=True),
@@ -76,6 +77,7 @@ COMPLETE: dict[str, Scenario] = {
     "lanes-journal-2": Scenario(_mix("journal_loss", "worker_crash", "drop", "unanswered"), 2, lanes=True),
     "lanes-tail-2": Scenario(_mix("tail_loss", "block"), 2, _SAFE, lanes=True),
     "lanes-duties-2": Scenario(_mix("block", "purge"), 2, lanes=True),
+    "lanes-purged-3": Scenario(_mix("give", "purge", "worker_crash"), 3, lanes=True),
     "failover-2": Scenario(_mix("failover", "scheduler_crash", "worker_crash"), 2, _RECORD),
 }
 
