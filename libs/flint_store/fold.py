@@ -7,9 +7,9 @@ run's row is the one the judgement was made on (its `change` number) and fails a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from typing import Any, NamedTuple
 
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -28,14 +28,12 @@ ROW_DIFFERS = "22012"
 """SQLSTATE (division by zero) of a statement that found a row other than its caller remembered it."""
 
 
-# Rows are never changed after they were made. They are not frozen: that would make each one cost as much again as the
-# rest of what is done for it.
-@dataclass(slots=True)
-class EntryRow:
+# Rows are tuples: a batch of them becomes columns in one call.
+class EntryRow(NamedTuple):
     """One accepted journal entry. `steps` is a JournalEntry that holds steps and end only."""
 
     run_id: bytes
-    index: int
+    place: int  # index in the journal of its run
     leg: int
     claimant: str
     steps: bytes
@@ -43,8 +41,7 @@ class EntryRow:
     end_kind: int
 
 
-@dataclass(slots=True)
-class RunFold:
+class RunFold(NamedTuple):
     """What one commit changes of one run. `change` is its change number after the commit."""
 
     run_id: bytes
@@ -145,29 +142,30 @@ async def fold_runs(
     written) when a row had changed or a value cannot be stored: the caller bisects.
     """
     changes = [f.awaits for f in folds if f.awaits is not None]
+    of_run, of_entry = _columns(RunFold._fields, folds), _columns(EntryRow._fields, entries)
     parameters: dict[str, object] = {
-        "run_ids": uuids([f.run_id for f in folds]),
-        "changes": bigints([f.change for f in folds]),
-        "positions": bigints([f.position for f in folds]),
-        "states": integers([f.state for f in folds]),
-        "losses": integers([f.losses for f in folds]),
-        "cancels": booleans([f.cancel_requested for f in folds]),
-        "closed": booleans([f.leg_closed for f in folds]),
-        "snapshots": byteas([f.snapshot for f in folds]),
-        "snapshot_positions": bigints([f.snapshot_position for f in folds]),
-        "outputs": byteas([f.output for f in folds]),
-        "errors": byteas([f.error for f in folds]),
-        "wakes": instants([f.wake_at_ms for f in folds]),
-        "ended": booleans([f.ended for f in folds]),
-        "compensating": booleans([f.compensates for f in folds]),
+        "run_ids": uuids(of_run["run_id"]),
+        "changes": bigints(of_run["change"]),
+        "positions": bigints(of_run["position"]),
+        "states": integers(of_run["state"]),
+        "losses": integers(of_run["losses"]),
+        "cancels": booleans(of_run["cancel_requested"]),
+        "closed": booleans(of_run["leg_closed"]),
+        "snapshots": byteas(of_run["snapshot"]),
+        "snapshot_positions": bigints(of_run["snapshot_position"]),
+        "outputs": byteas(of_run["output"]),
+        "errors": byteas(of_run["error"]),
+        "wakes": instants(of_run["wake_at_ms"]),
+        "ended": booleans(of_run["ended"]),
+        "compensating": booleans(of_run["compensates"]),
         "expected": len(folds),
-        "entry_run_ids": uuids([e.run_id for e in entries]),
-        "entry_indexes": bigints([e.index for e in entries]),
-        "entry_legs": integers([e.leg for e in entries]),
-        "entry_claimants": texts([e.claimant for e in entries]),
-        "entry_steps": byteas([e.steps for e in entries]),
-        "entry_events": byteas([e.events for e in entries]),
-        "entry_ends": integers([e.end_kind for e in entries]),
+        "entry_run_ids": uuids(of_entry["run_id"]),
+        "entry_indexes": bigints(of_entry["place"]),
+        "entry_legs": integers(of_entry["leg"]),
+        "entry_claimants": texts(of_entry["claimant"]),
+        "entry_steps": byteas(of_entry["steps"]),
+        "entry_events": byteas(of_entry["events"]),
+        "entry_ends": integers(of_entry["end_kind"]),
     }
     if changes:
         parameters |= await_parameters(changes)
@@ -180,11 +178,15 @@ async def fold_runs(
     if control:
         parameters |= control_parameters(changes)
     statement = _FOLDS[bool(changes), bool(permits), control]
-    if any(f.placement is not None for f in folds):
-        parameters["placements"] = byteas([f.placement for f in folds])
+    if any(p is not None for p in of_run["placement"]):
+        parameters["placements"] = byteas(of_run["placement"])
         statement = _placed(statement.text)
     row = await execute_hot(connection, statement, parameters | session.parameters())
     if row.held == 0:
         raise Fenced(session)
     at: datetime = row.at
     return at
+
+
+def _columns(names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    return dict(zip(names, zip(*rows, strict=True) if rows else [()] * len(names), strict=True))

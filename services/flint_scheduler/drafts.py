@@ -363,24 +363,26 @@ def fold_of(draft: Draft, groups: int) -> RunFold:
     else:
         state = _RECORD_STATES[card.phase]
     error = (ending.error if ending is not None else None) or draft.error
+    snapshot = None if ending is not None else draft.snapshot
+    # By place: so many names would cost as much as all the rest of this.
     return RunFold(
-        run_id=card.run_id,
-        change=card.change + 1,
-        position=draft.position,
-        state=state,
-        leg_closed=draft.closed or ending is not None,
-        losses=draft.losses,
-        cancel_requested=draft.cancel,
-        compensates=draft.compensates,
-        snapshot=None if ending is not None else draft.snapshot,
-        snapshot_position=draft.snapshot_position,
-        output=ending.output if ending is not None and state == _SUCCEEDED else None,
-        error=error.SerializeToString() if error is not None else None,
-        wake_at_ms=wake_at_ms or None,
-        ended=ending is not None,
-        awaits=draft.awaits,
-        placement=_placement(draft),
-        permits=_permits(draft) if ending is not None and needs_permits(card.hints) else None,
+        card.run_id,
+        card.change + 1,
+        draft.position,
+        state,
+        draft.closed or ending is not None,
+        draft.losses,
+        draft.cancel,
+        snapshot,
+        draft.snapshot_position,
+        ending.output if ending is not None and state == _SUCCEEDED else None,
+        error.SerializeToString() if error is not None else None,
+        wake_at_ms or None,
+        ending is not None,
+        draft.compensates,
+        _placement(draft) if draft.placement is not None else None,
+        draft.awaits,
+        _permits(draft) if ending is not None and card.hints is not None and needs_permits(card.hints) else None,
     )
 
 
