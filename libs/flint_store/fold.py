@@ -94,9 +94,8 @@ entries AS (
         CAST(:entry_run_ids AS uuid[]), CAST(:entry_indexes AS bigint[]), CAST(:entry_legs AS int[]),
         CAST(:entry_claimants AS text[]), CAST(:entry_steps AS bytea[]), CAST(:entry_events AS bytea[]),
         CAST(:entry_ends AS int[])
-    ) AS e(run_id, index, leg, claimant, steps, events, end_kind)
-    RETURNING 1)
-SELECT (SELECT count(*) FROM fence) AS held, clock_timestamp() AS at, (SELECT count(*) FROM entries) AS entries,
+    ) AS e(run_id, index, leg, claimant, steps, events, end_kind))
+SELECT (SELECT count(*) FROM fence) AS held, clock_timestamp() AS at,
        CASE WHEN (SELECT count(*) FROM fence) = 1 AND (SELECT count(*) FROM folded) <> :expected
             THEN 1 / (SELECT count(*) * 0 FROM folded) ELSE 0 END AS unchanged
 """)

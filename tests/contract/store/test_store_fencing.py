@@ -357,7 +357,7 @@ async def test_a_fold_touches_only_the_rows_it_names(
         )
     folds = [done(r) for r in runs]
     if awaits:
-        folds = [(replace(f, awaits=changes_of(r, runs[0])), e) for r, (f, e) in zip(runs, folds, strict=True)]
+        folds = [(f._replace(awaits=changes_of(r, runs[0])), e) for r, (f, e) in zip(runs, folds, strict=True)]
     captured: dict[str, object] = {}
     used: list[TextClause] = []
 
