@@ -159,6 +159,12 @@ class Machine:
         return self._kernel.end
 
     @property
+    def plain(self) -> bool:
+        """Whether it has nothing to undo, and no signals and no payloads to take: the usual case, in one question."""
+        kernel = self._kernel
+        return not (kernel.taken or kernel.payloads or kernel.notes) and kernel.ending is None
+
+    @property
     def compensates(self) -> bool:
         """Whether the run has something to undo before it ends as failed or cancelled, or is about it."""
         return self._kernel.end is None and bool(self._kernel.notes or self._kernel.ending is not None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -57,7 +57,7 @@ class Progress:
 class Effects:
     """Belongs to one leg and its event loop. Does not know the leg: the two would be a cycle for the collector."""
 
-    def __init__(self, recorded: Iterable[str] = ()) -> None:
+    def __init__(self, recorded: Collection[str] = ()) -> None:
         """`recorded`: keys of the run's awaits that are recorded as open."""
         self.inbox: deque[Event] = deque()
         self.calls: dict[int, Call] = {}
@@ -73,7 +73,7 @@ class Effects:
         self.opened_bytes = 0
         self.closed: list[str] = []
         """Keys of awaits that the record has as open and that are not."""
-        self._recorded = set(map(int, recorded))
+        self._recorded: set[int] = set(map(int, recorded)) if recorded else set()
         self.progress: dict[int, Progress] = {}
         self.question: Evaluate | None = None
         """The expression that stops everything until it is answered."""
@@ -83,7 +83,6 @@ class Effects:
         """Whether a call runs in the leg's own task."""
         self.on_quiet: Callable[[], None] | None = None
         """Called when the last call in progress has ended."""
-        self._loop = asyncio.get_running_loop()
         self._waker: asyncio.Future[None] | None = None
 
     def note(self, effects: Iterable[Effect], answered: set[int]) -> None:
@@ -215,10 +214,11 @@ class Effects:
 
     async def wait(self, also: asyncio.Future[Any] | None = None) -> None:
         """Until something happens: an outcome, a timer, `wake`, or `also` is done."""
-        waker = self._waker = self._loop.create_future()
+        loop = asyncio.get_running_loop()
+        waker = self._waker = loop.create_future()
         handle = None
         if self.timers:
-            handle = self._loop.call_later(max(0.0, (self.next_timer_ms - now_ms()) / 1000), self.wake)
+            handle = loop.call_later(max(0.0, (self.next_timer_ms - now_ms()) / 1000), self.wake)
         try:
             if also is None:
                 await waker

@@ -6,17 +6,20 @@ How they travel, and what is done until that is known, is the lane's (`lanes.py`
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from typing import Final
 
 from flint_bus import Bus, MessageTooLarge
 from flint_contracts.gen.flint.dispatch.v1 import dispatch_pb2
 from flint_contracts.gen.flint.journal.v1 import journal_pb2
-from flint_contracts.journal import varint
+from flint_contracts.journal import field, varint
 from flint_worker.lanes import Lanes, LegStopped, Member
 from flint_worker.lease import Lease
 
 __all__ = ["JournalWriter", "LegStopped"]
 
+_RUN: Final = field(journal_pb2.JournalEntry.RUN_ID_FIELD_NUMBER)
+_NONCE: Final = field(journal_pb2.JournalEntry.LEG_NONCE_FIELD_NUMBER)
 _INDEX: Final = varint(journal_pb2.JournalEntry.INDEX_FIELD_NUMBER << 3)
 
 
@@ -31,9 +34,10 @@ class JournalWriter:
         self._lane = lanes.of(job)
         self._member = Member()
         self._position = job.position
-        self._whose = journal_pb2.JournalEntry(
-            run_id=job.run_id, leg_nonce=job.leg_nonce, leg=job.leg, claimant=job.claimant
-        ).SerializeToString()
+        run, nonce = job.run_id, job.leg_nonce
+        self._whose = b"".join(
+            (_RUN, varint(len(run)), run, _NONCE, varint(len(nonce)), nonce, _leg_and_claimant(job.leg, job.claimant))
+        )
 
     @property
     def unsure(self) -> bool:
@@ -58,3 +62,8 @@ class JournalWriter:
         if len(data) > self._bus.max_append:
             raise MessageTooLarge(f"{len(data)} bytes; the server takes {self._bus.max_append} beside headers")
         return self._lane.append(data, member)
+
+
+@lru_cache(maxsize=256)
+def _leg_and_claimant(leg: int, claimant: str) -> bytes:
+    return journal_pb2.JournalEntry(leg=leg, claimant=claimant).SerializeToString()

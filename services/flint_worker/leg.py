@@ -140,7 +140,8 @@ class Leg(Turns):
             _log.exception("leg_failed", leg=self.job.leg)
             return await self._fail_by_defect(defect)
         finally:
-            await self._effects.stop()
+            if self._effects.running:
+                await self._effects.stop()
 
     async def _begin(self) -> str:
         """Loads what the leg begins with. How it ended instead; empty when its turns may begin."""
@@ -203,23 +204,18 @@ class Leg(Turns):
 
     def _load(self, program: Program, branches: dict[str, Any] | None = None) -> None:
         job = self.job
+        created_ms, origin = job.create_time_ms, self._origin
         facts = RunFacts(
-            run_id=self.run_id,
-            namespace=job.namespace,
-            workflow_id=job.workflow_id,
-            version=job.version,
-            created_ms=job.create_time_ms,
-            level=job.level,
-            seed=job.seed,
+            self.run_id, origin.namespace, origin.workflow, job.version, created_ms, job.level, seed=job.seed
         )
         limits = self._services.machine_limits
         if job.snapshot:
             self._machine = Machine.restore(program, facts, job.snapshot, limits)
         elif branches is not None:
-            self._machine = Machine.start_branch(program, facts, branches, job.create_time_ms, limits)
+            self._machine = Machine.start_branch(program, facts, branches, created_ms, limits)
         else:
             document = orjson.loads(job.input) if job.input else {}
-            self._machine = Machine.start(program, facts, document, job.create_time_ms, limits)
+            self._machine = Machine.start(program, facts, document, created_ms, limits)
         for recorded in job.events:
             self._replaying = True
             for event in decode_events(recorded):

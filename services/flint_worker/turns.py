@@ -102,16 +102,19 @@ class Turns(Recording):
             if self._rebuilt and machine.end is None:
                 await self._begin_generation()
             effects.compare()  # and before anything new is fed, so that it is known which awaits are open
+            self._moving = True  # whether that was the run's end is looked at where it has moved
         while True:
             if self._cancel_pending and not effects.progress:
                 self._cancel_now()
             if inbox and self._unrecorded_bytes < _ENTRY_BYTES:
                 self._feed()
-            if self._moving and not self._move():
-                await self._drive()
-            if machine.end is not None:
-                await effects.stop()
-                return await self._end_with(machine.end)
+            if self._moving:
+                if not self._move():
+                    await self._drive()
+                if machine.end is not None:
+                    if effects.running:
+                        await effects.stop()
+                    return await self._end_with(machine.end)
             if effects.timers:
                 effects.fire_due()
             if effects.moves:
@@ -188,13 +191,15 @@ class Turns(Recording):
         """A slice of pure work. Whether the machine waits for the world then; if not, `_drive` goes on."""
         machine, effects = self._machine, self._effects
         more = self._more = machine.advance(self._services.limits.steps_per_turn)
-        self._compensates = machine.compensates
         records = machine.take_records()
         if not self._replaying:
             self._records += records
-        if signals := machine.take_signals():
-            self._taken += signals
-        self._payloads = machine.take_payloads()
+        if machine.plain:
+            self._compensates = False
+        else:
+            self._compensates = machine.compensates
+            self._taken += machine.take_signals()
+            self._payloads = machine.take_payloads()
         call = machine.take_call()
         if call is not None:
             effects.calls[call.effect_id] = call

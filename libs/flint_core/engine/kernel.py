@@ -196,8 +196,8 @@ class Kernel(Room):
 
     def call_of(self, strand: Strand, frame: Frame) -> Call:
         """The call that the frame waits for; the same after a restore."""
-        plan = frame.plan
-        return Call(
+        plan, keys = frame.plan, frame.keys
+        call = (
             frame.effect,
             plan.pointer,
             plan.name,
@@ -208,9 +208,10 @@ class Kernel(Room):
             self.step_key(frame),
             self.deadline_of(strand),
             plan.arguments is None or plan.arguments.deferred,
-            frame.keys[1] if frame.keys else "",
-            frame.keys[2] if frame.keys else 0,
+            keys[1] if keys else "",
+            keys[2] if keys else 0,
         )
+        return tuple.__new__(Call, call)
 
     def step_key(self, frame: Frame) -> str:
         """The step's idempotency key: of run, reset generation, step and iteration, never of the attempt.
@@ -331,13 +332,14 @@ class Kernel(Room):
         if parent is not None and parent.cursor == parent.plan.core:
             parent.flow, flow = flow, CONTINUE  # what comes after an extended task waits for its extension
         kind = flow.kind
-        if kind == _END:
+        if parent is not None and kind == _CONTINUE:
+            parent.value, parent.size = frame.value, frame.size
+            parent.cursor += 1
+        elif kind == _END:
             self.end_run(strand, frame.value)
         elif parent is not None:
             parent.value, parent.size = frame.value, frame.size
-            if kind == _CONTINUE:
-                parent.cursor += 1
-            elif kind == _EXIT:
+            if kind == _EXIT:
                 parent.cursor = SCOPE_LEFT
             else:
                 if flow.position <= parent.cursor:
@@ -376,19 +378,20 @@ class Kernel(Room):
             self.keep_output(strand, plan.index, frame.value, frame.size)
         if plan.core >= 0 and frame.station:
             return  # the extended task has told of itself
-        self.records.append(
-            StepTrace(
-                plan.pointer,
-                frame.iteration,
-                frame.attempt,
-                state,
-                kind,
-                plan.function,
-                frame.started,
-                self.now,
-                problem,
-            )
+        # What a NamedTuple's own constructor does, without the layer of Python around it: this and the next one are
+        # made for every step.
+        trace = (
+            plan.pointer,
+            frame.iteration,
+            frame.attempt,
+            state,
+            kind,
+            plan.function,
+            frame.started,
+            self.now,
+            problem,
         )
+        self.records.append(tuple.__new__(StepTrace, trace))
 
     def note_waiting(self, frame: Frame) -> None:
         """Record that the step waits for a timer."""
