@@ -86,6 +86,21 @@ class _Awaited:
         self.renewed = now
 
 
+class _Admission:
+    """Open calls, counted while their `with` lasts. One for all: nothing is made for a call."""
+
+    __slots__ = ("open",)
+
+    def __init__(self) -> None:
+        self.open = 0
+
+    def __enter__(self) -> None:
+        self.open += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.open -= 1
+
+
 class Hub:
     """See the module. All methods are called from one event loop."""
 
@@ -98,7 +113,7 @@ class Hub:
         self._watcher = watcher
         self._interests = Interests(bus, watcher, groups)
         self._limit = watches
-        self._open = 0
+        self._admission = _Admission()
         self._closed = False
         self._started: dict[str, RunName] = {}
         self._awaited: dict[str, _Awaited] = {}
@@ -115,7 +130,9 @@ class Hub:
             await self._bus.subscribe(RESETS, self._on_resets),
         ]
         self._forget_reconnect = self._bus.on_reconnect(self._renew_all)
-        _NAMES.set_function(lambda: len(self._awaited))  # asked for when somebody looks, not told with each run
+        # Asked for when somebody looks, not told with each run.
+        _NAMES.set_function(lambda: len(self._awaited))
+        _OPEN.set_function(lambda: self._open)
         return asyncio.create_task(self._safety_net(), name="hub-safety-net")
 
     async def close(self) -> None:
@@ -132,9 +149,14 @@ class Hub:
         for subscription in self._subscriptions:
             await subscription.close()
 
-    @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Counts one open call. Raises `Refused` (TOO_MANY_WATCHES) at the limit, UNAVAILABLE while stopping."""
+    @property
+    def _open(self) -> int:
+        return self._admission.open
+
+    def admit(self) -> _Admission:
+        """Counts one open call, inside of `with`. Raises `Refused` (TOO_MANY_WATCHES) at the limit, UNAVAILABLE while
+        stopping.
+        """
         if self._closed:
             raise stopping()
         if self._open >= self._limit or len(self._awaited) >= _NAMES_LIMIT:
@@ -144,13 +166,7 @@ class Hub:
                 f"{self._open} watches and waits are open at this gateway, which is its limit",
                 retry_after_s=2.0,
             )
-        self._open += 1
-        _OPEN.set(self._open)
-        try:
-            yield
-        finally:
-            self._open -= 1
-            _OPEN.set(self._open)
+        return self._admission
 
     def started(self, name: RunName) -> None:
         """A run was accepted with this gateway's subject: its owner will tell without being asked."""
