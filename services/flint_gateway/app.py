@@ -204,8 +204,9 @@ class Gateway:
         return self._server.address
 
     async def open(self) -> None:
-        """Begins to serve. Ready when a scheduler is reached and NATS is connected."""
+        """Begins to serve. Ready when it listens, a scheduler is reached and NATS is connected."""
         readiness = self._lifecycle.readiness
+        readiness.require("api")
         connected = self._bus.connected
         readiness.require("nats", lambda: None if connected.is_set() else "not connected")
         readiness.require("scheduler", self._schedulers.problem)
@@ -219,6 +220,7 @@ class Gateway:
         for task in self._tasks:
             self._lifecycle.watch(task)
         await self._server.start()
+        readiness.set("api")
         _log.info("serving", address=self.address)
 
     async def close(self) -> None:
