@@ -2,7 +2,8 @@
 
 Nobody waits for such an entry: its worker went on when JetStream had it. It is put aside until something of its run
 comes that somebody waits for (the leg's end, a SEAL, an await, a command), until it has waited long enough, or until
-too much waits. Entries of urgent runs, of runs whose steps are watched, and what cannot be told are never put aside.
+too much waits. Never put aside are entries of urgent runs, of runs whose steps are watched, of runs that get messages
+(the next ones wait for the record of these), and what cannot be told.
 
 Nothing is lost by it. What waits is in the journal, and the group's watermark stays before it: each reading that goes
 on says up to where the journal is folded with it, as things stand then (`Reading.upto`). Readings are folded in the
@@ -113,6 +114,7 @@ class Company:
                 card is not None
                 and card.phase is _OPEN
                 and not (entry.HasField("end") or entry.seal or entry.awaits_opened)
+                and not (card.mail or card.more_mail)
                 and not (watched and self._announcer.follows(run_id))
             ):
                 waiting = runs.get(run_id)
