@@ -246,9 +246,9 @@ class EvaluatorPool:
         while self._questions and self._idle and not self._closed:
             question = self._questions.popleft()
             if not question.answer.done():  # else the caller is gone
-                lane = next(
-                    (lane for lane in reversed(self._idle) if lane in self._processes), next(reversed(self._idle))
-                )
+                lane = last = next(reversed(self._idle))
+                if lane not in self._processes:
+                    lane = next((lane for lane in reversed(self._idle) if lane in self._processes), last)
                 self._idle.pop(lane).set_result(question)
 
     async def _serve(self, lane: int) -> None:
@@ -269,9 +269,12 @@ class EvaluatorPool:
 
     async def _next(self, lane: int) -> _Question | None:
         """The lane's next question; None when its process has idled for long enough."""
+        while self._questions:  # then no lane is idle
+            question = self._questions.popleft()
+            if not question.answer.done():
+                return question
         given: asyncio.Future[_Question] = asyncio.get_running_loop().create_future()
         self._idle[lane] = given
-        self._hand_out()
         try:
             if self._idle_s is None or lane not in self._processes:
                 return await given
