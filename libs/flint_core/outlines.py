@@ -93,7 +93,7 @@ def read_outlines(
     return Outlined(
         (
             _only(input, walks[None], used) if None in walks else None,
-            {name: _only(value, walks[name], used) for name, value in variables.items() if name in walks},
+            {name: _only(value, walks[name], used) if name in walks else None for name, value in variables.items()},
         ),
         (),
     )

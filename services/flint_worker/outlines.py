@@ -64,7 +64,7 @@ class Outlines:
         time that they are asked for.
         """
         expression = compiled(question.source, tuple(sorted(question.variables)))
-        if not self._most or expression is None or not expression.fast or expression.reads is None:
+        if not self._most or expression is None or expression.reads is None:
             return None
         known: dict[Reference, Outline | None] = {}
         for _ in range(_ROUNDS):

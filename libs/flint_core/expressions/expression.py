@@ -21,8 +21,8 @@ class Expression:
     """A compiled expression. Immutable; safe to share between threads and runs.
 
     `source`: the jq text, without `${ }`. `names`: the variables it may use, without `$`. `fast`: `evaluate` works; if
-    not, a guarded jq must evaluate `source`. `reads`: what it reads of the input, and if it is fast of the variables;
-    None: whatever it can see. `effort`: how many times over it may build what it is given; beyond `work.EASY` it is
+    not, a guarded jq must evaluate `source`. `reads`: what it reads of the input and of the variables; None: whatever
+    it can see. `effort`: how many times over it may build what it is given; beyond `work.EASY` it is
     metered.
     """
 

@@ -58,19 +58,31 @@ def reads(tree: Node) -> tuple[Read, ...]:
 
 
 def reads_of_jq(tokens: Sequence[Token]) -> tuple[Read, ...] | None:
-    """What an expression that is jq's to evaluate reads of its input, where it begins with a part that is plain.
+    """What an expression that is jq's to evaluate reads, where it begins with a part that is plain.
 
-    Behind the first pipe the input is what that part gave. None: it may read whatever it can see. Of variables only
-    those that the part reads are listed, not those that are named behind it.
+    Behind the first pipe the input is what that part gave, and variables count as read whole. None: it may read
+    whatever it can see.
     """
     stage = _first_stage(tokens)
+    found: tuple[Read, ...] | None = None
     try:
-        return tuple(read._replace(whole=True) for read in reads(parse(_without_iteration(stage))))
+        found = tuple(read._replace(whole=True) for read in reads(parse(_without_iteration(stage))))
     except NotFast:
-        pass
-    if len(stage) > 2 and stage[0].text in ("(", "[") and _closing(stage) == len(stage) - 1:
-        return reads_of_jq(stage[1:-1])
-    return None
+        if len(stage) > 2 and stage[0].text in ("(", "[") and _closing(stage) == len(stage) - 1:
+            found = reads_of_jq(stage[1:-1])
+    return None if found is None else found + tuple(Read(name, (), True) for name in _named(tokens[len(stage) :]))
+
+
+def _named(tokens: Sequence[Token]) -> dict[str, None]:
+    """The variables that are named there, in order."""
+    names: dict[str, None] = {}
+    for token in tokens:
+        if token.kind == "variable":
+            names[token.text[1:]] = None
+        for part in token.parts:
+            if not isinstance(part, str):
+                names |= _named(part)
+    return names
 
 
 def _first_stage(tokens: Sequence[Token]) -> Sequence[Token]:

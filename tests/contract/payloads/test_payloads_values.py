@@ -117,7 +117,9 @@ async def test_small_members_are_remembered(shop: Any, values: Values, monkeypat
     with pytest.raises(EvaluationFailed, match="Cannot index string"):
         await value_of(".name.first", big, {})
     assert len(fetched) == 2
-    # What is not small is needed as a whole, and so is what jq is to evaluate.
+    assert await value_of("$w.input.name | ascii_upcase", None, {"w": {"input": big}}) == "N", "jq evaluates it"
+    assert len(fetched) == 2
+    # What is not small is needed as a whole, and so is all that jq may look into.
     assert await value_of(".rows[3]", big, {}) == 3
     assert await value_of(".deep.blob", big, {}) == "y" * 9_000 or len(fetched) > 2
     assert await value_of("[.deep.id, (.name | ascii_upcase)]", big, {}) == [7, "N"]

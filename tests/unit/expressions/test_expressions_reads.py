@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from flint_core.engine.dataflow import _looks_into_reference, _needed
 from flint_core.expressions import ExpressionFault, compile_expression
+from flint_core.expressions.reads import needed
 from flint_core.payloads import Reference, fill
 from support.random_expressions import NAMES, NOW_MS, documents, expressions, is_fast, program
 
@@ -136,3 +137,26 @@ def test_what_jq_gives_does_not_depend_on_what_is_not_read(source: str, document
             return FAILED
 
     assert by_jq(document) == by_jq(other)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.recursive(expressions, texts, max_leaves=4), documents, documents, documents)
+@example(".a | map(. + $b.c)", {"a": [1]}, {"c": 2, "d": 3}, {})
+@example('.a | ascii_upcase + "\\($b.c)"', {"a": "x", "b": 1}, {"c": 2, "d": 3}, {})
+@example("[.a.b | ascii_upcase] | [$b, .]", {"a": {"b": "x", "c": 1}}, {"c": 2, "d": 3}, {})
+@example("$b.c | ascii_upcase", {"a": 1}, {"c": "x", "d": 3}, {})
+def test_jq_gives_the_same_without_what_is_not_read(source: str, document: Any, value: Any, other: Any) -> None:
+    part = compile_expression(source, variables=frozenset(NAMES))
+    if part.fast or part.reads is None:
+        return
+
+    def by_jq(data: Any, variables: dict[str, Any]) -> Any:
+        try:
+            return program(source).input_text(orjson.dumps([data, variables, NOW_MS]).decode()).first()
+        except ValueError:
+            return FAILED
+
+    roots = {read.root for read in part.reads}
+    variables = {name: value if number % 2 else other for number, name in enumerate(NAMES)}
+    read = {name: needed(given, name, part.reads) if name in roots else None for name, given in variables.items()}
+    assert by_jq(document, variables) == by_jq(needed(document, None, part.reads) if None in roots else None, read)
