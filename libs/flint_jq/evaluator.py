@@ -36,6 +36,8 @@ _PROGRAMS: Final = 256
 _DETAIL: Final = 500
 _MUCH_S: Final = 0.01
 """An expression that took so much processor time may have taken much memory."""
+_MUCH_BYTES: Final = 2**17
+"""So may one that read or gave so much, however quickly."""
 _CALLSITE: Final = re.compile(r" at <top-level>, line \d+(?:, column \d+)?:?")
 
 
@@ -188,8 +190,9 @@ def _serve(output_bytes: int, alarm_s: float) -> None:
         left_s, _ = signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         _write(1, answer)
+        much = within_s - left_s > _MUCH_S or len(body) + len(answer) > _MUCH_BYTES
         del head, body, answer
-        if give_back is not None and within_s - left_s > _MUCH_S:
+        if give_back is not None and much:
             give_back(0)  # what a large value took would stay with this process, for all the time that it idles
 
 
