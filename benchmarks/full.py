@@ -54,7 +54,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--waiting", type=int, default=10_000, help="W7: waiting runs then")
     parser.add_argument("--finished", type=int, default=10_000_000, help="W8: ended runs")
     parser.add_argument("--size", type=float, default=1.0, help="W8: share of the usual number of starts and searches")
-    parser.add_argument("--drop-minutes", type=float, default=45.0, help="W8: time that retention has at most")
+    parser.add_argument(
+        "--drop-minutes", type=float, default=45.0, help="W8: time that retention has at most; 0: left out"
+    )
     parser.add_argument(
         "--quiet-below", type=float, default=None, help="begin only while the machine's load is below it"
     )

@@ -141,7 +141,8 @@ async def long_history(
     drop_minutes: float,
     load: float | None,
 ) -> None:
-    """Empty, full, half. Ends by itself: the filling takes as long as it takes, the dropping at most its minutes.
+    """Empty, full, half. Ends by itself: the filling takes as long as it takes, the dropping at most its minutes; 0:
+    nothing is dropped, and there is no half.
 
     With `load`, each of the three is measured only once the load of the machine is below that.
     """
@@ -158,11 +159,12 @@ async def long_history(
             await quiet(console, load)
             phases["full"] = await measure(stack, flint, history, share)
             console.print("W8: the full one is measured")
-            phases["dropping"], gone = await _drop(console, stack, flint, history, outcome, share, drop_minutes)
-            outcome.add(told("retention: time to vacuum after it", await history.settle(), "s"))
-            await quiet(console, load)
-            phases["half"] = await measure(stack, flint, history, share)
-            await _check_dropped(flint, history, gone)
+            if drop_minutes:
+                phases["dropping"], gone = await _drop(console, stack, flint, history, outcome, share, drop_minutes)
+                outcome.add(told("retention: time to vacuum after it", await history.settle(), "s"))
+                await quiet(console, load)
+                phases["half"] = await measure(stack, flint, history, share)
+                await _check_dropped(flint, history, gone)
         finally:
             if history is not None:
                 history.writer.close()
@@ -241,6 +243,8 @@ def _report(console: Console, outcome: Outcome, phases: dict[str, Phase], writte
     console.print(table)
     empty = phases["empty"]
     for name, title in (("full", f"{written:,} ended runs"), ("half", "half of them deleted")):
+        if name not in phases:
+            continue
         phase = phases[name]
         commits, unary = phase.commits / empty.commits, phase.unary / empty.unary
         raw = f"raw limits beside it, of those before: commits {commits:.2f}, unary calls {unary:.2f}"
@@ -253,7 +257,8 @@ def _report(console: Console, outcome: Outcome, phases: dict[str, Phase], writte
         for search, p95 in phase.searches.items():
             note = f"empty: {empty.searches[search]:.1f} ms" if search in empty.searches else ""
             outcome.add(at_most(f"{title}: p95 of «{search}»", p95, 50.0, "ms", note))
-    outcome.add(told("W1 singly while retention deletes", phases["dropping"].w1 / empty.w1, "×"))
+    if "dropping" in phases:
+        outcome.add(told("W1 singly while retention deletes", phases["dropping"].w1 / empty.w1, "×"))
     outcome.series["phases"] = {
         name: {"w1": p.w1, "w1_batch": p.w1_batch, "commits": p.commits, "unary": p.unary, "p95_ms": p.searches}
         | {"cpu_us": p.budget.cpu_us, "wal_bytes": p.budget.wal_bytes, "messages": p.budget.messages}
