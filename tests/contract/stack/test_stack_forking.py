@@ -114,7 +114,9 @@ async def test_exit_codes_output_and_randomness_are_those_of_programs(bench: Ben
         assert await process.wait() == exit_code
         assert said in log_tail(bench.log)
     bench.log.unlink()
-    processes = [await bench.launch("import random, uuid; print(random.random(), uuid.uuid4())") for _ in range(3)]
+    # In one write each: they share the file.
+    code = "import random, sys, uuid; sys.stdout.write(f'{random.random()} {uuid.uuid4()}\\n')"
+    processes = [await bench.launch(code) for _ in range(3)]
     assert [await process.wait() for process in processes] == [0, 0, 0]
     words = log_tail(bench.log).split()
     assert len(words) == 6
