@@ -8,6 +8,7 @@ armed until it fires and finds nobody left, or `close`.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from typing import Any, Final
 
 from flint_sdk._errors import TimedOut
@@ -20,7 +21,7 @@ class Deadlines:
     """See the module. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._due: dict[float, dict[asyncio.Future[Any], tuple[float, str]]] = {}
+        self._due: dict[float, OrderedDict[asyncio.Future[Any], tuple[float, str]]] = {}
         self._timers: dict[float, asyncio.TimerHandle] = {}
 
     def add(self, future: asyncio.Future[Any], timeout_s: float, name: str) -> None:
@@ -28,7 +29,7 @@ class Deadlines:
         loop = future.get_loop()
         due = self._due.get(timeout_s)
         if due is None:
-            due = self._due[timeout_s] = {}
+            due = self._due[timeout_s] = OrderedDict()
             self._timers[timeout_s] = loop.call_later(timeout_s, self._fire, loop, timeout_s)
         due[future] = (loop.time() + timeout_s, name)
 

@@ -13,6 +13,7 @@ import asyncio
 import secrets
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Coroutine, Iterator
 from typing import Any, Final
 
@@ -73,7 +74,7 @@ class FunctionHub:
         self._held: dict[tuple[bytes, int], Held] = {}
         """By call and its handing-out: what orders name."""
         self._starved: dict[Key, None] = {}
-        self._backlog: dict[Key, dict[tuple[str, bytes], float]] = {}
+        self._backlog: dict[Key, OrderedDict[tuple[str, bytes], float]] = {}
         """Calls that were offered when there was no room, oldest first, until when: asked for as soon as there is."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._subscriptions: list[Subscription] = []
@@ -193,10 +194,11 @@ class FunctionHub:
         """Remembers a call for when there is room, and that room is to be told of; False when enough are waiting."""
         if len(self._starved) < _STARVED:
             self._starved[key] = None
-        backlog = self._backlog.setdefault(key, {})
+        backlog = self._backlog.setdefault(key, OrderedDict())
         now = time.monotonic()
         if len(backlog) >= _BACKLOG and backlog[next(iter(backlog))] <= now:
-            self._backlog[key] = backlog = {entry: until for entry, until in backlog.items() if until > now}
+            later = ((entry, until) for entry, until in backlog.items() if until > now)
+            self._backlog[key] = backlog = OrderedDict(later)
         if len(backlog) >= _BACKLOG and (caller, call) not in backlog:
             return False
         backlog[caller, call] = now + _BACKLOG_S

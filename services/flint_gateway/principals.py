@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 import math
 import time
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,8 +66,8 @@ class KeyCache:
         self._client = client
         self._ttl_s = ttl_s
         self._entries = entries
-        self._good: dict[bytes, _Entry] = {}
-        self._refused: dict[bytes, tuple[float, Refused]] = {}
+        self._good: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._refused: OrderedDict[bytes, tuple[float, Refused]] = OrderedDict()
         self._asking: dict[bytes, asyncio.Task[Principal]] = {}
 
     def known(self, authorization: str) -> Principal | None:
@@ -159,9 +160,9 @@ def _digest(authorization: str) -> bytes:
     return hashlib.sha256(authorization.encode()).digest()
 
 
-def _make_room(entries: dict[bytes, _Entry] | dict[bytes, tuple[float, Refused]], limit: int) -> None:
+def _make_room(entries: OrderedDict[bytes, _Entry] | OrderedDict[bytes, tuple[float, Refused]], limit: int) -> None:
     while len(entries) >= limit:
-        entries.pop(next(iter(entries)))
+        entries.popitem(last=False)
 
 
 def _invalid(message: str) -> Refused:

@@ -7,6 +7,8 @@ full resource names, namespace included, so an answer can never cross namespaces
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from flint_contracts.gen.flint.runs.v1 import runs_pb2
 from flint_ops import metrics
 
@@ -29,10 +31,12 @@ class ResultCache:
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
-        self._runs: dict[str, tuple[int, runs_pb2.Run]] = {}
+        # Not a dict: the oldest of one that entries leave at its front is found by walking over all that left.
+        self._runs: OrderedDict[str, tuple[int, runs_pb2.Run]] = OrderedDict()
         self._bytes = 0
         _BYTES.set_function(lambda: self._bytes)
-        self._outdated: dict[str, int] = {}  # by name: the change below which nothing is kept any more
+        # By name: the change below which nothing is kept any more.
+        self._outdated: OrderedDict[str, int] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._runs)
@@ -52,8 +56,8 @@ class ResultCache:
         if cost > self._limit:
             return
         while self._bytes + cost > self._limit:
-            oldest = next(iter(self._runs))
-            self._bytes -= self._runs.pop(oldest)[0]
+            _, (freed, _) = self._runs.popitem(last=False)
+            self._bytes -= freed
         self._runs[run.name] = (cost, run)
         self._bytes += cost
 
@@ -66,7 +70,7 @@ class ResultCache:
         self._outdated.pop(name, None)  # it becomes the youngest
         if len(self._outdated) >= _MAX_OUTDATED:
             # Of the oldest nothing is on its way any more.
-            del self._outdated[next(iter(self._outdated))]
+            self._outdated.popitem(last=False)
         self._outdated[name] = below
 
     def clear(self) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -115,7 +116,7 @@ class Hub:
         self._limit = watches
         self._admission = _Admission()
         self._closed = False
-        self._started: dict[str, RunName] = {}
+        self._started: OrderedDict[str, RunName] = OrderedDict()
         self._awaited: dict[str, _Awaited] = {}
         self._watches: dict[str, list[Watch]] = {}
         self._needed = asyncio.Event()
@@ -172,7 +173,7 @@ class Hub:
         """A run was accepted with this gateway's subject: its owner will tell without being asked."""
         if self._results.get(name.name) is None:
             if len(self._started) >= _STARTED_LIMIT:
-                del self._started[next(iter(self._started))]
+                self._started.popitem(last=False)
             self._started[name.name] = name
 
     def wait(self, name: str, sink: Sink) -> None:

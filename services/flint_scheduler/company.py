@@ -13,6 +13,7 @@ was read under a holding that is over is the next owner's to read, and is forgot
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
@@ -55,7 +56,7 @@ class _Group:
         self.holding = holding
         self.generation = generation
         self.read = 0  # the last sequence that came
-        self.runs: dict[bytes, _Waiting] = {}
+        self.runs: OrderedDict[bytes, _Waiting] = OrderedDict()  # its first is asked for at each reading
 
     @property
     def upto(self) -> int:
