@@ -23,7 +23,7 @@ _STATISTICS_S = 1.2
 
 
 def cpu_seconds(pids: dict[str, int]) -> dict[str, float]:
-    """User and system time of processes and their children so far."""
+    """User and system time of processes and their children so far, those that have ended (and were waited for) too."""
     found = {}
     for name, pid in pids.items():
         try:
@@ -37,7 +37,7 @@ def cpu_seconds(pids: dict[str, int]) -> dict[str, float]:
                 times = member.cpu_times()
             except psutil.NoSuchProcess:
                 continue
-            total += times.user + times.system
+            total += times.user + times.system + times.children_user + times.children_system
         found[name] = total
     return found
 
